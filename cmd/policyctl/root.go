@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/writ-dev/writ/internal/version"
+)
+
+// app is what every subcommand shares. Results go to stdout, in the form that
+// --output asks for; everything said on the way goes to stderr.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	server         string
+	dataDir        string
+	output         string
+}
+
+// exitError ends the program with a code other than 1, and says nothing when
+// err is nil because the result already told.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func newRootCmd(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "policyctl",
+		Short:         "Names, policy and evidence for workloads",
+		Version:       version.String(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.output != "text" && a.output != "json" {
+				return fmt.Errorf("--output %q: want text or json", a.output)
+			}
+			return nil
+		},
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.server, "server", os.Getenv("WRIT_SERVER"), "admin socket of writd (WRIT_SERVER; default <data-dir>/run/admin.sock)")
+	f.StringVar(&a.dataDir, "data-dir", defaultDataDir(), "directory of the local mesh (WRIT_DATA_DIR)")
+	f.StringVarP(&a.output, "output", "o", "text", "form of the result: text or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	return root
+}
+
+func execute(ctx context.Context, root *cobra.Command, args []string) int {
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	code := 1
+	var exit *exitError
+	if errors.As(err, &exit) {
+		code = exit.code
+		if exit.err == nil {
+			return code
+		}
+	}
+	fmt.Fprintf(root.ErrOrStderr(), "policyctl: %v\n", err)
+	return code
+}
+
+func defaultDataDir() string {
+	if dir := os.Getenv("WRIT_DATA_DIR"); dir != "" {
+		return dir
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {
+		return filepath.Join(dir, "writ")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ".writ"
+	}
+	return filepath.Join(home, ".local", "state", "writ")
+}
+
+// dial connects to writd's admin socket. The socket must belong to this user
+// or to root: whoever owns it is believed.
+func (a *app) dial() (*grpc.ClientConn, error) {
+	path := a.server
+	if path == "" {
+		path = filepath.Join(a.dataDir, "run", "admin.sock")
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("no control plane at %s: start one (policyctl up, or writd), or name its socket with --server: %w", path, err)
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("%s is not a socket", path)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
+		return nil, fmt.Errorf("socket %s belongs to uid %d, neither root nor you: not trusting it", path, st.Uid)
+	}
+	return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
+// emit writes a result: v as one JSON document, or what text writes.
+func (a *app) emit(v any, text func(w io.Writer) error) error {
+	if a.output == "json" {
+		enc := json.NewEncoder(a.stdout)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	return text(a.stdout)
+}

@@ -1,0 +1,107 @@
+package proxy
+
+import "time"
+
+// Config is the configuration file of writ-sidecar.
+type Config struct {
+	// Trust domain of this workload, as in example.org.
+	TrustDomain string `yaml:"trust_domain"`
+	// Name of this service in the signed service catalogue.
+	Service string `yaml:"service"`
+	// SPIFFE Workload API socket: unix:///absolute/path or tcp://IP:port.
+	WorkloadAPI string `yaml:"workload_api"`
+	// Where requests from other workloads arrive. Leave out for a workload
+	// that only calls others.
+	Inbound *Inbound `yaml:"inbound"`
+	// Services that this workload calls, each with a local port.
+	Upstreams []Upstream `yaml:"upstreams"`
+	// Control plane that distributes policy and collects the record.
+	Control Control `yaml:"control"`
+	// How policy is trusted and kept.
+	Policy Policy `yaml:"policy"`
+	// Where the record is kept until the collector has it.
+	Audit Audit `yaml:"audit"`
+	// Loopback address of metrics, /healthz and /readyz.
+	Admin string `yaml:"admin"`
+	// Time that open requests get at shutdown.
+	Drain time.Duration `yaml:"drain"`
+}
+
+// Inbound is the mTLS listener in front of the application.
+type Inbound struct {
+	// Address to listen on, host:port.
+	Listen string `yaml:"listen"`
+	// Address of the application, host:port on loopback or unix:///path.
+	App string `yaml:"app"`
+	// Protocol of the application: http (HTTP/1.1) or grpc (HTTP/2 without TLS).
+	Protocol string `yaml:"protocol" enum:"http|grpc"`
+	// Maximum age of a connection; afterwards it is closed between requests.
+	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
+	// Largest request head accepted, bytes.
+	MaxHeadBytes int `yaml:"max_head_bytes"`
+}
+
+// Upstream is a service that this workload calls.
+type Upstream struct {
+	// Name of the service called, for logs and metrics.
+	Name string `yaml:"name"`
+	// Loopback address, or unix:///path, where the application finds it.
+	Listen string `yaml:"listen"`
+	// Address of the inbound listener of the service called.
+	Address string `yaml:"address"`
+	// SPIFFE ID the service called must prove.
+	SPIFFEID string `yaml:"spiffe_id"`
+	// Protocol spoken: http or grpc.
+	Protocol string `yaml:"protocol" enum:"http|grpc"`
+	// User ids that may use a TCP listener, looked up from the owner of the
+	// connecting socket. Left out: the sidecar's own.
+	AllowUIDs []int `yaml:"allow_uids"`
+}
+
+// Control is the control plane.
+type Control struct {
+	// Address of writd's control listener, host:port.
+	Address string `yaml:"address"`
+	// SPIFFE ID it must prove; spiffe://<trust domain>/writ/server when left out.
+	SPIFFEID string `yaml:"spiffe_id"`
+}
+
+// Policy is how policy is trusted and kept.
+type Policy struct {
+	// Files with the public keys (PEM) of the decision keys that may sign a
+	// policy slice.
+	Keys []string `yaml:"keys"`
+	// Directory where the last verified slice is kept.
+	Dir string `yaml:"dir"`
+	// Age of the last contact with the control plane from which max_age_action
+	// applies; 0 is never.
+	MaxAge time.Duration `yaml:"max_age"`
+	// What happens then: alarm (keep deciding, and say so) or deny.
+	MaxAgeAction string `yaml:"max_age_action" enum:"alarm|deny"`
+}
+
+// Audit is where the record is kept until the collector has it.
+type Audit struct {
+	// Directory of the spool.
+	Dir string `yaml:"dir"`
+	// Bytes on disk that the spool may take.
+	MaxBytes int64 `yaml:"max_bytes"`
+	// What happens to a request when the spool is full: deny it, block it
+	// until there is room, or drop the event and record how many were dropped.
+	OnFull string `yaml:"on_full" enum:"deny|block|drop"`
+	// Request headers that may be recorded, lower case, when policy reads
+	// them. A trailing * is a prefix.
+	Headers []string `yaml:"headers"`
+	// Query parameters that may be recorded when policy reads them.
+	Query []string `yaml:"query"`
+}
+
+// Default is the configuration before a file is read.
+func Default() Config {
+	return Config{
+		Admin:  "127.0.0.1:0",
+		Drain:  5 * time.Second,
+		Policy: Policy{MaxAgeAction: "alarm"},
+		Audit:  Audit{MaxBytes: 64 << 20, OnFull: "deny"},
+	}
+}
