@@ -21,9 +21,10 @@ type Config struct {
 	Socket string `yaml:"socket"`
 	// Time between two fetches of authorized entries when no change is pushed.
 	SyncInterval time.Duration `yaml:"sync_interval"`
-	// Open connections, and open streams, that one user id may hold.
+	// Open connections that one user id may hold.
 	MaxConnectionsPerUID int `yaml:"max_connections_per_uid"`
-	MaxStreamsPerUID     int `yaml:"max_streams_per_uid"`
+	// Open streams that one user id may hold.
+	MaxStreamsPerUID int `yaml:"max_streams_per_uid"`
 	// Loopback address of metrics, /healthz and /readyz; empty is off.
 	Admin string `yaml:"admin"`
 }

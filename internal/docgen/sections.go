@@ -1,0 +1,15 @@
+package main
+
+import (
+	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/internal/writdconf"
+	"github.com/writ-dev/writ/proxy"
+)
+
+func sections() []section {
+	return []section{
+		{"writd", "The file of `writd --config`; each key is also a flag.", "internal/writdconf", "Config", writdconf.Default()},
+		{"writ-agent", "The file of `writ-agent --config`; each key is also a flag.", "identity/agent", "Config", agent.Default()},
+		{"writ-sidecar", "The file of `writ-sidecar --config`.", "proxy", "Config", proxy.Default()},
+	}
+}

@@ -1,0 +1,131 @@
+// Package writdconf is the configuration file of writd.
+package writdconf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+)
+
+// Config is the configuration file of writd.
+type Config struct {
+	// Trust domain that this control plane names, as in example.org.
+	TrustDomain string `yaml:"trust_domain"`
+	// Directory of everything that must survive: database, keys, ledger.
+	// Mode 0700.
+	DataDir string `yaml:"data_dir"`
+	// Roles to run: issuer, decision, audit. All when left out.
+	Roles []string `yaml:"roles" enum:"issuer|decision|audit"`
+	// Address of the issuer listener (SPIRE's server API), host:port.
+	IssuerListen string `yaml:"issuer_listen"`
+	// Address of the control listener (policy down, audit up; mTLS), host:port.
+	ControlListen string `yaml:"control_listen"`
+	// Path of the admin socket; run/admin.sock in the data directory when left
+	// out.
+	AdminSocket string `yaml:"admin_socket"`
+	// Loopback address of metrics, /healthz and /readyz; empty is off.
+	Admin string `yaml:"admin"`
+	// SPIFFE Workload API socket that gives this control plane its SVID when
+	// it does not run the issuer role.
+	WorkloadAPI string `yaml:"workload_api"`
+	// Life of a signing authority.
+	CATTL time.Duration `yaml:"ca_ttl"`
+	// Life of an X509-SVID whose entry sets none; at least 10s.
+	SVIDTTL time.Duration `yaml:"svid_ttl"`
+	// Life of a JWT-SVID whose entry sets none.
+	JWTTTL time.Duration `yaml:"jwt_ttl"`
+	// Attestation attempts per second that one address may make.
+	AttestRate int `yaml:"attest_rate"`
+	// Files with the public keys (PEM) of publishers that may push policy.
+	PublisherKeys []string `yaml:"publisher_keys"`
+	// Take policy that no publisher signed. For experiments only.
+	AllowUnsignedPolicy bool `yaml:"allow_unsigned_policy"`
+	// Bytes that the audit ledger may take. At the cap it stops acknowledging,
+	// so that spools hold what they have; nothing is ever deleted.
+	AuditMaxBytes int64 `yaml:"audit_max_bytes"`
+	// Time that open calls get at shutdown.
+	Drain time.Duration `yaml:"drain"`
+}
+
+// Default is the configuration before a file or a flag is read.
+func Default() Config {
+	return Config{
+		IssuerListen:  "127.0.0.1:8081",
+		ControlListen: "127.0.0.1:8082",
+		CATTL:         24 * time.Hour,
+		SVIDTTL:       time.Hour,
+		JWTTTL:        5 * time.Minute,
+		AttestRate:    10,
+		AuditMaxBytes: 10 << 30,
+		Drain:         5 * time.Second,
+	}
+}
+
+// Runs reports whether role is one of those to run.
+func (c *Config) Runs(role string) bool {
+	if len(c.Roles) == 0 {
+		return true
+	}
+	for _, r := range c.Roles {
+		if r == role {
+			return true
+		}
+	}
+	return false
+}
+
+// Validate finds what cannot work. at makes an error at a key of the file.
+func (c *Config) Validate(at func(key, format string, args ...any) error) error {
+	var errs []error
+	bad := func(key, format string, args ...any) { errs = append(errs, at(key, format, args...)) }
+	if c.TrustDomain == "" {
+		bad("trust_domain", "missing: name the trust domain, as in example.org")
+	}
+	if c.DataDir == "" {
+		bad("data_dir", "missing: name a directory for database, keys and ledger")
+	}
+	for _, r := range c.Roles {
+		if r != "issuer" && r != "decision" && r != "audit" {
+			bad("roles", "%q is not one of issuer, decision, audit", r)
+		}
+	}
+	for _, l := range []struct{ key, addr string }{{"issuer_listen", c.IssuerListen}, {"control_listen", c.ControlListen}} {
+		if _, _, err := net.SplitHostPort(l.addr); err != nil {
+			bad(l.key, "want host:port, got %q", l.addr)
+		}
+	}
+	if c.Admin != "" && !loopback(c.Admin) {
+		bad("admin", "want a loopback address, got %q: metrics and health are not authenticated", c.Admin)
+	}
+	if c.SVIDTTL < 10*time.Second {
+		bad("svid_ttl", "want at least 10s, got %s", c.SVIDTTL)
+	}
+	if c.CATTL < 2*c.SVIDTTL {
+		bad("ca_ttl", "want at least twice svid_ttl (%s), got %s: an SVID never outlives its authority", c.SVIDTTL, c.CATTL)
+	}
+	if c.JWTTTL <= 0 {
+		bad("jwt_ttl", "want more than 0, got %s", c.JWTTTL)
+	}
+	if c.AttestRate <= 0 {
+		bad("attest_rate", "want more than 0, got %d", c.AttestRate)
+	}
+	if !c.Runs("issuer") && c.WorkloadAPI == "" {
+		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")
+	}
+	return errors.Join(errs...)
+}
+
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// AtFlag makes errors for values that came by flag rather than by file.
+func AtFlag(key, format string, args ...any) error {
+	return fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...))
+}
