@@ -139,6 +139,10 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, key, enum string) {
 		v.Set(p)
 		return
 	}
+	if n.Style&yaml.TaggedStyle != 0 {
+		d.fail(n, key, "tags such as %s are not supported: write the value alone", n.Tag)
+		return
+	}
 	if n.Tag == "!!null" {
 		d.fail(n, key, "empty: give a value or leave the key out")
 		return
@@ -176,6 +180,9 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, key, enum string) {
 	m := reflect.MakeMapWithSize(v.Type(), len(n.Content)/2)
 	for i := 0; i < len(n.Content); i += 2 {
 		k, val := n.Content[i], n.Content[i+1]
+		if !d.plainKey(k, key) {
+			continue
+		}
 		kv := reflect.ValueOf(k.Value).Convert(v.Type().Key())
 		if m.MapIndex(kv).IsValid() {
 			d.fail(k, join(key, k.Value), "given twice")
@@ -205,10 +212,13 @@ func (d *decoder) object(n *yaml.Node, v reflect.Value, key string) {
 	seen := map[string]bool{}
 	for i := 0; i < len(n.Content); i += 2 {
 		k, val := n.Content[i], n.Content[i+1]
+		if !d.plainKey(k, key) {
+			continue
+		}
 		f, ok := fields[k.Value]
 		switch {
 		case !ok:
-			d.fail(k, join(key, k.Value), "unknown key%s", nearMiss(k.Value, names))
+			d.fail(k, join(key, k.Value), "unknown key%s", NearMiss(k.Value, names))
 		case seen[k.Value]:
 			d.fail(k, join(key, k.Value), "given twice")
 		default:
@@ -216,6 +226,15 @@ func (d *decoder) object(n *yaml.Node, v reflect.Value, key string) {
 			d.value(val, v.FieldByIndex(f.Index), join(key, k.Value), f.Tag.Get("enum"))
 		}
 	}
+}
+
+// plainKey refuses keys that are not words: lists, mappings, aliases.
+func (d *decoder) plainKey(k *yaml.Node, key string) bool {
+	if k.Kind != yaml.ScalarNode || k.Anchor != "" {
+		d.fail(k, key, "a key must be a plain word")
+		return false
+	}
+	return true
 }
 
 func (d *decoder) scalar(n *yaml.Node, v reflect.Value, key, enum string) {
@@ -226,7 +245,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, key, enum string) {
 	if enum != "" {
 		words := strings.Split(enum, "|")
 		if !slices.Contains(words, n.Value) {
-			d.fail(n, key, "%q is not one of %s%s", n.Value, strings.Join(words, ", "), nearMiss(n.Value, words))
+			d.fail(n, key, "%q is not one of %s%s", n.Value, strings.Join(words, ", "), NearMiss(n.Value, words))
 			return
 		}
 	}
@@ -310,17 +329,20 @@ func join(key, name string) string {
 	return key + "." + name
 }
 
-// nearMiss suggests the word that was probably meant, or lists what there is.
-func nearMiss(got string, words []string) string {
+// NearMiss ends an error message about an unknown word: it suggests the one
+// that was probably meant, or lists what there is.
+func NearMiss(got string, words []string) string {
 	best, distance := "", len(got)/3+2
 	for _, w := range words {
-		if n := levenshtein.ComputeDistance(strings.ToLower(got), w); n < distance {
+		if n := levenshtein.ComputeDistance(strings.ToLower(got), strings.ToLower(w)); n < distance {
 			best, distance = w, n
 		}
 	}
-	if best != "" {
+	switch {
+	case best != "":
 		return fmt.Sprintf(": did you mean %q?", best)
+	case len(words) == 0:
+		return "; none is known here"
 	}
-	slices.Sort(words)
-	return "; known here: " + strings.Join(words, ", ")
+	return "; known here: " + strings.Join(slices.Sorted(slices.Values(words)), ", ")
 }
