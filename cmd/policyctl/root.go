@@ -12,8 +12,11 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/internal/unixsock"
 	"github.com/writ-dev/writ/internal/version"
 )
 
@@ -65,6 +68,10 @@ func newRootCmd(a *app) *cobra.Command {
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
+	root.AddCommand(
+		newStatusCmd(a),
+		newShopServiceCmd(a),
+	)
 	return root
 }
 
@@ -107,6 +114,7 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	if path == "" {
 		path = filepath.Join(a.dataDir, "run", "admin.sock")
 	}
+	path = unixsock.Path(path)
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("no control plane at %s: start one (policyctl up, or writd), or name its socket with --server: %w", path, err)
@@ -118,6 +126,18 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 		return nil, fmt.Errorf("socket %s belongs to uid %d, neither root nor you: not trusting it", path, st.Uid)
 	}
 	return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
+// rpcError is what the server said, without gRPC's wrapping.
+func rpcError(err error) error {
+	s, ok := status.FromError(err)
+	switch {
+	case !ok:
+		return err
+	case s.Code() == codes.Unavailable:
+		return fmt.Errorf("the control plane does not answer: %s", s.Message())
+	}
+	return errors.New(s.Message())
 }
 
 // emit writes a result: v as one JSON document, or what text writes.
