@@ -1,0 +1,144 @@
+package workload
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/internal/peercred"
+)
+
+const (
+	// securityHeader must come with each call. A browser or a server that can
+	// be talked into a request on the socket cannot be made to send it
+	// (SPIFFE Workload Endpoint, section 3).
+	securityHeader = "workload.spiffe.io"
+
+	maxRequest    = 64 << 10 // bytes; a JWT-SVID to validate is the largest
+	maxHeaders    = 16 << 10 // bytes
+	handshakeTime = 10 * time.Second
+)
+
+// Config is what a Server needs.
+type Config struct {
+	Source Source
+	Attest Attest
+	// MaxConnectionsPerUID and MaxStreamsPerUID bound what the processes of one
+	// user may hold open: connections, and calls whether they stream or not.
+	MaxConnectionsPerUID int
+	MaxStreamsPerUID     int
+	Log                  *slog.Logger
+	// Observe, if given, is told of each call that ended.
+	Observe func(method string, code codes.Code)
+}
+
+// Server serves the Workload API.
+type Server struct {
+	workloadpb.UnimplementedSpiffeWorkloadAPIServer
+
+	c       Config
+	grpc    *grpc.Server
+	conns   *perUID
+	streams *perUID
+
+	stopping chan struct{}
+	stop     sync.Once
+}
+
+// NewServer returns a Server that does not serve yet.
+func NewServer(c Config) (*Server, error) {
+	if c.MaxConnectionsPerUID <= 0 || c.MaxStreamsPerUID <= 0 {
+		return nil, fmt.Errorf("limits of %d connections and %d streams for each user leave nothing", c.MaxConnectionsPerUID, c.MaxStreamsPerUID)
+	}
+	s := &Server{
+		c:        c,
+		conns:    newPerUID(c.MaxConnectionsPerUID),
+		streams:  newPerUID(c.MaxStreamsPerUID),
+		stopping: make(chan struct{}),
+	}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(limited{TransportCredentials: peercred.Credentials(), conns: s.conns, log: c.Log}),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.MaxConcurrentStreams(uint32(c.MaxStreamsPerUID)),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.WaitForHandlers(true),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	)
+	workloadpb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
+	return s, nil
+}
+
+// Serve answers calls on ln, a Unix socket, until Stop.
+func (s *Server) Serve(ln net.Listener) error { return s.grpc.Serve(ln) }
+
+// Stop ends the streams, which would never end by themselves, with Unavailable,
+// and waits for the calls that run. When ctx is done it cuts them off.
+func (s *Server) Stop(ctx context.Context) {
+	s.stop.Do(func() { close(s.stopping) })
+	drained := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(drained)
+	}()
+	select {
+	case <-drained:
+	case <-ctx.Done():
+		s.grpc.Stop()
+		<-drained
+	}
+}
+
+// Connections is how many are open.
+func (s *Server) Connections() int { return s.conns.total() }
+
+// Streams is how many calls are being answered.
+func (s *Server) Streams() int { return s.streams.total() }
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	var resp any
+	err := s.admit(ctx, info.FullMethod, func() (err error) {
+		resp, err = next(ctx, req)
+		return err
+	})
+	return resp, err
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	return s.admit(ss.Context(), info.FullMethod, func() error { return next(srv, ss) })
+}
+
+// admit lets a call through that carries the security header and is within the
+// limits of its user.
+func (s *Server) admit(ctx context.Context, method string, call func() error) error {
+	err := func() error {
+		if md, _ := metadata.FromIncomingContext(ctx); len(md[securityHeader]) != 1 || md[securityHeader][0] != "true" {
+			return status.Errorf(codes.InvalidArgument, "the call lacks the security header (metadata %s: true)", securityHeader)
+		}
+		p, ok := peercred.FromContext(ctx)
+		if !ok {
+			return status.Error(codes.Internal, "the caller is not known")
+		}
+		if !s.streams.take(p.UID) {
+			return status.Errorf(codes.ResourceExhausted, "user %d has %d calls open, as many as are allowed", p.UID, s.c.MaxStreamsPerUID)
+		}
+		defer s.streams.release(p.UID)
+		return call()
+	}()
+	if s.c.Observe != nil {
+		s.c.Observe(method, status.Code(err))
+	}
+	return err
+}

@@ -1,0 +1,102 @@
+// Package workload serves the SPIFFE Workload API on a Unix socket
+// (https://spiffe.io/docs/latest/spiffe-specs/spiffe_workload_api/).
+//
+// A caller proves nothing by itself: who it is comes from the kernel by way of
+// internal/peercred and an attestor, and what it may have from a Source. WIT
+// SVIDs are not supported; their methods answer Unimplemented, as the standard
+// asks.
+package workload
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/internal/peercred"
+)
+
+// ErrStarting is returned by a Source that does not know yet. Callers are told
+// to try again.
+var ErrStarting = errors.New("identities are not known yet")
+
+// Source says what processes may have.
+type Source interface {
+	// Lookup returns what a process with these selectors may have now, and a
+	// channel that is closed when that may have changed, by the passing of time
+	// as well: SVIDs that have expired are not among them.
+	Lookup(selectors []string) (Grant, <-chan struct{}, error)
+
+	// JWTSVID returns a valid JWT-SVID of an identity that Lookup gave.
+	JWTSVID(ctx context.Context, id *Identity, audience []string) (string, error)
+}
+
+// Attest returns the selectors of a caller, each as type:value. It fails where
+// the process is not, or no longer, the one that connected.
+type Attest func(ctx context.Context, p peercred.Peer) ([]string, error)
+
+// Grant is what one process may have.
+type Grant struct {
+	// Identities, the default one first. None means that the process has no
+	// identity here.
+	Identities []*Identity
+	// Bundle of our own trust domain.
+	Bundle *Bundle
+	// Federated bundles: those of the trust domains that the identities
+	// federate with.
+	Federated []*Bundle
+}
+
+// Identity is one name of a process. It does not change once made.
+type Identity struct {
+	EntryID string
+	ID      spiffeid.ID
+	// Hint is unique in a Grant, or empty.
+	Hint string
+	// Chain is the X509-SVID and its intermediates, DER, concatenated; Key its
+	// private key, PKCS #8. Both are nil while there is no valid SVID.
+	Chain, Key []byte
+}
+
+// Bundle is what a trust domain is recognised by. It does not change once made.
+type Bundle struct {
+	trustDomain spiffeid.TrustDomain
+	x509        []byte
+	jwt         *jwtbundle.Bundle
+	jwks        []byte
+}
+
+// NewBundle makes a Bundle of X.509 authorities and of JWT authorities by key
+// id.
+func NewBundle(td spiffeid.TrustDomain, authorities []*x509.Certificate, jwt map[string]crypto.PublicKey) (*Bundle, error) {
+	b := &Bundle{trustDomain: td, jwt: jwtbundle.FromJWTAuthorities(td, jwt)}
+	for _, cert := range authorities {
+		b.x509 = append(b.x509, cert.Raw...)
+	}
+	// In a fixed order, so that equal bundles are equal bytes. The only keys
+	// are those of JWT-SVIDs: the standard wants no others in a reply.
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
+	for _, id := range slices.Sorted(maps.Keys(jwt)) {
+		key := jose.JSONWebKey{Key: jwt[id], KeyID: id, Use: "jwt-svid"}
+		if id == "" || !key.Valid() || !key.IsPublic() {
+			return nil, fmt.Errorf("bundle of %s: JWT authority %q is not a public key with an id", td, id)
+		}
+		set.Keys = append(set.Keys, key)
+	}
+	var err error
+	if b.jwks, err = json.Marshal(set); err != nil {
+		return nil, fmt.Errorf("bundle of %s: %w", td, err)
+	}
+	return b, nil
+}
+
+// TrustDomain is whose bundle it is.
+func (b *Bundle) TrustDomain() spiffeid.TrustDomain { return b.trustDomain }
