@@ -93,11 +93,27 @@ type memory struct {
 	grant   Grant
 	err     error
 	changed chan struct{}
-	asked   [][]string
+	lookups int
+	looked  *sync.Cond
 }
 
 func newMemory(ca *authority, ids ...*Identity) *memory {
-	return &memory{ca: ca, grant: Grant{Identities: ids, Bundle: ca.bundle}, changed: make(chan struct{})}
+	m := &memory{ca: ca, grant: Grant{Identities: ids, Bundle: ca.bundle}, changed: make(chan struct{})}
+	m.looked = sync.NewCond(&m.mu)
+	return m
+}
+
+// setAndWait returns when a stream has seen the change.
+func (m *memory) setAndWait(change func(g *Grant)) {
+	m.mu.Lock()
+	before := m.lookups
+	m.mu.Unlock()
+	m.set(change)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.lookups == before {
+		m.looked.Wait()
+	}
 }
 
 func (m *memory) set(change func(g *Grant)) {
@@ -108,10 +124,13 @@ func (m *memory) set(change func(g *Grant)) {
 	m.changed = make(chan struct{})
 }
 
-func (m *memory) Lookup(selectors []string) (Grant, <-chan struct{}, error) {
+func (m *memory) Lookup([]string) (Grant, <-chan struct{}, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.asked = append(m.asked, selectors)
+	if m.looked != nil {
+		m.lookups++
+		m.looked.Broadcast()
+	}
 	return m.grant, m.changed, m.err
 }
 

@@ -229,7 +229,7 @@ func TestStreamFollowsChanges(t *testing.T) {
 	}
 	for i, step := range steps {
 		if i > 0 {
-			source.set(func(*Grant) {}) // changes nothing, so nothing may come of it
+			source.setAndWait(func(*Grant) {}) // changes nothing, so nothing may come of it
 			source.set(step.change)
 		}
 		if diff := cmp.Diff(step.want, next()); diff != "" {
