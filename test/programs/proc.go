@@ -1,0 +1,91 @@
+package programs
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Memory is what a process holds, in bytes.
+type Memory struct {
+	// RSS counts every resident page, those of the binary included.
+	RSS int64
+	// Anonymous counts heap and stacks: what the program itself asked for.
+	Anonymous int64
+}
+
+// MemoryOf reads /proc/<pid>/smaps_rollup.
+func MemoryOf(pid int) (Memory, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return Memory{}, err
+	}
+	return parseMemory(data)
+}
+
+func parseMemory(rollup []byte) (Memory, error) {
+	var m Memory
+	found := 0
+	for scan := bufio.NewScanner(bytes.NewReader(rollup)); scan.Scan(); {
+		fields := strings.Fields(scan.Text())
+		if len(fields) != 3 || fields[2] != "kB" {
+			continue
+		}
+		kb, err := strconv.ParseInt(fields[1], 10, 64)
+		if err != nil {
+			return Memory{}, fmt.Errorf("smaps_rollup: %q: %w", scan.Text(), err)
+		}
+		switch fields[0] {
+		case "Rss:":
+			m.RSS = kb << 10
+			found++
+		case "Anonymous:":
+			m.Anonymous = kb << 10
+			found++
+		}
+	}
+	if found != 2 {
+		return Memory{}, fmt.Errorf("smaps_rollup: found %d of Rss and Anonymous", found)
+	}
+	return m, nil
+}
+
+// Descendants are the processes below pid, and the executable of each.
+func Descendants(pid int) (map[int]string, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]int{}
+	for _, path := range stats {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		// The name stands in parentheses and may hold anything.
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		parent, err := strconv.Atoi(fields[1])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return nil, err
+		}
+		children[parent] = append(children[parent], child)
+	}
+	found := map[int]string{}
+	for todo := slices.Clone(children[pid]); len(todo) > 0; {
+		child := todo[0]
+		todo = append(todo[1:], children[child]...)
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", child)); err == nil {
+			found[child] = exe
+		}
+	}
+	return found, nil
+}
