@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Builds the software that the interop suites and the benchmarks run against,
+# once, into ${XDG_CACHE_HOME:-~/.cache}/writ-interop, and again when the version
+# asked for changes. Prints the directory.
+#
+#   test/interop/install.sh [spire] [opa] [h2spec]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/writ-interop
+mkdir -p "$cache"
+
+# current MODULE VERSION CGO PROGRAM...: were the programs built from that version,
+# with or without C?
+current() {
+	local program want
+	want=$(printf 'mod %s %s\nbuild CGO_ENABLED=%s\n' "$1" "$2" "$3")
+	for program in "${@:4}"; do
+		[ -x "$cache/$program" ] || return 1
+		[ "$(go version -m "$cache/$program" | awk '$1 == "mod" { print $1, $2, $3 } /CGO_ENABLED/ { print $1, $2 }')" = "$want" ] || return 1
+	done
+}
+
+say() { echo "install: $*" >&2; }
+
+spire() {
+	local module=github.com/spiffe/spire version
+	version=$(go list -C test/interop/spire -m -f '{{.Version}}' $module)
+	if current $module "$version" 1 spire-server spire-agent; then return; fi
+	command -v cc >/dev/null || { say "SPIRE needs a C compiler for SQLite (Debian: gcc libc6-dev)"; exit 1; }
+	say "building SPIRE $version (about 6 minutes on 2 cores, once)"
+	# The checksum database does not know this module.
+	CGO_ENABLED=1 GONOSUMDB=github.com/GoogleCloudPlatform/cloudsql-proxy \
+		go build -C test/interop/spire -o "$cache/" $module/cmd/spire-server $module/cmd/spire-agent >&2
+}
+
+opa() {
+	local module=github.com/open-policy-agent/opa version
+	version=$(go list -m -f '{{.Version}}' $module)
+	if current $module "$version" 0 opa; then return; fi
+	say "building OPA $version (about 2 minutes on 2 cores, once)"
+	CGO_ENABLED=0 GOBIN=$cache go install "$module@$version" >&2
+}
+
+# Ours is a few lines around it, so it is built each time.
+h2spec() { CGO_ENABLED=0 go build -C test/interop/h2spec -o "$cache/h2spec" . >&2; }
+
+for what in "$@"; do
+	case $what in
+	spire | opa | h2spec) $what ;;
+	*) say "no recipe for $what"; exit 2 ;;
+	esac
+done
+echo "$cache"
