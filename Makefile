@@ -28,11 +28,11 @@ test: ## Run the tests (with the race detector where a C compiler exists)
 lint: ## gofmt, vet, staticcheck, govulncheck, generated code and go.mod current
 	./test/lint.sh
 
-bench: build ## Measure, print a table, write build/bench/*.json
-	go run ./test/bench
+bench: build ## Measure, print a table, write build/bench/*.json (ARGS="-run pair")
+	go run ./test/bench $(ARGS)
 
-interop: ## Run against software that we did not write
-	./test/interop/run.sh
+interop: ## Run against software that we did not write (ARGS="spire opa h2spec")
+	./test/interop/run.sh $(ARGS)
 
 generate: ## Make the generated code and reference pages again (needs protoc)
 	./test/generate.sh
