@@ -1,0 +1,211 @@
+// Package ca holds the signing authorities of a trust domain and issues SVIDs.
+//
+// An authority is prepared and published in the bundle well before it signs,
+// so that everyone knows it by then: with a life of L it is prepared when its
+// predecessor has lived L/2 and activated when that has L/6 left. X.509 and
+// JWT authorities rotate alike.
+//
+// Issuing takes two steps. Prepare checks what is asked for and returns a
+// ticket; only a ticket can be issued, and only once. Between the two the
+// caller puts the serial number on record.
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/keys"
+)
+
+const (
+	// Backdate is how far before its making an SVID or authority is valid, for
+	// clocks that are behind.
+	Backdate = 10 * time.Second
+	// MinSVIDLife is the shortest life that can be asked for.
+	MinSVIDLife = 10 * time.Second
+	// MinLife is the shortest life of an authority.
+	MinLife = 30 * time.Second
+	// maxLife of an authority: ten years.
+	maxLife = 10 * 366 * 24 * time.Hour
+)
+
+// Journal keeps what the CA knows about its authorities. The keys themselves
+// are in the key store.
+type Journal interface {
+	// LoadJournal returns what SaveJournal kept last, nil if nothing.
+	LoadJournal(ctx context.Context) ([]byte, error)
+	// SaveJournal is durable when it returns.
+	SaveJournal(ctx context.Context, doc []byte) error
+}
+
+// Config of a CA. TrustDomain, Keys, Journal and Emit are required.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Keys        keys.Store
+	Journal     Journal
+	// Emit records what happens to authorities.
+	Emit identity.Emit
+	Log  *slog.Logger
+	// Clock is time.Now if nil.
+	Clock func() time.Time
+	// Life of an authority; 24 hours if zero, at least MinLife.
+	Life time.Duration
+	// X509SVIDLife and JWTSVIDLife are the lives of SVIDs that do not ask for
+	// another; one hour and five minutes if zero. An SVID never outlives its
+	// authority.
+	X509SVIDLife, JWTSVIDLife time.Duration
+}
+
+func (c *Config) complete() error {
+	if c.TrustDomain.IsZero() || c.Keys == nil || c.Journal == nil || c.Emit == nil {
+		return fmt.Errorf("ca: trust domain, key store, journal and emit are required")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Life == 0 {
+		c.Life = 24 * time.Hour
+	}
+	if c.X509SVIDLife == 0 {
+		c.X509SVIDLife = time.Hour
+	}
+	if c.JWTSVIDLife == 0 {
+		c.JWTSVIDLife = 5 * time.Minute
+	}
+	switch {
+	case c.Life < MinLife || c.Life > maxLife:
+		return fmt.Errorf("ca: life of an authority is %v, want %v to %v", c.Life, MinLife, maxLife)
+	case c.X509SVIDLife < MinSVIDLife:
+		return fmt.Errorf("ca: life of an X509-SVID is %v, want at least %v", c.X509SVIDLife, MinSVIDLife)
+	case c.JWTSVIDLife < MinSVIDLife:
+		return fmt.Errorf("ca: life of a JWT-SVID is %v, want at least %v", c.JWTSVIDLife, MinSVIDLife)
+	}
+	return nil
+}
+
+// CA is the authorities of one trust domain. It is safe for concurrent use.
+type CA struct {
+	cfg Config
+	// rotating serialises changes of the authorities; mu guards what they are
+	// now, which signing only reads.
+	rotating sync.Mutex
+
+	mu      sync.RWMutex
+	x509    slots
+	jwt     slots
+	seq     uint64
+	bundle  *Bundle
+	changed chan struct{}
+}
+
+// Open loads the authorities, and makes them if there are none or if they are
+// past their time.
+func Open(ctx context.Context, cfg Config) (*CA, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	c := &CA{cfg: cfg, changed: make(chan struct{})}
+	if err := c.load(ctx); err != nil {
+		return nil, fmt.Errorf("open ca: %w", err)
+	}
+	if err := c.Rotate(ctx); err != nil {
+		return nil, fmt.Errorf("open ca: %w", err)
+	}
+	return c, nil
+}
+
+// TrustDomain is the trust domain whose names the CA signs.
+func (c *CA) TrustDomain() spiffeid.TrustDomain { return c.cfg.TrustDomain }
+
+// Now is the CA's time.
+func (c *CA) Now() time.Time { return c.cfg.Clock() }
+
+// X509SVIDLife is the life of an X509-SVID that does not ask for another.
+func (c *CA) X509SVIDLife() time.Duration { return c.cfg.X509SVIDLife }
+
+// Bundle returns the current bundle, and a channel that is closed when there is
+// another.
+func (c *CA) Bundle() (*Bundle, <-chan struct{}) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.bundle, c.changed
+}
+
+// Run rotates the authorities when they are due, until ctx ends.
+func (c *CA) Run(ctx context.Context) error {
+	for {
+		wait := c.nextRotation().Sub(c.Now())
+		if err := c.Rotate(ctx); err != nil && ctx.Err() == nil {
+			c.cfg.Log.ErrorContext(ctx, "cannot rotate authorities, trying again", "error", err)
+			wait = c.cfg.Life / 100
+		} else if err == nil {
+			wait = c.nextRotation().Sub(c.Now())
+		}
+		// Timers stand still while the machine sleeps; the wall clock does not.
+		timer := time.NewTimer(max(time.Millisecond, min(wait, time.Minute)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+// Bundle is what verifies the SVIDs of a trust domain: all authorities that
+// have not expired, the prepared ones too. It does not change.
+type Bundle struct {
+	TrustDomain     spiffeid.TrustDomain
+	X509Authorities []*x509.Certificate
+	JWTAuthorities  []JWTAuthority
+	// Sequence grows with every change.
+	Sequence uint64
+	// RefreshHint is how often those who are not told of changes should look.
+	RefreshHint time.Duration
+
+	x509 *x509bundle.Bundle
+	pool *x509.CertPool
+}
+
+// JWTAuthority is a public key that verifies JWT-SVIDs.
+type JWTAuthority struct {
+	KeyID     string // never empty
+	PublicKey []byte // PKIX, DER
+	ExpiresAt time.Time
+}
+
+// PEM is the X.509 authorities as PEM certificates, for bootstrap.
+func (b *Bundle) PEM() []byte {
+	var out bytes.Buffer
+	for _, cert := range b.X509Authorities {
+		_ = pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}) // a Buffer takes everything
+	}
+	return out.Bytes()
+}
+
+// GetX509BundleForTrustDomain implements x509bundle.Source.
+func (b *Bundle) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if td != b.TrustDomain {
+		return nil, fmt.Errorf("no X.509 bundle for trust domain %q", td.Name())
+	}
+	return b.x509, nil
+}
+
+// Pool is the X.509 authorities as a certificate pool. Do not change it.
+func (b *Bundle) Pool() *x509.CertPool { return b.pool }
+
+// X509 is the X.509 part of the bundle. Do not change it.
+func (b *Bundle) X509() *x509bundle.Bundle { return b.x509 }

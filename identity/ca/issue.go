@@ -1,0 +1,268 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+var (
+	// ErrTicketUsed: the ticket has been issued before. Prepare another.
+	ErrTicketUsed = errors.New("ticket already used")
+	// ErrNotReady: no authority can sign at this time. Try again later.
+	ErrNotReady = errors.New("no authority is able to sign now")
+)
+
+// X509Request asks for an X509-SVID.
+type X509Request struct {
+	ID        spiffeid.ID
+	PublicKey crypto.PublicKey
+	// Life is the CA's default if zero.
+	Life     time.Duration
+	DNSNames []string
+	// Subject may be empty; then the first DNS name, if any, becomes the
+	// common name, for software that still looks there.
+	Subject pkix.Name
+}
+
+// X509Ticket is a checked request with its serial number drawn. It is issued
+// once, soon.
+type X509Ticket struct {
+	ca       *CA
+	by       *authority
+	template *x509.Certificate
+	key      crypto.PublicKey
+	used     atomic.Bool
+}
+
+// Serial is the serial number the certificate will have, decimal as
+// SPIRE writes it.
+func (t *X509Ticket) Serial() string { return t.template.SerialNumber.String() }
+
+// ExpiresAt is when the certificate will end.
+func (t *X509Ticket) ExpiresAt() time.Time { return t.template.NotAfter }
+
+// PrepareX509 checks a request and says, by its ticket, what would be issued.
+// The life is cut to what the authority has left.
+func (c *CA) PrepareX509(r X509Request) (*X509Ticket, error) {
+	if err := c.checkID(r.ID); err != nil {
+		return nil, fmt.Errorf("prepare X509-SVID: %w", err)
+	}
+	if err := CheckPublicKey(r.PublicKey); err != nil {
+		return nil, fmt.Errorf("prepare X509-SVID for %s: %w", r.ID, err)
+	}
+	for _, name := range r.DNSNames {
+		if err := CheckDNSName(name); err != nil {
+			return nil, fmt.Errorf("prepare X509-SVID for %s: %w", r.ID, err)
+		}
+	}
+	c.mu.RLock()
+	by := c.x509.active
+	c.mu.RUnlock()
+	now := c.Now().UTC().Truncate(time.Second)
+	expires, err := expiry(by, now, r.Life, c.cfg.X509SVIDLife)
+	if err != nil {
+		return nil, fmt.Errorf("prepare X509-SVID for %s: %w", r.ID, err)
+	}
+	subject := r.Subject
+	if len(r.DNSNames) > 0 && len(subject.ToRDNSequence()) == 0 && len(r.DNSNames[0]) <= 64 {
+		subject.CommonName = r.DNSNames[0]
+	}
+	// X509-SVID specification, sections 2 to 4 and appendix A. The library
+	// marks key usage critical, and the SAN where the subject is empty.
+	return &X509Ticket{ca: c, by: by, key: r.PublicKey, template: &x509.Certificate{
+		SerialNumber:          newSerial(),
+		Subject:               subject,
+		NotBefore:             now.Add(-Backdate),
+		NotAfter:              expires,
+		URIs:                  []*url.URL{r.ID.URL()},
+		DNSNames:              slices.Clone(r.DNSNames),
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+	}}, nil
+}
+
+// IssueX509 signs what the ticket says and returns the chain, DER encoded, leaf
+// first. A ticket is good once, also when signing fails.
+func (c *CA) IssueX509(t *X509Ticket) (chain [][]byte, err error) {
+	if t == nil || t.ca != c {
+		return nil, errors.New("issue X509-SVID: not a ticket of this authority")
+	}
+	if t.used.Swap(true) {
+		return nil, fmt.Errorf("issue X509-SVID: %w", ErrTicketUsed)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t.template, t.by.cert, t.key, t.by.signer)
+	if err != nil {
+		return nil, fmt.Errorf("issue X509-SVID for %s: %w", t.template.URIs[0], err)
+	}
+	return [][]byte{der}, nil
+}
+
+// JWTRequest asks for a JWT-SVID.
+type JWTRequest struct {
+	ID       spiffeid.ID
+	Audience []string
+	// Life is the CA's default if zero.
+	Life time.Duration
+}
+
+// JWTTicket is a checked request for a JWT-SVID. It is issued once, soon.
+type JWTTicket struct {
+	ca     *CA
+	by     *authority
+	claims jwt.Claims
+	used   atomic.Bool
+}
+
+// IssuedAt is the token's iat.
+func (t *JWTTicket) IssuedAt() time.Time { return t.claims.IssuedAt.Time() }
+
+// ExpiresAt is the token's exp.
+func (t *JWTTicket) ExpiresAt() time.Time { return t.claims.Expiry.Time() }
+
+// KeyID names the authority that will sign.
+func (t *JWTTicket) KeyID() string { return t.by.id }
+
+// PrepareJWT checks a request. The life is cut to what the authority has left.
+func (c *CA) PrepareJWT(r JWTRequest) (*JWTTicket, error) {
+	if err := c.checkID(r.ID); err != nil {
+		return nil, fmt.Errorf("prepare JWT-SVID: %w", err)
+	}
+	if len(r.Audience) == 0 || slices.Contains(r.Audience, "") {
+		return nil, fmt.Errorf("prepare JWT-SVID for %s: audience is missing or has an empty member", r.ID)
+	}
+	c.mu.RLock()
+	by := c.jwt.active
+	c.mu.RUnlock()
+	now := c.Now().UTC().Truncate(time.Second)
+	expires, err := expiry(by, now, r.Life, c.cfg.JWTSVIDLife)
+	if err != nil {
+		return nil, fmt.Errorf("prepare JWT-SVID for %s: %w", r.ID, err)
+	}
+	return &JWTTicket{ca: c, by: by, claims: jwt.Claims{
+		Subject:  r.ID.String(),
+		Audience: slices.Clone(r.Audience),
+		IssuedAt: jwt.NewNumericDate(now),
+		Expiry:   jwt.NewNumericDate(expires),
+	}}, nil
+}
+
+// IssueJWT signs what the ticket says: a compact JWS, ES256, with kid and typ
+// (JWT-SVID specification, sections 2 and 3).
+func (c *CA) IssueJWT(t *JWTTicket) (string, error) {
+	if t == nil || t.ca != c {
+		return "", errors.New("issue JWT-SVID: not a ticket of this authority")
+	}
+	if t.used.Swap(true) {
+		return "", fmt.Errorf("issue JWT-SVID: %w", ErrTicketUsed)
+	}
+	token, err := jwt.Signed(t.by.jws).Claims(t.claims).Serialize()
+	if err != nil {
+		return "", fmt.Errorf("issue JWT-SVID for %s: %w", t.claims.Subject, err)
+	}
+	return token, nil
+}
+
+// Ready says whether both authorities are able to sign.
+func (c *CA) Ready() bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	now := c.Now()
+	return c.x509.active.able(now) && c.jwt.active.able(now)
+}
+
+func (a *authority) able(now time.Time) bool {
+	return a != nil && !now.Before(a.notBefore) && !a.expired(now)
+}
+
+func (c *CA) checkID(id spiffeid.ID) error {
+	switch {
+	case !id.MemberOf(c.cfg.TrustDomain):
+		return fmt.Errorf("%q is not a member of trust domain %q", id, c.cfg.TrustDomain.Name())
+	case id.Path() == "":
+		return fmt.Errorf("%q names a trust domain, not a workload", id)
+	}
+	return nil
+}
+
+// expiry is when an SVID made now ends.
+func expiry(by *authority, now time.Time, asked, usual time.Duration) (time.Time, error) {
+	if asked == 0 {
+		asked = usual
+	}
+	if asked < MinSVIDLife {
+		return time.Time{}, fmt.Errorf("life of %v is too short, want at least %v", asked, MinSVIDLife)
+	}
+	if !by.able(now) {
+		return time.Time{}, ErrNotReady
+	}
+	expires := now.Add(asked)
+	if expires.After(by.notAfter) {
+		expires = by.notAfter
+	}
+	return expires.UTC().Truncate(time.Second), nil
+}
+
+// CheckPublicKey accepts ECDSA on P-256 and P-384, and RSA of 2048 to 8192 bits
+// (longer ones cost too much to check).
+func CheckPublicKey(key crypto.PublicKey) error {
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() {
+			return nil
+		}
+		return errors.New("ECDSA key is not on P-256 or P-384")
+	case *rsa.PublicKey:
+		if n := k.N.BitLen(); n < 2048 || n > 8192 {
+			return fmt.Errorf("RSA key has %d bits, want 2048 to 8192", n)
+		}
+		return nil
+	}
+	return fmt.Errorf("key is %T, want ECDSA P-256 or P-384, or RSA", key)
+}
+
+// CheckDNSName accepts host names (RFC 1123 section 2.1, and '_'), and a
+// wildcard in place of the first label.
+func CheckDNSName(name string) error {
+	if len(name) == 0 || len(name) > 253 {
+		return fmt.Errorf("DNS name %q: want 1 to 253 characters", name)
+	}
+	for i, start := 0, 0; i <= len(name); i++ {
+		if i < len(name) && name[i] != '.' {
+			continue
+		}
+		label := name[start:i]
+		wildcard := start == 0 && label == "*" && i < len(name)
+		if !wildcard && !validLabel(label) {
+			return fmt.Errorf("DNS name %q: %q is not a label", name, label)
+		}
+		start = i + 1
+	}
+	return nil
+}
+
+func validLabel(label string) bool {
+	if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+		return false
+	}
+	for _, c := range []byte(label) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,148 @@
+// Package issuer serves SPIRE's server API (spire-api-sdk) and an entry watch
+// of Writ's own, on two gRPC servers: the issuer listener, TLS for agents, and
+// the admin socket. There is one file per service.
+//
+// Who may call what is one table (rights.go); what is not in it is refused.
+// Everything notable is emitted as an identity.Act before its result leaves,
+// and a failed emit fails the call.
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/attest/server"
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/watchv1"
+)
+
+// Config of an Issuer. TrustDomain, Store, CA and Emit are required.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Store       *sqlstore.Store
+	CA          *ca.CA
+	// Emit records what is done. An error fails the call.
+	Emit identity.Emit
+	Log  *slog.Logger
+	// Clock is time.Now if nil. It is the CA's and the store's clock too.
+	Clock func() time.Time
+	// AgentSVIDLife is the life of an agent's SVID; the CA's default if zero.
+	AgentSVIDLife time.Duration
+	// JoinTokenLife is the life of a token that does not ask for another; ten
+	// minutes if zero.
+	JoinTokenLife time.Duration
+	// AttestPerSecond and AttestBurst bound attestation attempts from one IP
+	// address (one /64 of IPv6); 1 and 10 if zero. More wait, up to five
+	// seconds, or are refused with ResourceExhausted.
+	AttestPerSecond float64
+	AttestBurst     int
+}
+
+// Issuer issues SVIDs. Its Run must be running.
+type Issuer struct {
+	cfg       Config
+	store     *sqlstore.Store
+	index     *registry.Index
+	ca        *ca.CA
+	log       *slog.Logger
+	rights    map[string]right
+	attestors map[string]server.Attestor
+	limiter   *limiter
+	self      *selfSVID
+	// closing ends the streams that would never end by themselves.
+	closing   chan struct{}
+	closeOnce sync.Once
+}
+
+// New makes an Issuer. It starts nothing.
+func New(cfg Config) (*Issuer, error) {
+	if cfg.TrustDomain.IsZero() || cfg.Store == nil || cfg.CA == nil || cfg.Emit == nil {
+		return nil, errors.New("issuer: trust domain, store, ca and emit are required")
+	}
+	if cfg.CA.TrustDomain() != cfg.TrustDomain {
+		return nil, fmt.Errorf("issuer: trust domain is %q, the ca's %q", cfg.TrustDomain.Name(), cfg.CA.TrustDomain().Name())
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if cfg.AgentSVIDLife == 0 {
+		cfg.AgentSVIDLife = cfg.CA.X509SVIDLife()
+	}
+	if cfg.JoinTokenLife == 0 {
+		cfg.JoinTokenLife = 10 * time.Minute
+	}
+	if cfg.AttestPerSecond == 0 {
+		cfg.AttestPerSecond = 1
+	}
+	if cfg.AttestBurst == 0 {
+		cfg.AttestBurst = 10
+	}
+	if cfg.AgentSVIDLife < ca.MinSVIDLife || cfg.JoinTokenLife < time.Second || cfg.AttestPerSecond < 0 || cfg.AttestBurst < 0 {
+		return nil, fmt.Errorf("issuer: agent SVID life %v (at least %v), join token life %v (at least 1s), %v attestations per second, burst %d: out of range",
+			cfg.AgentSVIDLife, ca.MinSVIDLife, cfg.JoinTokenLife, cfg.AttestPerSecond, cfg.AttestBurst)
+	}
+	i := &Issuer{
+		cfg:     cfg,
+		store:   cfg.Store,
+		index:   cfg.Store.Index(),
+		ca:      cfg.CA,
+		log:     cfg.Log,
+		rights:  methodRights(),
+		limiter: newLimiter(cfg.AttestPerSecond, cfg.AttestBurst),
+		closing: make(chan struct{}),
+	}
+	joinToken := server.JoinToken{TrustDomain: cfg.TrustDomain}
+	i.attestors = map[string]server.Attestor{joinToken.Type(): joinToken}
+	i.self = &selfSVID{issuer: i, id: identity.IssuerID(cfg.TrustDomain)}
+	return i, nil
+}
+
+// Register puts the services on a gRPC server: SPIRE's Agent, Bundle, Entry and
+// SVID, the entry watch, and Health. caller says who calls over this server:
+// TLSCaller on the issuer listener; on the admin socket a func that returns
+// LocalCaller for those who may administer.
+func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
+	i.register(s, caller, &agentv1.Agent_ServiceDesc, &agentService{Issuer: i})
+	i.register(s, caller, &bundlev1.Bundle_ServiceDesc, &bundleService{Issuer: i})
+	i.register(s, caller, &entryv1.Entry_ServiceDesc, &entryService{Issuer: i})
+	i.register(s, caller, &svidv1.SVID_ServiceDesc, &svidService{Issuer: i})
+	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
+	i.register(s, caller, &healthv1.Health_ServiceDesc, &healthService{Issuer: i})
+}
+
+// Run rotates authorities and prunes what has expired, until ctx ends. Then it
+// ends the watches, so that the servers can drain.
+func (i *Issuer) Run(ctx context.Context) error {
+	defer i.closeOnce.Do(func() { close(i.closing) })
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { i.prune(ctx) })
+	return i.ca.Run(ctx)
+}
+
+// Bundle returns the current trust bundle, and a channel that is closed when
+// there is another. Its PEM method is the form for bootstrap.
+func (i *Issuer) Bundle() (*ca.Bundle, <-chan struct{}) { return i.ca.Bundle() }
+
+func (i *Issuer) now() time.Time { return i.cfg.Clock() }

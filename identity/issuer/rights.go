@@ -1,0 +1,228 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/watchv1"
+)
+
+// right is who may call a method.
+type right int
+
+const (
+	noOne right = iota
+	anyone
+	// activeAgent is an agent with its current SVID, not banned.
+	activeAgent
+	// admin is a local administrator, or a workload whose entry says admin.
+	admin
+	agentOrAdmin
+)
+
+// methodRights is the whole authorization of the API. What is missing here is
+// refused.
+func methodRights() map[string]right {
+	return map[string]right{
+		agentv1.Agent_AttestAgent_FullMethodName:     anyone,
+		agentv1.Agent_RenewAgent_FullMethodName:      activeAgent,
+		agentv1.Agent_PostStatus_FullMethodName:      activeAgent,
+		agentv1.Agent_CountAgents_FullMethodName:     admin,
+		agentv1.Agent_ListAgents_FullMethodName:      admin,
+		agentv1.Agent_GetAgent_FullMethodName:        admin,
+		agentv1.Agent_DeleteAgent_FullMethodName:     admin,
+		agentv1.Agent_BanAgent_FullMethodName:        admin,
+		agentv1.Agent_CreateJoinToken_FullMethodName: admin,
+
+		entryv1.Entry_CountEntries_FullMethodName:          admin,
+		entryv1.Entry_ListEntries_FullMethodName:           admin,
+		entryv1.Entry_GetEntry_FullMethodName:              admin,
+		entryv1.Entry_BatchCreateEntry_FullMethodName:      admin,
+		entryv1.Entry_BatchUpdateEntry_FullMethodName:      admin,
+		entryv1.Entry_BatchDeleteEntry_FullMethodName:      admin,
+		entryv1.Entry_GetAuthorizedEntries_FullMethodName:  activeAgent,
+		entryv1.Entry_SyncAuthorizedEntries_FullMethodName: activeAgent,
+
+		svidv1.SVID_MintX509SVID_FullMethodName:        admin,
+		svidv1.SVID_MintJWTSVID_FullMethodName:         admin,
+		svidv1.SVID_MintWITSVID_FullMethodName:         admin,
+		svidv1.SVID_BatchNewX509SVID_FullMethodName:    activeAgent,
+		svidv1.SVID_NewJWTSVID_FullMethodName:          activeAgent,
+		svidv1.SVID_BatchNewWITSVID_FullMethodName:     activeAgent,
+		svidv1.SVID_NewDownstreamX509CA_FullMethodName: admin,
+
+		bundlev1.Bundle_GetBundle_FullMethodName:                  anyone,
+		bundlev1.Bundle_GetFederatedBundle_FullMethodName:         agentOrAdmin,
+		bundlev1.Bundle_CountBundles_FullMethodName:               admin,
+		bundlev1.Bundle_AppendBundle_FullMethodName:               admin,
+		bundlev1.Bundle_PublishJWTAuthority_FullMethodName:        admin,
+		bundlev1.Bundle_PublishWITAuthority_FullMethodName:        admin,
+		bundlev1.Bundle_ListFederatedBundles_FullMethodName:       admin,
+		bundlev1.Bundle_BatchCreateFederatedBundle_FullMethodName: admin,
+		bundlev1.Bundle_BatchUpdateFederatedBundle_FullMethodName: admin,
+		bundlev1.Bundle_BatchSetFederatedBundle_FullMethodName:    admin,
+		bundlev1.Bundle_BatchDeleteFederatedBundle_FullMethodName: admin,
+
+		watchv1.EntryWatch_Watch_FullMethodName: activeAgent,
+
+		healthv1.Health_Check_FullMethodName: anyone,
+		healthv1.Health_List_FullMethodName:  anyone,
+		healthv1.Health_Watch_FullMethodName: anyone,
+	}
+}
+
+// register puts a service on a server with the table of rights before each of
+// its methods. It is done here, not by interceptors, so that no server can
+// carry the service without it.
+func (i *Issuer) register(s grpc.ServiceRegistrar, caller CallerFunc, desc *grpc.ServiceDesc, service any) {
+	admit := func(ctx context.Context, method string) (context.Context, error) {
+		c, err := caller(ctx)
+		if err != nil {
+			if _, ok := status.FromError(err); !ok {
+				err = status.Error(codes.Unauthenticated, "caller is not known")
+			}
+			return nil, err
+		}
+		if err := i.authorize(ctx, c, "/"+desc.ServiceName+"/"+method); err != nil {
+			return nil, err
+		}
+		return withCaller(ctx, c), nil
+	}
+	guarded := *desc
+	guarded.Methods = slices.Clone(desc.Methods)
+	for n, m := range desc.Methods {
+		guarded.Methods[n].Handler = func(srv any, ctx context.Context, decode func(any) error, outer grpc.UnaryServerInterceptor) (any, error) {
+			return m.Handler(srv, ctx, decode, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+				inner := func(ctx context.Context, req any) (any, error) {
+					ctx, err := admit(ctx, m.MethodName)
+					if err != nil {
+						return nil, err
+					}
+					return handler(ctx, req)
+				}
+				if outer == nil {
+					return inner(ctx, req)
+				}
+				return outer(ctx, req, info, inner)
+			})
+		}
+	}
+	guarded.Streams = slices.Clone(desc.Streams)
+	for n, m := range desc.Streams {
+		guarded.Streams[n].Handler = func(srv any, stream grpc.ServerStream) error {
+			ctx, err := admit(stream.Context(), m.StreamName)
+			if err != nil {
+				return err
+			}
+			return m.Handler(srv, &admittedStream{ServerStream: stream, ctx: ctx})
+		}
+	}
+	s.RegisterService(&guarded, service)
+}
+
+type admittedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *admittedStream) Context() context.Context { return s.ctx }
+
+func (i *Issuer) authorize(ctx context.Context, c Caller, method string) error {
+	if c.kind == nobody {
+		return status.Error(codes.PermissionDenied, "caller is not known")
+	}
+	switch i.rights[method] {
+	case anyone:
+		return nil
+	case activeAgent:
+		return i.checkAgent(ctx, c)
+	case admin:
+		return i.checkAdmin(c)
+	case agentOrAdmin:
+		if i.checkAdmin(c) == nil {
+			return nil
+		}
+		return i.checkAgent(ctx, c)
+	}
+	return status.Error(codes.PermissionDenied, "nobody may call this method")
+}
+
+func (i *Issuer) checkAdmin(c Caller) error {
+	if c.kind == local || c.kind == svid && i.now().Before(c.expires) && i.index.IsAdmin(c.id, i.now()) {
+		return nil
+	}
+	return status.Error(codes.PermissionDenied, "only administrators may call this: on the admin socket, or with the X509-SVID of an entry marked admin")
+}
+
+// checkAgent admits an agent with its current SVID, or with its renewed one,
+// which thereby becomes the current one.
+func (i *Issuer) checkAgent(ctx context.Context, c Caller) error {
+	if c.kind != svid {
+		return deny(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "only agents may call this, with their X509-SVID")
+	}
+	if !i.now().Before(c.expires) {
+		return deny(types.PermissionDeniedDetails_AGENT_EXPIRED, "the agent's SVID has expired")
+	}
+	a := i.index.Agent(c.id)
+	switch {
+	case a == nil:
+		return deny(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "not an attested agent")
+	case a.Banned:
+		return deny(types.PermissionDeniedDetails_AGENT_BANNED, "the agent is banned")
+	case c.serial == a.Serial:
+		return nil
+	case c.serial == a.NewSerial:
+		return i.activate(ctx, c)
+	}
+	return deny(types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, "the agent has a newer SVID than this")
+}
+
+// activate makes the agent's renewed SVID its current one.
+func (i *Issuer) activate(ctx context.Context, c Caller) error {
+	err := i.store.Update(ctx, func(tx *sqlstore.Tx) error {
+		a, err := tx.Agent(c.id)
+		switch {
+		case errors.Is(err, registry.ErrNotFound):
+			return deny(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "not an attested agent")
+		case err != nil:
+			return err
+		case a.Banned:
+			return deny(types.PermissionDeniedDetails_AGENT_BANNED, "the agent is banned")
+		case a.Serial == c.serial:
+			return nil // another call of the same agent was first
+		case a.NewSerial != c.serial:
+			return deny(types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, "the agent has a newer SVID than this")
+		}
+		next := *a
+		next.Serial, next.ExpiresAt = a.NewSerial, a.NewExpiresAt
+		next.NewSerial, next.NewExpiresAt = "", time.Time{}
+		return tx.PutAgent(next)
+	})
+	if err != nil {
+		return i.internal(ctx, "activate the agent's renewed SVID", err)
+	}
+	return nil
+}
+
+// deny is a PermissionDenied that tells an agent what to do about it.
+func deny(reason types.PermissionDeniedDetails_Reason, message string) error {
+	s, err := status.New(codes.PermissionDenied, message).WithDetails(&types.PermissionDeniedDetails{Reason: reason})
+	if err != nil {
+		return status.Error(codes.PermissionDenied, message)
+	}
+	return s.Err()
+}

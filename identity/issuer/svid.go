@@ -1,0 +1,164 @@
+package issuer
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity/ca"
+)
+
+const (
+	// maxSVIDs bounds one batch of X509-SVIDs.
+	maxSVIDs = 500
+	// maxAudience bounds a JWT-SVID: number of audiences, and bytes of each.
+	maxAudience       = 64
+	maxAudienceLength = 2048
+)
+
+// svidService is spire.api.server.svid.v1.SVID. Minting is in mint.go.
+type svidService struct {
+	*Issuer
+	svidv1.UnimplementedSVIDServer
+}
+
+// BatchNewX509SVID implements svidv1.SVIDServer. Items are signed on all cores.
+func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
+	params := req.GetParams()
+	switch {
+	case len(params) == 0:
+		return nil, status.Error(codes.InvalidArgument, "params is empty")
+	case len(params) > maxSVIDs:
+		return nil, status.Errorf(codes.InvalidArgument, "batch has %d items, at most %d are accepted", len(params), maxSVIDs)
+	}
+	results := make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))
+	var failed atomic.Pointer[error]
+	var next atomic.Int64
+	work := func() {
+		for failed.Load() == nil && ctx.Err() == nil {
+			n := int(next.Add(1)) - 1
+			if n >= len(params) {
+				return
+			}
+			result, err := s.newX509(ctx, params[n])
+			if err != nil {
+				failed.CompareAndSwap(nil, &err)
+				return
+			}
+			results[n] = result
+		}
+	}
+	var others sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(params)) - 1 {
+		others.Go(work)
+	}
+	work()
+	others.Wait()
+	if err := failed.Load(); err != nil {
+		return nil, *err
+	}
+	if ctx.Err() != nil {
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	return &svidv1.BatchNewX509SVIDResponse{Results: results}, nil
+}
+
+// newX509 makes one SVID of a batch. An error fails the whole batch.
+func (s *svidService) newX509(ctx context.Context, p *svidv1.NewX509SVIDParams) (*svidv1.BatchNewX509SVIDResponse_Result, error) {
+	refuse := func(code codes.Code, message string) (*svidv1.BatchNewX509SVIDResponse_Result, error) {
+		return &svidv1.BatchNewX509SVIDResponse_Result{Status: &types.Status{Code: int32(code), Message: message}}, nil
+	}
+	if p.GetEntryId() == "" {
+		return refuse(codes.InvalidArgument, "entry_id is missing")
+	}
+	e := s.index.Lookup(callerOf(ctx).id, p.GetEntryId(), s.now())
+	if e == nil {
+		return refuse(codes.NotFound, "entry not found, or not authorized for this agent")
+	}
+	csr, err := parseCSRFor(p.GetCsr(), e.SPIFFEID)
+	if err != nil {
+		return refuse(codes.InvalidArgument, err.Error())
+	}
+	ticket, err := s.ca.PrepareX509(ca.X509Request{ID: e.SPIFFEID, PublicKey: csr.PublicKey, Life: e.X509SVIDTTL, DNSNames: e.DNSNames})
+	if err != nil {
+		st := status.Convert(s.unsigned(ctx, err))
+		return refuse(st.Code(), st.Message())
+	}
+	err = s.record(ctx, svidAct("issued", "x509-svid", e.SPIFFEID, ticket.ExpiresAt(),
+		[2]string{"entry", e.ID}, [2]string{"serial", ticket.Serial()}))
+	if err != nil {
+		return nil, err
+	}
+	svid, err := s.issueX509(ticket, e.SPIFFEID)
+	if err != nil {
+		return nil, s.internal(ctx, "sign an X509-SVID", err)
+	}
+	svid.Hint = e.Hint
+	return &svidv1.BatchNewX509SVIDResponse_Result{Status: itemStatus(codes.OK, nil), Svid: svid}, nil
+}
+
+func (i *Issuer) issueX509(ticket *ca.X509Ticket, id spiffeid.ID) (*types.X509SVID, error) {
+	chain, err := i.ca.IssueX509(ticket)
+	if err != nil {
+		return nil, err
+	}
+	return &types.X509SVID{CertChain: chain, Id: idToProto(id), ExpiresAt: ticket.ExpiresAt().Unix()}, nil
+}
+
+// NewJWTSVID implements svidv1.SVIDServer.
+func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	if req.GetEntryId() == "" {
+		return nil, status.Error(codes.InvalidArgument, "entry_id is missing")
+	}
+	e := s.index.Lookup(callerOf(ctx).id, req.GetEntryId(), s.now())
+	if e == nil {
+		return nil, status.Error(codes.NotFound, "entry not found, or not authorized for this agent")
+	}
+	svid, err := s.newJWT(ctx, "issued", ca.JWTRequest{ID: e.SPIFFEID, Audience: req.GetAudience(), Life: e.JWTSVIDTTL}, [2]string{"entry", e.ID})
+	if err != nil {
+		return nil, err
+	}
+	svid.Hint = e.Hint
+	return &svidv1.NewJWTSVIDResponse{Svid: svid}, nil
+}
+
+func (s *svidService) newJWT(ctx context.Context, verb string, r ca.JWTRequest, details ...[2]string) (*types.JWTSVID, error) {
+	if len(r.Audience) > maxAudience {
+		return nil, status.Errorf(codes.InvalidArgument, "audience has %d members, at most %d are accepted", len(r.Audience), maxAudience)
+	}
+	for n, a := range r.Audience {
+		if len(a) > maxAudienceLength {
+			return nil, status.Errorf(codes.InvalidArgument, "audience[%d] has %d bytes, at most %d are accepted", n, len(a), maxAudienceLength)
+		}
+		details = append(details, [2]string{"audience", a})
+	}
+	ticket, err := s.ca.PrepareJWT(r)
+	if err != nil {
+		return nil, s.unsigned(ctx, err)
+	}
+	if err := s.record(ctx, svidAct(verb, "jwt-svid", r.ID, ticket.ExpiresAt(), details...)); err != nil {
+		return nil, err
+	}
+	token, err := s.ca.IssueJWT(ticket)
+	if err != nil {
+		return nil, s.internal(ctx, "sign a JWT-SVID", err)
+	}
+	return &types.JWTSVID{Token: token, Id: idToProto(r.ID), ExpiresAt: ticket.ExpiresAt().Unix(), IssuedAt: ticket.IssuedAt().Unix()}, nil
+}
+
+// lifeFromProto reads a wished-for life; 0 is the default.
+func lifeFromProto(sec int32) (time.Duration, error) {
+	life, err := ttlFromProto(sec)
+	if err != nil {
+		return 0, status.Errorf(codes.InvalidArgument, "ttl: %v", err)
+	}
+	return life, nil
+}

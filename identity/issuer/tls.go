@@ -1,0 +1,76 @@
+package issuer
+
+import (
+	"crypto/tls"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+const (
+	// maxRequest bounds a request, in bytes. It is gRPC's own default, said out
+	// loud.
+	maxRequest = 4 << 20
+	// maxStreams bounds the calls that one connection has open.
+	maxStreams = 1000
+)
+
+// TLSConfig is that of the issuer listener: the server shows an SVID for
+// spiffe://TD/spire/server, made anew before it expires. A client certificate
+// is asked for but not required, for an agent has none before attestation; one
+// that is shown must be an X509-SVID that chains to our bundle.
+func (i *Issuer) TLSConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: []string{"h2"},
+		ClientAuth: tls.RequestClientCert,
+		Time:       i.cfg.Clock,
+		// A resumed session would skip the check of the client's chain.
+		SessionTicketsDisabled: true,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			svid, _, err := i.self.current()
+			if err != nil {
+				return nil, err
+			}
+			return tlsCertificate(svid), nil
+		},
+		// VerifyConnection, unlike VerifyPeerCertificate, runs on every
+		// handshake, resumed or not.
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 {
+				return nil
+			}
+			bundle, _ := i.ca.Bundle()
+			if _, _, err := x509svid.Verify(state.PeerCertificates, bundle, x509svid.WithTime(i.now())); err != nil {
+				return fmt.Errorf("client certificate: %w", err)
+			}
+			return nil
+		},
+	}
+}
+
+// ServerOptions are those of the gRPC server on the issuer listener: TLS,
+// limits on messages and streams, and keepalive that finds dead agents.
+func (i *Issuer) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.Creds(credentials.NewTLS(i.TLSConfig())),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxSendMsgSize(maxRequest),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	}
+}
+
+func tlsCertificate(svid *x509svid.SVID) *tls.Certificate {
+	cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
+	for _, c := range svid.Certificates {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert
+}

@@ -1,0 +1,402 @@
+package registry
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Change is what one transaction did. Old is nil for what was made, New for
+// what was deleted.
+type Change struct {
+	Revision uint64
+	Entries  []EntryChange
+	Agents   []AgentChange
+}
+
+// EntryChange is one entry before and after.
+type EntryChange struct{ Old, New *Entry }
+
+// AgentChange is one agent before and after.
+type AgentChange struct{ Old, New *Agent }
+
+// Index answers questions about entries and agents from memory. Authorization
+// of one entry costs a walk from the entry up to the agent; the list of an
+// agent costs what is in the list. It is safe for concurrent use.
+type Index struct {
+	mu       sync.RWMutex
+	revision uint64
+	entries  map[string]*Entry
+	byParent map[spiffeid.ID]map[string]*Entry
+	bySPIFFE map[spiffeid.ID]map[string]*Entry
+	agents   map[spiffeid.ID]*Agent
+	watches  map[spiffeid.ID]map[*Watch]struct{}
+	changed  chan struct{}
+	// Sorted copies, made when asked for and dropped at the next change.
+	sorted       []*Entry
+	sortedAgents []*Agent
+}
+
+// NewIndex makes an Index of a store's content.
+func NewIndex(revision uint64, entries []*Entry, agents []*Agent) *Index {
+	x := &Index{
+		revision: revision,
+		entries:  make(map[string]*Entry, len(entries)),
+		byParent: map[spiffeid.ID]map[string]*Entry{},
+		bySPIFFE: map[spiffeid.ID]map[string]*Entry{},
+		agents:   make(map[spiffeid.ID]*Agent, len(agents)),
+		watches:  map[spiffeid.ID]map[*Watch]struct{}{},
+		changed:  make(chan struct{}),
+	}
+	for _, e := range entries {
+		x.add(e)
+	}
+	for _, a := range agents {
+		x.agents[a.ID] = a
+	}
+	return x
+}
+
+// Watch is told when what one agent may do has changed.
+type Watch struct {
+	x     *Index
+	agent spiffeid.ID
+	c     chan struct{}
+}
+
+// Watch begins telling of changes that touch the agent. Close it.
+func (x *Index) Watch(agent spiffeid.ID) *Watch {
+	w := &Watch{x: x, agent: agent, c: make(chan struct{}, 1)}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	put(x.watches, agent, w, struct{}{})
+	return w
+}
+
+// C delivers after each change of the agent or of its authorized entries.
+// Deliveries coalesce.
+func (w *Watch) C() <-chan struct{} { return w.c }
+
+// Close ends the watch.
+func (w *Watch) Close() {
+	w.x.mu.Lock()
+	defer w.x.mu.Unlock()
+	drop(w.x.watches, w.agent, w)
+}
+
+// Revision is the registry's revision; the channel is closed when it grows.
+func (x *Index) Revision() (uint64, <-chan struct{}) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.revision, x.changed
+}
+
+// Apply takes over a committed change and tells whom it touches.
+func (x *Index) Apply(c Change) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	touched := ancestry{seen: map[spiffeid.ID]bool{}}
+	// Who had an old entry is found in the old tree, who gets a new one in the
+	// new tree.
+	for _, e := range c.Entries {
+		if e.Old != nil {
+			x.ascend(e.Old, &touched)
+		}
+	}
+	for _, e := range c.Entries {
+		if e.Old != nil {
+			x.remove(e.Old)
+		}
+		if e.New != nil {
+			x.add(e.New)
+		}
+	}
+	// The nodes reached so far belong to the old tree; the new tree may be
+	// reached through the same IDs again.
+	touched.seen = map[spiffeid.ID]bool{}
+	for _, e := range c.Entries {
+		if e.New != nil {
+			x.ascend(e.New, &touched)
+		}
+	}
+	for _, a := range c.Agents {
+		switch {
+		case a.New != nil:
+			x.agents[a.New.ID] = a.New
+			touched.ids = append(touched.ids, a.New.ID)
+		case a.Old != nil:
+			delete(x.agents, a.Old.ID)
+			touched.ids = append(touched.ids, a.Old.ID)
+		}
+	}
+	x.revision = c.Revision
+	x.sorted, x.sortedAgents = nil, nil
+	x.tell(&touched)
+	close(x.changed)
+	x.changed = make(chan struct{})
+}
+
+// Reload replaces the whole content, and tells everyone.
+func (x *Index) Reload(revision uint64, entries []*Entry, agents []*Agent) {
+	fresh := NewIndex(revision, entries, agents)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.revision, x.entries, x.byParent, x.bySPIFFE, x.agents = fresh.revision, fresh.entries, fresh.byParent, fresh.bySPIFFE, fresh.agents
+	x.sorted, x.sortedAgents = nil, nil
+	for _, ws := range x.watches {
+		for w := range ws {
+			w.signal()
+		}
+	}
+	close(x.changed)
+	x.changed = make(chan struct{})
+}
+
+// ancestry is what lies above changed entries: IDs that may be agents, and
+// entries that name nodes by selectors.
+type ancestry struct {
+	seen  map[spiffeid.ID]bool
+	ids   []spiffeid.ID
+	nodes []*Entry
+}
+
+func (x *Index) ascend(e *Entry, into *ancestry) {
+	if isIssuer(e.ParentID) {
+		into.nodes = append(into.nodes, e)
+		return
+	}
+	if into.seen[e.ParentID] {
+		return
+	}
+	into.seen[e.ParentID] = true
+	into.ids = append(into.ids, e.ParentID)
+	for _, above := range x.bySPIFFE[e.ParentID] {
+		x.ascend(above, into)
+	}
+}
+
+func (x *Index) tell(touched *ancestry) {
+	for _, id := range touched.ids {
+		for w := range x.watches[id] {
+			w.signal()
+		}
+	}
+	if len(touched.nodes) == 0 {
+		return
+	}
+	for id, ws := range x.watches {
+		agent := x.agents[id]
+		if agent == nil || !slices.ContainsFunc(touched.nodes, func(e *Entry) bool { return agent.Has(e.Selectors) }) {
+			continue
+		}
+		for w := range ws {
+			w.signal()
+		}
+	}
+}
+
+func (w *Watch) signal() {
+	select {
+	case w.c <- struct{}{}:
+	default: // one is waiting already
+	}
+}
+
+// Entry returns the entry of that ID, or nil.
+func (x *Index) Entry(id string) *Entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.entries[id]
+}
+
+// Agent returns the agent of that ID, or nil.
+func (x *Index) Agent(id spiffeid.ID) *Agent {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.agents[id]
+}
+
+// Entries returns all entries sorted by ID. The slice is shared.
+func (x *Index) Entries() []*Entry {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.sorted == nil {
+		x.sorted = sortedEntries(x.entries)
+	}
+	return x.sorted
+}
+
+// Agents returns all agents sorted by ID. The slice is shared.
+func (x *Index) Agents() []*Agent {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.sortedAgents == nil {
+		x.sortedAgents = slices.SortedFunc(maps.Values(x.agents), func(a, b *Agent) int {
+			return cmp.Compare(a.ID.String(), b.ID.String())
+		})
+	}
+	return x.sortedAgents
+}
+
+// IsAdmin says whether an entry makes the SPIFFE ID an administrator.
+func (x *Index) IsAdmin(id spiffeid.ID, now time.Time) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, e := range x.bySPIFFE[id] {
+		if e.Admin && !e.Expired(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// Children returns the entries that hang directly on parent.
+func (x *Index) Children(parent spiffeid.ID) []*Entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return sortedEntries(x.byParent[parent])
+}
+
+// Authorized returns all entries that the agent may sign for, sorted by ID:
+// those below it, those that name it by its selectors, and those below these.
+func (x *Index) Authorized(agent spiffeid.ID, now time.Time) []*Entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	a := x.agents[agent]
+	if a == nil || a.Banned {
+		return nil
+	}
+	found := map[string]*Entry{}
+	x.descend(agent, now, found, map[spiffeid.ID]bool{})
+	seen := map[spiffeid.ID]bool{agent: true}
+	for _, e := range x.byParent[issuerOf(agent)] {
+		if !e.Expired(now) && a.Has(e.Selectors) {
+			found[e.ID] = e
+			x.descend(e.SPIFFEID, now, found, seen)
+		}
+	}
+	return sortedEntries(found)
+}
+
+func (x *Index) descend(parent spiffeid.ID, now time.Time, found map[string]*Entry, seen map[spiffeid.ID]bool) {
+	// The entries below the issuer name nodes by selectors and are for no one
+	// by descent alone.
+	if seen[parent] || isIssuer(parent) {
+		return
+	}
+	seen[parent] = true
+	for _, e := range x.byParent[parent] {
+		if !e.Expired(now) {
+			found[e.ID] = e
+			x.descend(e.SPIFFEID, now, found, seen)
+		}
+	}
+}
+
+// Lookup returns the entry of that ID if the agent may sign for it, nil
+// otherwise. It is Authorized for one entry, without making the list.
+func (x *Index) Lookup(agent spiffeid.ID, entryID string, now time.Time) *Entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	a, e := x.agents[agent], x.entries[entryID]
+	if a == nil || a.Banned || e == nil {
+		return nil
+	}
+	if climbed := make([]spiffeid.ID, 0, 4); !x.reaches(e, a, now, &climbed) {
+		return nil
+	}
+	return e
+}
+
+// reaches walks from e up to the agent. Each ID on the way is climbed once, so
+// that neither cycles nor diamonds in the tree cost more than its size.
+func (x *Index) reaches(e *Entry, a *Agent, now time.Time, climbed *[]spiffeid.ID) bool {
+	switch {
+	case e.Expired(now):
+		return false
+	case e.ParentID == a.ID:
+		return true
+	case isIssuer(e.ParentID):
+		return a.Has(e.Selectors)
+	}
+	above := x.bySPIFFE[e.ParentID]
+	if len(above) == 0 || slices.Contains(*climbed, e.ParentID) {
+		return false
+	}
+	*climbed = append(*climbed, e.ParentID)
+	for _, up := range above {
+		if x.reaches(up, a, now, climbed) {
+			return true
+		}
+	}
+	return false
+}
+
+// NextExpiry is when the next entry or agent expires; zero if none does.
+func (x *Index) NextExpiry() time.Time {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var next time.Time
+	earlier := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	for _, e := range x.entries {
+		earlier(e.ExpiresAt)
+	}
+	for _, a := range x.agents {
+		if !a.Banned {
+			earlier(a.LastExpiry())
+		}
+	}
+	return next
+}
+
+func (x *Index) add(e *Entry) {
+	x.entries[e.ID] = e
+	put(x.byParent, e.ParentID, e.ID, e)
+	put(x.bySPIFFE, e.SPIFFEID, e.ID, e)
+}
+
+func (x *Index) remove(e *Entry) {
+	delete(x.entries, e.ID)
+	drop(x.byParent, e.ParentID, e.ID)
+	drop(x.bySPIFFE, e.SPIFFEID, e.ID)
+}
+
+func put[K, L comparable, V any](m map[K]map[L]V, k K, l L, v V) {
+	inner := m[k]
+	if inner == nil {
+		inner = map[L]V{}
+		m[k] = inner
+	}
+	inner[l] = v
+}
+
+func drop[K, L comparable, V any](m map[K]map[L]V, k K, l L) {
+	delete(m[k], l)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+func sortedEntries(m map[string]*Entry) []*Entry {
+	return slices.SortedFunc(maps.Values(m), func(a, b *Entry) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+const issuerPath = "/spire/server"
+
+func isIssuer(id spiffeid.ID) bool { return id.Path() == issuerPath }
+
+func issuerOf(id spiffeid.ID) spiffeid.ID {
+	issuer, err := spiffeid.FromPath(id.TrustDomain(), issuerPath)
+	if err != nil {
+		return spiffeid.ID{} // nothing hangs on the zero ID
+	}
+	return issuer
+}

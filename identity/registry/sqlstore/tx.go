@@ -1,0 +1,239 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/identity/registry"
+)
+
+// Tx is a transaction. It sees its own changes; the index does not, until they
+// are committed. It ends with the function that got it.
+type Tx struct {
+	ctx    context.Context
+	tx     *sql.Tx
+	now    time.Time
+	change registry.Change
+}
+
+func (t *Tx) queryRow(query string, args ...any) *sql.Row {
+	return t.tx.QueryRowContext(t.ctx, query, args...)
+}
+
+func (t *Tx) exec(query string, args ...any) error {
+	_, err := t.tx.ExecContext(t.ctx, query, args...)
+	return err
+}
+
+// Entry returns an entry, or registry.ErrNotFound.
+func (t *Tx) Entry(id string) (*registry.Entry, error) {
+	return t.entryWhere(`id = ?`, id)
+}
+
+func (t *Tx) entryWhere(where string, arg any) (*registry.Entry, error) {
+	e, err := scanEntry(t.queryRow(`SELECT `+entryColumns+` FROM registry_entries WHERE `+where, arg))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, registry.ErrNotFound
+	}
+	return e, err
+}
+
+// clash returns the entry, other than the one called self, that is similar to e.
+func (t *Tx) clash(e *registry.Entry, self string) error {
+	similarity := e.Similarity()
+	other, err := t.entryWhere(`similarity = ?`, similarity[:])
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case other.ID == self:
+		return nil
+	}
+	return &registry.ExistsError{Entry: other}
+}
+
+// CreateEntry adds an entry and returns it as it is now: with an ID, if it had
+// none, a revision and the time of its making. If its ID is taken, or an entry
+// is similar, the error is a *registry.ExistsError.
+func (t *Tx) CreateEntry(e registry.Entry) (*registry.Entry, error) {
+	e.Normalize()
+	if e.ID != "" {
+		switch same, err := t.Entry(e.ID); {
+		case err == nil:
+			return nil, &registry.ExistsError{Entry: same}
+		case !errors.Is(err, registry.ErrNotFound):
+			return nil, err
+		}
+	} else {
+		id, err := uuid.NewRandom()
+		if err != nil {
+			return nil, err
+		}
+		e.ID = id.String()
+	}
+	if err := t.clash(&e, e.ID); err != nil {
+		return nil, err
+	}
+	e.CreatedAt = t.now.UTC().Truncate(time.Second)
+	e.RevisionNumber = int64(t.change.Revision)
+	if err := t.writeEntry(&e); err != nil {
+		return nil, fmt.Errorf("create entry %s: %w", e.ID, err)
+	}
+	t.change.Entries = append(t.change.Entries, registry.EntryChange{New: &e})
+	return &e, nil
+}
+
+// UpdateEntry replaces the entry with e's ID, keeps when it was made, and
+// returns it as it is now. An update that changes nothing keeps the revision
+// too. If another entry is similar to e, the error is a *registry.ExistsError.
+func (t *Tx) UpdateEntry(e registry.Entry) (*registry.Entry, error) {
+	old, err := t.Entry(e.ID)
+	if err != nil {
+		return nil, fmt.Errorf("update entry %s: %w", e.ID, err)
+	}
+	e.Normalize()
+	e.CreatedAt, e.RevisionNumber = old.CreatedAt, old.RevisionNumber
+	if equalEntries(old, &e) {
+		return old, nil
+	}
+	if err := t.clash(&e, e.ID); err != nil {
+		return nil, err
+	}
+	e.RevisionNumber = int64(t.change.Revision)
+	if err := t.writeEntry(&e); err != nil {
+		return nil, fmt.Errorf("update entry %s: %w", e.ID, err)
+	}
+	t.change.Entries = append(t.change.Entries, registry.EntryChange{Old: old, New: &e})
+	return &e, nil
+}
+
+// DeleteEntry removes an entry and returns what it was.
+func (t *Tx) DeleteEntry(id string) (*registry.Entry, error) {
+	old, err := t.Entry(id)
+	if err != nil {
+		return nil, fmt.Errorf("delete entry %s: %w", id, err)
+	}
+	if err := t.exec(`DELETE FROM registry_entries WHERE id = ?`, id); err != nil {
+		return nil, fmt.Errorf("delete entry %s: %w", id, err)
+	}
+	t.change.Entries = append(t.change.Entries, registry.EntryChange{Old: old})
+	return old, nil
+}
+
+// Agent returns an agent, or registry.ErrNotFound.
+func (t *Tx) Agent(id spiffeid.ID) (*registry.Agent, error) {
+	a, err := scanAgent(t.queryRow(`SELECT `+agentColumns+` FROM registry_agents WHERE id = ?`, id.String()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, registry.ErrNotFound
+	}
+	return a, err
+}
+
+// PutAgent adds or replaces an agent.
+func (t *Tx) PutAgent(a registry.Agent) error {
+	old, err := t.Agent(a.ID)
+	if err != nil && !errors.Is(err, registry.ErrNotFound) {
+		return err
+	}
+	if err := t.writeAgent(&a); err != nil {
+		return fmt.Errorf("write agent %s: %w", a.ID, err)
+	}
+	t.change.Agents = append(t.change.Agents, registry.AgentChange{Old: old, New: &a})
+	return nil
+}
+
+// DeleteAgent removes an agent together with the entry that its join token's
+// alias became, and returns those entries.
+func (t *Tx) DeleteAgent(id spiffeid.ID) (aliases []*registry.Entry, err error) {
+	old, err := t.Agent(id)
+	if err != nil {
+		return nil, fmt.Errorf("delete agent %s: %w", id, err)
+	}
+	if err := t.exec(`DELETE FROM registry_agents WHERE id = ?`, id.String()); err != nil {
+		return nil, fmt.Errorf("delete agent %s: %w", id, err)
+	}
+	t.change.Agents = append(t.change.Agents, registry.AgentChange{Old: old})
+	below, err := t.entriesWhere(`parent_id = ?`, id.String())
+	if err != nil {
+		return nil, fmt.Errorf("delete agent %s: %w", id, err)
+	}
+	for _, e := range below {
+		if !e.IsAlias() {
+			continue
+		}
+		if _, err := t.DeleteEntry(e.ID); err != nil {
+			return nil, err
+		}
+		aliases = append(aliases, e)
+	}
+	return aliases, nil
+}
+
+// CreateJoinToken keeps a token. A hash that is known already is an error.
+func (t *Tx) CreateJoinToken(token registry.JoinToken) error {
+	alias := ""
+	if !token.Alias.IsZero() {
+		alias = token.Alias.String()
+	}
+	err := t.exec(`INSERT INTO registry_join_tokens (hash, expires_at, alias, used_at) VALUES (?, ?, ?, 0)`, token.Hash[:], unix(token.ExpiresAt), alias)
+	if err != nil {
+		return fmt.Errorf("create join token: %w", err)
+	}
+	return nil
+}
+
+// HasJoinToken says whether a token of that hash was ever made, used or not.
+func (t *Tx) HasJoinToken(hash [sha256.Size]byte) (bool, error) {
+	var n int
+	err := t.queryRow(`SELECT count(*) FROM registry_join_tokens WHERE hash = ?`, hash[:]).Scan(&n)
+	return n > 0, err
+}
+
+// UseJoinToken uses the token up. The error is registry.ErrNotFound,
+// registry.ErrTokenUsed or registry.ErrTokenExpired when it cannot be.
+func (t *Tx) UseJoinToken(hash [sha256.Size]byte) (registry.JoinToken, error) {
+	token := registry.JoinToken{Hash: hash}
+	var alias string
+	var expires, used int64
+	err := t.queryRow(`SELECT expires_at, alias, used_at FROM registry_join_tokens WHERE hash = ?`, hash[:]).Scan(&expires, &alias, &used)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return token, registry.ErrNotFound
+	case err != nil:
+		return token, fmt.Errorf("use join token: %w", err)
+	}
+	token.ExpiresAt = fromUnix(expires)
+	if alias != "" {
+		if token.Alias, err = spiffeid.FromString(alias); err != nil {
+			return token, fmt.Errorf("use join token: alias: %w", err)
+		}
+	}
+	switch {
+	case used != 0:
+		return token, registry.ErrTokenUsed
+	case !t.now.Before(token.ExpiresAt):
+		return token, registry.ErrTokenExpired
+	}
+	if err := t.exec(`UPDATE registry_join_tokens SET used_at = ? WHERE hash = ?`, max(1, t.now.Unix()), hash[:]); err != nil {
+		return token, fmt.Errorf("use join token: %w", err)
+	}
+	return token, nil
+}
+
+// PruneJoinTokens forgets tokens that expired before the given time, used or
+// not, and says how many.
+func (t *Tx) PruneJoinTokens(before time.Time) (int64, error) {
+	r, err := t.tx.ExecContext(t.ctx, `DELETE FROM registry_join_tokens WHERE expires_at < ?`, before.Unix())
+	if err != nil {
+		return 0, fmt.Errorf("prune join tokens: %w", err)
+	}
+	return r.RowsAffected()
+}
