@@ -1,0 +1,252 @@
+package bundle
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/util"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/internal/strictjson"
+)
+
+// MaxDataDepth bounds the nesting of data documents.
+const MaxDataDepth = 64
+
+// Data merges the data files: one in directory a/b is data.a.b, as in an OPA
+// bundle. Two files may not give the same value. It also checks who may define
+// what: data.services and data.guardrails are made of rules, data.system is
+// OPA's, and of data.writ only services and break_glass are a publisher's.
+func (c Content) Data() (map[string]any, []policy.Problem) {
+	m := merger{root: map[string]any{}, origin: map[string]string{}}
+	for _, f := range c {
+		if f.IsData() {
+			m.file(f)
+		}
+	}
+	return m.root, m.problems
+}
+
+type merger struct {
+	root     map[string]any
+	origin   map[string]string // file of each merged path
+	problems []policy.Problem
+}
+
+func (m *merger) fail(f File, at []string, code, format string, args ...any) {
+	p := policy.Problem{File: f.Path, Code: code, Message: fmt.Sprintf(format, args...)}
+	p.Line, p.Column = locate(f.Content, at)
+	m.problems = append(m.problems, p)
+}
+
+func (m *merger) file(f File) {
+	value, problem := parseData(f)
+	if problem != nil {
+		m.problems = append(m.problems, *problem)
+		return
+	}
+	object, ok := value.(map[string]any)
+	if !ok {
+		m.fail(f, nil, policy.ProblemParse, "want an object at the top")
+		return
+	}
+	if d := depth(object); d > MaxDataDepth {
+		m.fail(f, nil, policy.ProblemLimit, "nested deeper than %d", MaxDataDepth)
+		return
+	}
+	var prefix []string
+	if dir := path.Dir(f.Path); dir != "." {
+		prefix = strings.Split(dir, "/")
+	}
+	for i := len(prefix) - 1; i >= 0; i-- {
+		object = map[string]any{prefix[i]: object}
+	}
+	if !m.mayDefine(f, len(prefix), object) {
+		return
+	}
+	m.merge(f, m.root, object, nil, len(prefix))
+}
+
+// mayDefine checks the roots. skip is how many leading names are directories
+// and not in the file.
+func (m *merger) mayDefine(f File, skip int, object map[string]any) bool {
+	ok := true
+	refuse := func(at []string, why string) {
+		m.fail(f, at[min(skip, len(at)):], policy.ProblemCatalogue, "data.%s: %s", strings.Join(at, "."), why)
+		ok = false
+	}
+	for _, name := range slices.Sorted(maps.Keys(object)) {
+		switch name {
+		case "services", "guardrails":
+			refuse([]string{name}, "is made of rules; data may not define it (the catalogue is data.writ.services)")
+		case "system":
+			refuse([]string{name}, "is reserved")
+		case "writ":
+			writ, isObject := object[name].(map[string]any)
+			if !isObject {
+				refuse([]string{name}, "want an object")
+			}
+			for _, sub := range slices.Sorted(maps.Keys(writ)) {
+				if sub != "services" && sub != "break_glass" {
+					refuse([]string{name, sub}, "is reserved; only services and break_glass are data of a publisher")
+				}
+			}
+		}
+	}
+	return ok
+}
+
+func (m *merger) merge(f File, into, from map[string]any, at []string, skip int) {
+	for _, name := range slices.Sorted(maps.Keys(from)) {
+		here := append(slices.Clone(at), name)
+		have, exists := into[name]
+		haveObject, isObject := have.(map[string]any)
+		fromObject, fromIsObject := from[name].(map[string]any)
+		switch {
+		case !exists:
+			into[name] = from[name]
+			m.origin[strings.Join(here, "\x00")] = f.Path
+		case isObject && fromIsObject:
+			m.merge(f, haveObject, fromObject, here, skip)
+		default:
+			m.fail(f, here[min(skip, len(here)):], policy.ProblemParse, "data.%s is defined in %s, too",
+				strings.Join(here, "."), m.definedIn(here))
+		}
+	}
+}
+
+// definedIn is the file that gave the value at the path, or a value around it.
+func (m *merger) definedIn(at []string) string {
+	for n := len(at); n > 0; n-- {
+		if file, ok := m.origin[strings.Join(at[:n], "\x00")]; ok {
+			return file
+		}
+	}
+	return "another data file"
+}
+
+// parseData reads a data file as the signature's hash does, so that what is
+// signed is what is used, and refuses what that reading is lax about.
+func parseData(f File) (any, *policy.Problem) {
+	fail := func(line, column int, message string) *policy.Problem {
+		return &policy.Problem{File: f.Path, Line: line, Column: column, Code: policy.ProblemParse, Message: message}
+	}
+	if path.Ext(f.Path) == ".json" {
+		_, err := strictjson.Decode(f.Content, MaxDataDepth)
+		var where *strictjson.Error
+		if errors.As(err, &where) {
+			return nil, fail(where.Line, where.Column, where.Message)
+		}
+	} else {
+		dec := yaml.NewDecoder(bytes.NewReader(f.Content))
+		var v, second any
+		if err := dec.Decode(&v); err != nil { // Finds duplicate keys and alias bombs.
+			line, message := yamlError(err)
+			return nil, fail(line, 0, message)
+		}
+		if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
+			return nil, fail(0, 0, "a second document: put everything into one")
+		}
+	}
+	var value any
+	if err := util.Unmarshal(f.Content, &value); err != nil {
+		return nil, fail(0, 0, err.Error())
+	}
+	return value, nil
+}
+
+func yamlError(err error) (int, string) {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	var typed *yaml.TypeError
+	if errors.As(err, &typed) && len(typed.Errors) > 0 {
+		text = typed.Errors[0]
+	}
+	var line int
+	if _, scanErr := fmt.Sscanf(text, "line %d: ", &line); scanErr == nil {
+		_, text, _ = strings.Cut(text, ": ")
+	}
+	return line, text
+}
+
+func depth(v any) int {
+	deepest := 0
+	switch v := v.(type) {
+	case map[string]any:
+		for _, item := range v {
+			deepest = max(deepest, depth(item))
+		}
+	case []any:
+		for _, item := range v {
+			deepest = max(deepest, depth(item))
+		}
+	default:
+		return 0
+	}
+	return deepest + 1
+}
+
+// locate finds the line and column of the key at the path, or of its nearest
+// enclosing key. JSON is YAML enough for this.
+func locate(text []byte, at []string) (line, column int) {
+	var doc yaml.Node
+	if len(at) == 0 || yaml.Unmarshal(text, &doc) != nil || len(doc.Content) == 0 {
+		return 1, 1
+	}
+	line, column = 1, 1
+	node := doc.Content[0]
+	for _, name := range at {
+		next := (*yaml.Node)(nil)
+		for i := 0; node.Kind == yaml.MappingNode && i+1 < len(node.Content); i += 2 {
+			if node.Content[i].Value == name {
+				line, column, next = node.Content[i].Line, node.Content[i].Column, node.Content[i+1]
+			}
+		}
+		if next == nil {
+			break
+		}
+		node = next
+	}
+	return line, column
+}
+
+// Locate finds which data file defines the path, and where.
+func (c Content) Locate(at ...string) (file string, line, column int) {
+	for _, f := range c {
+		if !f.IsData() {
+			continue
+		}
+		rest := at
+		if dir := path.Dir(f.Path); dir != "." {
+			prefix := strings.Split(dir, "/")
+			if len(prefix) > len(at) || !slices.Equal(prefix, at[:len(prefix)]) {
+				continue
+			}
+			rest = at[len(prefix):]
+		}
+		if value, problem := parseData(f); problem == nil && has(value, rest) {
+			line, column = locate(f.Content, rest)
+			return f.Path, line, column
+		}
+	}
+	return "", 0, 0
+}
+
+func has(value any, at []string) bool {
+	for _, name := range at {
+		object, ok := value.(map[string]any)
+		if !ok {
+			return false
+		}
+		if value, ok = object[name]; !ok {
+			return false
+		}
+	}
+	return true
+}

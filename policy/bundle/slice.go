@@ -1,0 +1,228 @@
+package bundle
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/policy"
+)
+
+// Slice is the part of a revision that one workload needs: the rules and
+// catalogue entries of the services that have its SPIFFE ID, all guardrails
+// and shared packages, and the data.
+type Slice struct {
+	Revision policy.Revision
+	// Activated is when the control plane put the revision in force.
+	Activated time.Time
+	SPIFFEID  spiffeid.ID
+	Services  []string
+	Content   Content
+}
+
+// manifest is the .manifest of a slice. What the slice is stands in it, and so
+// under the signature.
+type manifest struct {
+	Revision    string    `json:"revision"`
+	Roots       []string  `json:"roots"`
+	RegoVersion int       `json:"rego_version"`
+	Metadata    sliceMeta `json:"metadata"`
+}
+
+type sliceMeta struct {
+	Writ sliceInfo `json:"writ"`
+}
+
+type sliceInfo struct {
+	Epoch        uint64   `json:"epoch"`
+	Number       uint64   `json:"number"`
+	SourceDigest string   `json:"source_digest"`
+	Services     []string `json:"services"`
+	SPIFFEID     string   `json:"spiffe_id"`
+	// Nanoseconds since the Unix epoch, as text: readers of JSON may round a
+	// number of this size.
+	Activated int64 `json:"activated,string"`
+}
+
+// SliceConfig says what to cut.
+type SliceConfig struct {
+	Revision  policy.Revision
+	Activated time.Time
+	SPIFFEID  spiffeid.ID
+}
+
+// Cut takes from a content without problems the slice of a SPIFFE ID. A
+// workload that is no service gets the guardrails and an empty catalogue.
+func Cut(c Content, cfg SliceConfig) (*Slice, error) {
+	data, problems := c.Data()
+	cat, more := c.Catalogue(data)
+	if problems = append(problems, more...); len(problems) > 0 {
+		return nil, policy.Refused(problems)
+	}
+	s := &Slice{Revision: cfg.Revision, Activated: cfg.Activated, SPIFFEID: cfg.SPIFFEID, Services: []string{}}
+	for _, name := range slices.Sorted(maps.Keys(cat.Services)) {
+		if slices.Contains(cat.Services[name].SPIFFEIDs, cfg.SPIFFEID.String()) {
+			s.Services = append(s.Services, name)
+		}
+	}
+	for _, f := range c {
+		if !f.IsModule() || f.IsTest() {
+			continue
+		}
+		service, err := moduleService(f)
+		if err != nil {
+			return nil, err
+		}
+		if service == "" || slices.Contains(s.Services, service) {
+			s.Content = append(s.Content, f)
+		}
+	}
+	doc, err := json.Marshal(sliceData(data, s.Services))
+	if err != nil {
+		return nil, fmt.Errorf("cut slice of %s: %w", cfg.SPIFFEID, err)
+	}
+	s.Content = append(s.Content, File{"data.json", doc})
+	slices.SortFunc(s.Content, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	return s, nil
+}
+
+// moduleService is the service whose rules the module holds, "" for none.
+func moduleService(f File) (string, error) {
+	module, err := ast.ParseModuleWithOpts(f.Path, string(f.Content), ast.ParserOptions{RegoVersion: ast.RegoV1, SkipRules: true})
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", f.Path, err)
+	}
+	return ServiceOf(module.Package.Path), nil
+}
+
+// ServiceOf is the service of a package data.services[name], "" for others.
+func ServiceOf(pkg ast.Ref) string {
+	if len(pkg) < 3 || !pkg[1].Equal(ast.StringTerm("services")) {
+		return ""
+	}
+	name, _ := pkg[2].Value.(ast.String)
+	return string(name)
+}
+
+// sliceData is data with only the given services in data.writ.
+func sliceData(data map[string]any, services []string) map[string]any {
+	out := maps.Clone(data)
+	writ, _ := data["writ"].(map[string]any)
+	keep := func(kind string, wanted func(name string, entry map[string]any) bool) map[string]any {
+		kept := map[string]any{}
+		entries, _ := writ[kind].(map[string]any)
+		for name, value := range entries {
+			if entry, _ := value.(map[string]any); wanted(name, entry) {
+				kept[name] = value
+			}
+		}
+		return kept
+	}
+	out["writ"] = map[string]any{
+		"services": keep("services", func(name string, _ map[string]any) bool { return slices.Contains(services, name) }),
+		"break_glass": keep("break_glass", func(_ string, entry map[string]any) bool {
+			service, _ := entry["service"].(string)
+			return slices.Contains(services, service)
+		}),
+	}
+	return out
+}
+
+// Seal signs the slice with the decision key and writes it as an OPA bundle.
+func (s *Slice) Seal(key crypto.Signer) ([]byte, error) {
+	m, err := json.Marshal(manifest{
+		Revision:    s.Revision.String(),
+		Roots:       []string{""},
+		RegoVersion: 1,
+		Metadata: sliceMeta{sliceInfo{
+			Epoch: s.Revision.Epoch, Number: s.Revision.Number, SourceDigest: hex.EncodeToString(s.Revision.Digest[:]),
+			Services: s.Services, SPIFFEID: s.SPIFFEID.String(), Activated: s.Activated.UnixNano(),
+		}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("seal slice: %w", err)
+	}
+	files := append(Content{{manifestFile, m}}, s.Content...)
+	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	signatures, err := files.Sign(key, ScopeSlice)
+	if err != nil {
+		return nil, fmt.Errorf("seal slice: %w", err)
+	}
+	return files.Archive(signatures)
+}
+
+// OpenSlice verifies a sealed slice for the workload id: signed as a slice by
+// one of keys, made for id, and with no service that is not id's. It does not
+// judge the age; compare Revision with what is in force.
+func OpenSlice(data []byte, keys Keys, id spiffeid.ID) (*Slice, error) {
+	a, err := ReadArchive(data)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.Verify(keys, ScopeSlice); err != nil {
+		return nil, err
+	}
+	s, err := readManifest(a.Content)
+	if err != nil {
+		return nil, fmt.Errorf("policy slice: .manifest: %w", err)
+	}
+	if s.SPIFFEID != id {
+		return nil, fmt.Errorf("policy slice is for %s, not for %s", s.SPIFFEID, id)
+	}
+	docs, problems := s.Content.Data()
+	cat, more := s.Content.Catalogue(docs)
+	if problems = append(problems, more...); len(problems) > 0 {
+		return nil, policy.Refused(problems)
+	}
+	for name, service := range cat.Services {
+		if !slices.Contains(service.SPIFFEIDs, id.String()) {
+			return nil, fmt.Errorf("policy slice holds service %s, which is not a service of %s", name, id)
+		}
+	}
+	if want := slices.Sorted(maps.Keys(cat.Services)); !slices.Equal(want, s.Services) {
+		return nil, fmt.Errorf("policy slice names services %v and holds %v", s.Services, want)
+	}
+	return s, nil
+}
+
+func readManifest(c Content) (*Slice, error) {
+	raw, ok := c.File(manifestFile)
+	if !ok {
+		return nil, errors.New("missing")
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	var m manifest
+	if err := dec.Decode(&m); err != nil {
+		return nil, err
+	}
+	info := m.Metadata.Writ
+	digest, err := hex.DecodeString(info.SourceDigest)
+	if err != nil || len(digest) != 32 {
+		return nil, errors.New("source_digest is not a SHA-256")
+	}
+	if info.Epoch == 0 || info.Number == 0 {
+		return nil, errors.New("no revision")
+	}
+	id, err := spiffeid.FromString(info.SPIFFEID)
+	if err != nil {
+		return nil, err
+	}
+	return &Slice{
+		Revision:  policy.Revision{Epoch: info.Epoch, Number: info.Number, Digest: [32]byte(digest)},
+		Activated: time.Unix(0, info.Activated).UTC(),
+		SPIFFEID:  id,
+		Services:  info.Services,
+		Content:   slices.DeleteFunc(slices.Clone(c), func(f File) bool { return f.Path == manifestFile }),
+	}, nil
+}

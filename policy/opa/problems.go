@@ -1,0 +1,102 @@
+package opa
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/internal/nearmiss"
+)
+
+func newReader(data []byte) io.Reader { return bytes.NewReader(data) }
+
+func (l *loader) fail(file string, at *ast.Location, code, format string, args ...any) {
+	p := policy.Problem{File: file, Code: code, Message: fmt.Sprintf(format, args...)}
+	if at != nil {
+		p.File, p.Line, p.Column = at.File, at.Row, at.Col
+	}
+	l.problems = append(l.problems, p)
+}
+
+func comparePlace(a, b policy.Problem) int {
+	return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+}
+
+// problemsOf says of OPA's errors where they are and, for a word that is
+// nearly right, which one is.
+func problemsOf(err error) []policy.Problem {
+	var list ast.Errors
+	var one *ast.Error
+	switch {
+	case errors.As(err, &list):
+	case errors.As(err, &one):
+		list = ast.Errors{one}
+	default:
+		return []policy.Problem{{Code: policy.ProblemParse, Message: err.Error()}}
+	}
+	list.Sort()
+	// Recursion through the root rule is reported in our modules as well; the
+	// publisher can only mend his own.
+	theirs := slices.DeleteFunc(slices.Clone(list), func(e *ast.Error) bool {
+		return e.Location != nil && strings.HasPrefix(e.Location.File, ownPrefix)
+	})
+	if len(theirs) > 0 {
+		list = theirs
+	}
+	problems := make([]policy.Problem, len(list))
+	for i, e := range list {
+		p := policy.Problem{Code: policy.ProblemType, Message: e.Message + hint(e)}
+		if e.Code == ast.ParseErr {
+			p.Code = policy.ProblemParse
+		}
+		if e.Location != nil {
+			p.File, p.Line, p.Column = e.Location.File, e.Location.Row, e.Location.Col
+		}
+		problems[i] = p
+	}
+	return problems
+}
+
+func hint(e *ast.Error) string {
+	if invalid, ok := e.Details.(*ast.RefErrInvalidDetail); ok && invalid.Pos < len(invalid.Ref) {
+		var known []string
+		for _, v := range invalid.OneOf {
+			if s, ok := v.(ast.String); ok {
+				known = append(known, string(s))
+			}
+		}
+		if got, ok := invalid.Ref[invalid.Pos].Value.(ast.String); ok && len(known) > 0 {
+			return nearmiss.Hint(string(got), known)
+		}
+		return ""
+	}
+	if e.Code == ast.TypeErr && e.Details != nil {
+		lines := e.Details.Lines()
+		for i := range lines {
+			lines[i] = strings.Join(strings.Fields(lines[i]), " ")
+		}
+		return ": " + strings.Join(lines, ", ")
+	}
+	if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok {
+		if slices.Contains(outside[:], name) {
+			return ": policy decides by its input alone and may not use it"
+		}
+		var known []string
+		for _, b := range capabilities().Builtins {
+			if near := b.Name; strings.Contains(near, ".") == strings.Contains(name, ".") {
+				known = append(known, near)
+			}
+		}
+		if near := nearmiss.Hint(name, known); strings.HasPrefix(near, ": did") {
+			return near
+		}
+	}
+	return ""
+}
