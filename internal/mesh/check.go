@@ -89,6 +89,8 @@ func (c *checker) name(i int) {
 		c.fail(key, "%q: want lower-case letters, digits, '-', '_' and '.', a letter or digit at both ends, at most 63", name)
 	case name == NoCaller:
 		c.fail(key, "%q means a caller without an SVID", name)
+	case name == "writd" || name == "writ-agent":
+		c.fail(key, "%q is a program of Writ itself", name)
 	case slices.Contains(c.names, name):
 		c.fail(key, "%q is the name of two services", name)
 	default:

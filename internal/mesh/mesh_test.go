@@ -113,6 +113,7 @@ func TestRefused(t *testing.T) {
 		{"unknown key", "    command: [pay]", "    comand: [pay]", `m:16:5: services[2].comand: unknown key: did you mean "command"?`},
 		{"name twice", "name: me", "name: web", `m:20:11: services[3].name: "web" is the name of two services`},
 		{"name none", "name: me", "name: none", `m:20:11: services[3].name: "none" means a caller without an SVID`},
+		{"name of ours", "name: me", "name: writd", `m:20:11: services[3].name: "writd" is a program of Writ itself`},
 		{"name with slash", "name: me", "name: a/b", `m:20:11: services[3].name: "a/b": want lower-case letters, digits, '-', '_' and '.', a letter or digit at both ends, at most 63`},
 		{"dots for a name", "name: me", "name: ..", `m:20:11: services[3].name: "..": want lower-case`},
 		{"command and address", "    address: 127.0.0.1:9001", "    address: 127.0.0.1:9001\n    command: [shop]", `m:11:14: services[1].address: command is given too: a service is either run here or found at an address`},
