@@ -38,11 +38,13 @@ type Peer struct {
 // NewPeer describes a connection from addr over TLS, whose peer proved id by
 // one of chains. Without chains the peer has no identity.
 func NewPeer(addr string, state tls.ConnectionState, id spiffeid.ID, chains [][]*x509.Certificate) *Peer {
-	p := &Peer{
-		TLSVersion:  tls.VersionName(state.Version),
-		KeyExchange: state.CurveID.String(),
-		SNI:         state.ServerName,
-		ALPN:        state.NegotiatedProtocol,
+	p := &Peer{SNI: state.ServerName, ALPN: state.NegotiatedProtocol}
+	// A handshake that failed early has agreed on neither.
+	if state.Version != 0 {
+		p.TLSVersion = tls.VersionName(state.Version)
+	}
+	if state.CurveID != 0 {
+		p.KeyExchange = state.CurveID.String()
 	}
 	p.IP, p.Port = Address(addr)
 	if len(chains) == 0 || len(chains[0]) == 0 {

@@ -121,7 +121,7 @@ func (v headerValues) Get(name string) []string {
 // Each implements policy.Values.
 func (v headerValues) Each(f func(name string, values []string) bool) {
 	for name, values := range v.h {
-		if Reserved(name) {
+		if len(values) == 0 || Reserved(name) {
 			continue
 		}
 		if !f(strings.ToLower(name), values) {

@@ -1,0 +1,105 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/proxy/http1"
+	"github.com/writ-dev/writ/proxy/http2"
+	"github.com/writ-dev/writ/proxy/mtls"
+)
+
+// PoolConfig is what a Pool is made of.
+type PoolConfig struct {
+	// Address of the other sidecar, host:port.
+	Address string
+	// Peer is the SPIFFE ID that it must prove.
+	Peer   spiffeid.ID
+	Source mtls.Source
+	// Timeout bounds connecting and the handshake together; 10 s when 0.
+	Timeout time.Duration
+	Now     func() time.Time
+}
+
+// Pool sends requests to one service over mutual TLS, HTTP/2 for those that
+// came by HTTP/2 and HTTP/1.1 for the others. It is an http.RoundTripper; the
+// URL of a request has scheme https.
+type Pool struct {
+	cfg     PoolConfig
+	dialer  net.Dialer
+	http1   *tls.Config
+	http2   *tls.Config
+	current atomic.Pointer[generation]
+}
+
+// generation is the connections made with one SVID.
+type generation struct{ http1, http2 *http.Transport }
+
+// NewPool makes a pool without connections.
+func NewPool(cfg PoolConfig) *Pool {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	p := &Pool{cfg: cfg}
+	client := func(protocol string) *tls.Config {
+		return mtls.Client(mtls.ClientConfig{Source: cfg.Source, Peer: cfg.Peer, Protocols: []string{protocol}, Now: cfg.Now})
+	}
+	p.http1, p.http2 = client(mtls.HTTP1), client(mtls.HTTP2)
+	p.current.Store(p.generation())
+	return p
+}
+
+func (p *Pool) generation() *generation {
+	return &generation{
+		http1: http1.NewTransport(http1.TransportConfig{Dial: p.dialWith(p.http1), TLS: true}),
+		http2: http2.NewTransport(http2.TransportConfig{Dial: p.dialWith(p.http2), TLS: true}),
+	}
+}
+
+func (p *Pool) dialWith(cfg *tls.Config) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+		defer cancel()
+		raw, err := p.dialer.DialContext(ctx, "tcp", p.cfg.Address)
+		if err != nil {
+			return nil, fmt.Errorf("connect to %s: %w", p.cfg.Address, err)
+		}
+		conn := tls.Client(raw, cfg)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			raw.Close()
+			return nil, fmt.Errorf("TLS with %s at %s: %w", p.cfg.Peer, p.cfg.Address, err)
+		}
+		return conn, nil
+	}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (p *Pool) RoundTrip(r *http.Request) (*http.Response, error) {
+	g := p.current.Load()
+	if r.ProtoMajor == 2 {
+		return g.http2.RoundTrip(r)
+	}
+	return g.http1.RoundTrip(r)
+}
+
+// Retire is called when the SVID or the bundle has changed. Requests that
+// begin afterwards use connections made with the new one; old connections are
+// closed when their requests have ended.
+func (p *Pool) Retire() { p.current.Swap(p.generation()).closeIdle() }
+
+// CloseIdle closes the connections that carry no request.
+func (p *Pool) CloseIdle() { p.current.Load().closeIdle() }
+
+// closeIdle also makes net/http close, instead of keep, a connection whose
+// request ends later.
+func (g *generation) closeIdle() {
+	g.http1.CloseIdleConnections()
+	g.http2.CloseIdleConnections()
+}
