@@ -1,6 +1,12 @@
 package agent
 
-import "time"
+import (
+	"errors"
+	"net"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
 
 // Config is the configuration file of writ-agent.
 type Config struct {
@@ -37,4 +43,44 @@ func Default() Config {
 		MaxConnectionsPerUID: 256,
 		MaxStreamsPerUID:     1024,
 	}
+}
+
+// Validate finds what cannot work. at makes an error at a key of the file, as
+// strictyaml.Position does.
+func (c *Config) Validate(at func(key, format string, args ...any) error) error {
+	var errs []error
+	fail := func(key, format string, args ...any) { errs = append(errs, at(key, format, args...)) }
+	if c.TrustDomain == "" {
+		fail("trust_domain", "required")
+	} else if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
+		fail("trust_domain", "%v", err)
+	}
+	if host, port, err := net.SplitHostPort(c.ServerAddress); err != nil || host == "" || port == "" {
+		fail("server_address", "want host:port, got %q", c.ServerAddress)
+	}
+	if c.TrustBundle != "" && c.InsecureBootstrap {
+		fail("insecure_bootstrap", "contradicts trust_bundle: leave one out")
+	}
+	if c.DataDir == "" {
+		fail("data_dir", "required: the agent's own SVID is kept there")
+	}
+	if c.Socket == "" {
+		fail("socket", "required: workloads connect to it")
+	}
+	if c.SyncInterval < 100*time.Millisecond || c.SyncInterval > time.Hour {
+		fail("sync_interval", "want 100ms to 1h, got %v", c.SyncInterval)
+	}
+	if c.MaxConnectionsPerUID < 1 {
+		fail("max_connections_per_uid", "want at least 1, got %d", c.MaxConnectionsPerUID)
+	}
+	if c.MaxStreamsPerUID < 1 {
+		fail("max_streams_per_uid", "want at least 1, got %d", c.MaxStreamsPerUID)
+	}
+	if c.Admin != "" {
+		host, _, err := net.SplitHostPort(c.Admin)
+		if ip := net.ParseIP(host); err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			fail("admin", "want a loopback address with a port, as in 127.0.0.1:9092, got %q", c.Admin)
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -8,6 +8,7 @@
 package workload
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -100,3 +101,8 @@ func NewBundle(td spiffeid.TrustDomain, authorities []*x509.Certificate, jwt map
 
 // TrustDomain is whose bundle it is.
 func (b *Bundle) TrustDomain() spiffeid.TrustDomain { return b.trustDomain }
+
+// Equal tells whether two bundles recognise the same.
+func (b *Bundle) Equal(other *Bundle) bool {
+	return b.trustDomain == other.trustDomain && bytes.Equal(b.x509, other.x509) && bytes.Equal(b.jwks, other.jwks)
+}

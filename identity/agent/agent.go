@@ -1,0 +1,127 @@
+// Package agent is the part of a node agent that speaks to the issuer: it
+// proves the node, fetches the entries the node is entitled to, and keeps a
+// fresh SVID for each. It works with any issuer that speaks SPIRE's server API,
+// and is a workload.Source.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/identity"
+)
+
+// ErrBanned is returned by Run when the issuer has banned this agent. Starting
+// again does not help until an administrator deletes the agent there.
+var ErrBanned = errors.New("the issuer has banned this agent")
+
+// ErrNoToken is returned by Run when the node must be attested and there is no
+// join token that was not used before.
+var ErrNoToken = errors.New("no join token")
+
+// Options are what an Agent needs beside its configuration file.
+type Options struct {
+	// Token returns the join token there is now, or "".
+	Token func() (string, error)
+	Log   *slog.Logger
+	// Dial connects to the issuer; TCP if nil.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// Agent keeps SVIDs for the workloads of one node.
+type Agent struct {
+	cfg      Config
+	opt      Options
+	td       spiffeid.TrustDomain
+	issuerID spiffeid.ID
+	log      *slog.Logger
+
+	keep  *keep
+	self  self
+	link  *link
+	cache *cache
+	jwt   *tokens
+
+	// kick asks for a sync now.
+	kick     chan struct{}
+	ready    chan struct{}
+	watching atomic.Bool
+	// postedSerial is of the bundle that the issuer was last told of.
+	postedSerial uint64
+
+	stats struct {
+		syncs, syncErrors, signed, signErrors, renewals, jwtSigned atomic.Uint64
+		lastSync                                                   atomic.Int64
+	}
+}
+
+// New returns an Agent for a valid configuration. It opens the data directory
+// and connects to nothing.
+func New(cfg Config, opt Options) (*Agent, error) {
+	td, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("trust domain: %w", err)
+	}
+	a := &Agent{
+		cfg: cfg, opt: opt, td: td, issuerID: identity.IssuerID(td), log: opt.Log,
+		cache: newCache(), jwt: newTokens(),
+		kick:  make(chan struct{}, 1),
+		ready: make(chan struct{}),
+	}
+	if a.keep, err = openKeep(cfg.DataDir); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	a.link = newLink(func(l *link) (*session, error) { return a.dial(l, a.mutualTLS()) })
+	return a, nil
+}
+
+// Ready is closed once the entries are known and their SVIDs signed.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// Status is a look at an Agent.
+type Status struct {
+	// ID and Expires are of the agent's own SVID.
+	ID      spiffeid.ID
+	Expires time.Time
+	// Entries the node is entitled to, and how many of them have a valid SVID.
+	Entries, SVIDs int
+	// LastSync is when the entries were last known to be current.
+	LastSync time.Time
+	// Watching tells that the issuer pushes changes.
+	Watching bool
+
+	Syncs, SyncErrors, Signed, SignErrors, Renewals, JWTSigned uint64
+}
+
+// Status returns the present state.
+func (a *Agent) Status() Status {
+	s := Status{
+		Watching: a.watching.Load(),
+		Syncs:    a.stats.syncs.Load(), SyncErrors: a.stats.syncErrors.Load(),
+		Signed: a.stats.signed.Load(), SignErrors: a.stats.signErrors.Load(),
+		Renewals: a.stats.renewals.Load(), JWTSigned: a.stats.jwtSigned.Load(),
+	}
+	if at := a.stats.lastSync.Load(); at != 0 {
+		s.LastSync = time.Unix(0, at)
+	}
+	if own := a.self.svid.Load(); own != nil {
+		s.ID, s.Expires = own.ID, own.Certificates[0].NotAfter
+	}
+	s.Entries, s.SVIDs = a.cache.count(time.Now())
+	return s
+}
+
+// syncNow asks for a sync without waiting for it.
+func (a *Agent) syncNow() {
+	select {
+	case a.kick <- struct{}{}:
+	default: // one is already asked for
+	}
+}

@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/identity/attest/jointoken"
+)
+
+// load takes up what was kept. It returns false where the node must be attested
+// because there is no SVID that is still valid.
+func (a *Agent) load() (bool, error) {
+	bundle, err := a.keep.bundle(a.td)
+	if err != nil {
+		return false, fmt.Errorf("kept trust bundle: %w", err)
+	}
+	svid, err := a.keep.svid()
+	if err != nil {
+		return false, fmt.Errorf("kept SVID: %w", err)
+	}
+	if bundle == nil || bundle.Empty() || svid == nil {
+		return false, nil
+	}
+	if svid.ID.TrustDomain() != a.td {
+		return false, fmt.Errorf("kept SVID is of %s, but the trust domain is now %s: give the agent another data directory", svid.ID, a.td)
+	}
+	a.self.bundle.Store(bundle)
+	if _, _, err := x509svid.Verify(svid.Certificates, bundle); err != nil {
+		a.log.Info("kept SVID cannot be used", "spiffe_id", svid.ID.String(), "error", err)
+		return false, nil
+	}
+	a.self.svid.Store(svid)
+	return true, nil
+}
+
+// freshToken returns a join token that this agent has not used.
+func (a *Agent) freshToken() (string, error) {
+	token, err := a.opt.Token()
+	if err != nil {
+		return "", err
+	}
+	if token == "" {
+		return "", fmt.Errorf("%w: create one (policyctl token create) and give it as a file or in %s", ErrNoToken, jointoken.Env)
+	}
+	used, err := a.keep.tokenUsed(token)
+	if err != nil {
+		return "", err
+	}
+	if used {
+		return "", fmt.Errorf("%w: the one given was used by this agent before, and works once: create another (policyctl token create)", ErrNoToken)
+	}
+	return token, nil
+}
+
+// attest proves the node with a join token and becomes an agent. It changes
+// nothing unless all of it succeeds.
+func (a *Agent) attest(ctx context.Context, token string) error {
+	config, shown, err := a.bootstrapTLS()
+	if err != nil {
+		return err
+	}
+	l := newLink(func(l *link) (*session, error) { return a.dial(l, config) })
+	defer l.close()
+	var svid *x509svid.SVID
+	var bundle *bundle
+	err = l.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
+		key, csr, err := newKey()
+		if err != nil {
+			return err
+		}
+		result, err := exchange(ctx, agentv1.NewAgentClient(cc), token, csr)
+		if err != nil {
+			return err
+		}
+		// The token is used up, whatever comes now.
+		if err := a.keep.markTokenUsed(token); err != nil {
+			return err
+		}
+		reply, err := bundlev1.NewBundleClient(cc).GetBundle(ctx, &bundlev1.GetBundleRequest{})
+		if err != nil {
+			return fmt.Errorf("get trust bundle: %w", err)
+		}
+		if bundle, err = parseBundle(reply, a.td); err != nil {
+			return err
+		}
+		if svid, err = acceptSVID(result.Svid, key, spiffeid.ID{}, bundle.x509); err != nil {
+			return fmt.Errorf("the SVID given to the agent: %w", err)
+		}
+		return shown(bundle.x509)
+	})
+	if err != nil {
+		if d := l.distrusted(); d != nil {
+			return d
+		}
+		return err
+	}
+	if want := spiffeid.RequireFromPath(a.td, "/spire/agent").String() + "/"; !strings.HasPrefix(svid.ID.String(), want) {
+		return fmt.Errorf("the issuer calls the agent %s, which is not an agent's ID (%s…)", svid.ID, want)
+	}
+	if err := errors.Join(a.keep.saveBundle(bundle.x509), a.keep.saveSVID(svid)); err != nil {
+		return fmt.Errorf("keep SVID: %w", err)
+	}
+	a.self.bundle.Store(bundle.x509)
+	a.self.set(svid)
+	a.link.replace(nil)
+	a.log.Info("node attested", "spiffe_id", agentName(svid.ID), "expires", svid.Certificates[0].NotAfter)
+	return nil
+}
+
+// agentName is an agent's ID without the token that it may be made of: used up,
+// but still nothing for a log.
+func agentName(id spiffeid.ID) string {
+	prefix := "/spire/agent/" + jointoken.Type + "/"
+	if token, ok := strings.CutPrefix(id.Path(), prefix); ok {
+		return spiffeid.RequireFromPath(id.TrustDomain(), prefix+hashToken(token)[:12]).String() + " (token hashed)"
+	}
+	return id.String()
+}
+
+// exchange is AttestAgent: the token, and nothing else, since a join token knows
+// no challenge.
+func exchange(ctx context.Context, client agentv1.AgentClient, token string, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := client.AttestAgent(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("attest: %w", err)
+	}
+	// Of a stream that has ended, Recv tells why and Send does not.
+	_ = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
+		Data:   jointoken.Data(token),
+		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
+	}}})
+	reply, err := stream.Recv()
+	if err != nil {
+		return nil, fmt.Errorf("attest: %w", err)
+	}
+	result := reply.GetResult()
+	if result == nil {
+		return nil, errors.New("attest: the issuer wants a challenge answered, which a join token cannot")
+	}
+	return result, stream.CloseSend()
+}
+
+// bootstrapTLS verifies the issuer against the configured bundle and the one
+// kept, and without either, if that is allowed, not at all. shown checks what
+// the issuer showed against the bundle that it then gave.
+func (a *Agent) bootstrapTLS() (config *tls.Config, shown func(*x509bundle.Bundle) error, err error) {
+	roots, err := a.bootstrapBundle()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !roots.Empty() {
+		return a.issuerTLS(roots), func(*x509bundle.Bundle) error { return nil }, nil
+	}
+	if !a.cfg.InsecureBootstrap {
+		return nil, nil, errors.New("no trust bundle: give the issuer's (trust_bundle), or for an experiment trust whoever answers (insecure_bootstrap)")
+	}
+	a.log.Warn("trusting the issuer that answers first: anybody in between could be it", "server", a.cfg.ServerAddress)
+	var peer []*x509.Certificate
+	config = &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, // asked for by insecure_bootstrap
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			peer = cs.PeerCertificates
+			return nil
+		},
+	}
+	return config, func(b *x509bundle.Bundle) error {
+		return a.issuerTLS(b).VerifyConnection(tls.ConnectionState{PeerCertificates: peer})
+	}, nil
+}
+
+func (a *Agent) bootstrapBundle() (*x509bundle.Bundle, error) {
+	roots := x509bundle.New(a.td)
+	if a.cfg.TrustBundle != "" {
+		configured, err := x509bundle.Load(a.td, a.cfg.TrustBundle)
+		if err != nil {
+			return nil, fmt.Errorf("trust bundle: %w", err)
+		}
+		if configured.Empty() {
+			return nil, fmt.Errorf("trust bundle: no certificate in %s", a.cfg.TrustBundle)
+		}
+		roots.SetX509Authorities(configured.X509Authorities())
+	}
+	// The kept one came from the issuer itself, and may be newer than the file.
+	if kept := a.self.bundle.Load(); kept != nil {
+		for _, cert := range kept.X509Authorities() {
+			roots.AddX509Authority(cert)
+		}
+	}
+	return roots, nil
+}

@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity/workload"
+)
+
+// bundle is a trust bundle in the two forms in which it is needed.
+type bundle struct {
+	x509   *x509bundle.Bundle
+	served *workload.Bundle
+	serial uint64
+}
+
+// parseBundle takes a bundle whole or not at all.
+func parseBundle(b *types.Bundle, want spiffeid.TrustDomain) (*bundle, error) {
+	td, err := spiffeid.TrustDomainFromString(b.GetTrustDomain())
+	if err != nil || td != want {
+		return nil, fmt.Errorf("trust bundle of %s: the issuer sent one of %q", want, b.GetTrustDomain())
+	}
+	var certs []*x509.Certificate
+	for i, a := range b.X509Authorities {
+		parsed, err := x509.ParseCertificates(a.Asn1)
+		if err != nil || len(parsed) == 0 {
+			return nil, fmt.Errorf("trust bundle of %s: X.509 authority %d: not a certificate", td, i)
+		}
+		certs = append(certs, parsed...)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("trust bundle of %s: no X.509 authority", td)
+	}
+	keys := map[string]crypto.PublicKey{}
+	for _, k := range b.JwtAuthorities {
+		if k.ExpiresAt != 0 && time.Now().Unix() >= k.ExpiresAt {
+			continue
+		}
+		key, err := x509.ParsePKIXPublicKey(k.PublicKey)
+		if err != nil {
+			return nil, fmt.Errorf("trust bundle of %s: JWT authority %q: %w", td, k.KeyId, err)
+		}
+		keys[k.KeyId] = key
+	}
+	served, err := workload.NewBundle(td, certs, keys)
+	if err != nil {
+		return nil, err
+	}
+	return &bundle{x509: x509bundle.FromX509Authorities(td, certs), served: served, serial: b.SequenceNumber}, nil
+}
+
+// fetchBundle gets the bundle of the own trust domain, keeps it and puts it into
+// force.
+func (a *Agent) fetchBundle(ctx context.Context) (serial uint64, err error) {
+	var b *bundle
+	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
+		reply, err := bundlev1.NewBundleClient(cc).GetBundle(ctx, &bundlev1.GetBundleRequest{})
+		if err != nil {
+			return err
+		}
+		b, err = parseBundle(reply, a.td)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("get trust bundle: %w", err)
+	}
+	if old := a.self.bundle.Load(); old == nil || !old.Equal(b.x509) {
+		if err := a.keep.saveBundle(b.x509); err != nil {
+			return 0, fmt.Errorf("keep trust bundle: %w", err)
+		}
+		a.self.bundle.Store(b.x509)
+		a.log.Info("trust bundle changed", "serial", b.serial, "x509_authorities", len(b.x509.X509Authorities()))
+	}
+	a.cache.setBundle(b.served)
+	return b.serial, nil
+}
+
+// fetchFederated gets the bundles of the trust domains that entries federate
+// with. One that cannot be had is left as it was; it must not hold up the rest.
+func (a *Agent) fetchFederated(ctx context.Context) {
+	got := map[spiffeid.TrustDomain]*workload.Bundle{}
+	for _, td := range a.cache.federatesWith() {
+		err := a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
+			reply, err := bundlev1.NewBundleClient(cc).GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: td.Name()})
+			switch status.Code(err) {
+			case codes.OK:
+			case codes.NotFound, codes.Unimplemented:
+				got[td] = nil
+				return nil
+			default:
+				return err
+			}
+			b, err := parseBundle(reply, td)
+			if err != nil {
+				a.log.Error("federated bundle refused", "error", err)
+				return nil
+			}
+			got[td] = b.served
+			return nil
+		})
+		if err != nil {
+			a.log.Warn("federated bundle not fetched", "trust_domain", td.Name(), "error", err)
+		}
+	}
+	a.cache.setFederated(got)
+}

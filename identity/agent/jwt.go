@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"golang.org/x/sync/singleflight"
+	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/identity/workload"
+)
+
+// maxTokens is how many JWT-SVIDs are kept. Callers choose audiences, so there
+// has to be an end.
+const maxTokens = 1024
+
+// tokens keeps JWT-SVIDs until half of their life.
+type tokens struct {
+	flight singleflight.Group
+
+	mu   sync.Mutex
+	kept map[string]token
+}
+
+type token struct {
+	entryID string
+	svid    string
+	expires time.Time
+	renew   time.Time
+}
+
+func newTokens() *tokens { return &tokens{kept: map[string]token{}} }
+
+// JWTSVID implements workload.Source.
+func (a *Agent) JWTSVID(ctx context.Context, id *workload.Identity, audience []string) (string, error) {
+	audience = slices.Compact(slices.Sorted(slices.Values(audience)))
+	key := strings.Join(append([]string{id.EntryID, id.ID.String()}, audience...), "\x00")
+	old, ok := a.jwt.get(key)
+	if ok && time.Now().Before(old.renew) {
+		return old.svid, nil
+	}
+	// Callers that want the same token share one call. It is not any single
+	// caller's to cancel; the link bounds it.
+	result := a.jwt.flight.DoChan(key, func() (any, error) {
+		return a.newJWTSVID(context.WithoutCancel(ctx), key, id, audience)
+	})
+	select {
+	case r := <-result:
+		if r.Err == nil {
+			return r.Val.(string), nil
+		}
+		// Half of its life is left to find an issuer that answers.
+		if ok && time.Now().Before(old.expires) {
+			a.log.Warn("JWT-SVID not renewed, the one there is still valid", "spiffe_id", id.ID.String(), "error", r.Err)
+			return old.svid, nil
+		}
+		return "", r.Err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identity, audience []string) (string, error) {
+	var reply *svidv1.NewJWTSVIDResponse
+	err := a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
+		reply, err = svidv1.NewSVIDClient(cc).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: id.EntryID, Audience: audience})
+		return err
+	})
+	if err != nil {
+		// It may be that the issuer does not know the entry any more, or us.
+		a.syncNow()
+		return "", fmt.Errorf("new JWT-SVID for %s: %w", id.ID, err)
+	}
+	text := reply.GetSvid().GetToken()
+	svid, err := jwtsvid.ParseInsecure(text, audience)
+	if err == nil && svid.ID != id.ID {
+		err = fmt.Errorf("it is of %s", svid.ID)
+	}
+	now := time.Now()
+	if err == nil && !now.Before(svid.Expiry) {
+		err = errors.New("it has expired")
+	}
+	if err != nil {
+		return "", fmt.Errorf("JWT-SVID from the issuer for %s: %w", id.ID, err)
+	}
+	a.stats.jwtSigned.Add(1)
+	a.jwt.put(key, token{entryID: id.EntryID, svid: text, expires: svid.Expiry, renew: now.Add(svid.Expiry.Sub(now) / 2)})
+	return text, nil
+}
+
+func (t *tokens) get(key string) (token, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tok, ok := t.kept[key]
+	return tok, ok
+}
+
+func (t *tokens) put(key string, tok token) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.kept) >= maxTokens {
+		now := time.Now()
+		for k, old := range t.kept {
+			if !now.Before(old.renew) {
+				delete(t.kept, k)
+			}
+		}
+	}
+	if len(t.kept) >= maxTokens {
+		clear(t.kept)
+	}
+	t.kept[key] = tok
+}
+
+// forget drops the tokens of entries that are gone.
+func (t *tokens) forget(entries []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k, tok := range t.kept {
+		if slices.Contains(entries, tok.entryID) {
+			delete(t.kept, k)
+		}
+	}
+}

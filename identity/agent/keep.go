@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// Files of the data directory.
+const (
+	svidFile   = "agent.pem"  // private key and X509-SVID in one, so that they always fit
+	bundleFile = "bundle.pem" // trust bundle as last received
+	usedFile   = "token-used" // SHA-256 of the join tokens that are used up
+)
+
+// keep is what outlives the process, so that a restart needs no join token.
+type keep struct{ dir string }
+
+func openKeep(dir string) (*keep, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid != os.Geteuid() {
+		return nil, fmt.Errorf("%s belongs to uid %d, not to this process (uid %d)", dir, uid, os.Geteuid())
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("others can write %s (mode %04o): chmod 700", dir, info.Mode().Perm())
+	}
+	return &keep{dir: dir}, nil
+}
+
+// svid returns the kept SVID, or nil where there is none.
+func (k *keep) svid() (*x509svid.SVID, error) {
+	path := filepath.Join(k.dir, svidFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	svid, err := parseSVIDFile(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return svid, nil
+}
+
+// parseSVIDFile reads a private key and certificates, PEM, in any order.
+func parseSVIDFile(data []byte) (*x509svid.SVID, error) {
+	var certs, key []byte
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "PRIVATE KEY" {
+			key = block.Bytes
+		} else if block.Type == "CERTIFICATE" {
+			certs = append(certs, block.Bytes...)
+		}
+	}
+	return x509svid.ParseRaw(certs, key)
+}
+
+func (k *keep) saveSVID(svid *x509svid.SVID) error {
+	certs, key, err := svid.Marshal()
+	if err != nil {
+		return err
+	}
+	return k.write(svidFile, append(key, certs...))
+}
+
+// bundle returns the kept trust bundle, or nil where there is none.
+func (k *keep) bundle(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	path := filepath.Join(k.dir, bundleFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := x509bundle.Parse(td, data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return b, nil
+}
+
+func (k *keep) saveBundle(b *x509bundle.Bundle) error {
+	data, err := b.Marshal()
+	if err != nil {
+		return err
+	}
+	return k.write(bundleFile, data)
+}
+
+// tokenUsed tells whether this agent used the token up before. To present it
+// again would raise an alarm at the issuer.
+func (k *keep) tokenUsed(token string) (bool, error) {
+	data, err := os.ReadFile(filepath.Join(k.dir, usedFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return strings.Contains(string(data), hashToken(token)), err
+}
+
+// maxUsed is how many used tokens are remembered.
+const maxUsed = 32
+
+func (k *keep) markTokenUsed(token string) error {
+	data, err := os.ReadFile(filepath.Join(k.dir, usedFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	lines := strings.Fields(string(data))
+	lines = append(lines[max(0, len(lines)-maxUsed+1):], hashToken(token))
+	return k.write(usedFile, []byte(strings.Join(lines, "\n")+"\n"))
+}
+
+func hashToken(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
+}
+
+// write replaces a file so that after a crash it is the old or the new one.
+func (k *keep) write(name string, data []byte) (err error) {
+	path := filepath.Join(k.dir, name)
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	f, err := os.CreateTemp(k.dir, "."+name+"-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(k.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

@@ -1,0 +1,294 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/identity/attest/unix"
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/identity/keys"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/internal/peercred"
+	"github.com/writ-dev/writ/internal/sqldb"
+	"github.com/writ-dev/writ/internal/unixsock"
+)
+
+var td = spiffeid.RequireTrustDomainFromString("example.org")
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// realIssuer is the issuer as writd runs it.
+type realIssuer struct {
+	t      *testing.T
+	addr   string
+	bundle string // file
+	admin  *grpc.ClientConn
+	ca     *ca.CA
+}
+
+func startIssuer(t *testing.T, life time.Duration) *realIssuer {
+	t.Helper()
+	ctx := t.Context()
+	db, err := sqldb.OpenSQLite(ctx, filepath.Join(t.TempDir(), "writ.db"))
+	must(t, err)
+	t.Cleanup(func() { db.Close() })
+	store, err := sqlstore.Open(ctx, db, time.Now)
+	must(t, err)
+	emit := func(context.Context, identity.Act) error { return nil }
+	authority, err := ca.Open(ctx, ca.Config{TrustDomain: td, Keys: &keys.Memory{}, Journal: store, Emit: emit, X509SVIDLife: life})
+	must(t, err)
+	iss, err := issuer.New(issuer.Config{TrustDomain: td, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6})
+	must(t, err)
+	tlsServer, adminServer := grpc.NewServer(iss.ServerOptions()...), grpc.NewServer()
+	iss.Register(tlsServer, issuer.TLSCaller)
+	iss.Register(adminServer, func(context.Context) (issuer.Caller, error) { return issuer.LocalCaller(0), nil })
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	local, err := unixsock.Listen(socket)
+	must(t, err)
+	runCtx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = iss.Run(runCtx) })
+	wg.Go(func() { _ = tlsServer.Serve(tcp) })
+	wg.Go(func() { _ = adminServer.Serve(local) })
+	r := &realIssuer{t: t, addr: tcp.Addr().String(), bundle: filepath.Join(t.TempDir(), "bundle.pem"), ca: authority}
+	r.admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(t, err)
+	t.Cleanup(func() {
+		r.admin.Close()
+		stop()
+		tlsServer.Stop()
+		adminServer.Stop()
+		wg.Wait()
+	})
+	bundle, _ := authority.Bundle()
+	must(t, os.WriteFile(r.bundle, bundle.PEM(), 0o600))
+	return r
+}
+
+func (r *realIssuer) token(alias string) string {
+	r.t.Helper()
+	tok, err := agentv1.NewAgentClient(r.admin).CreateJoinToken(r.t.Context(), &agentv1.CreateJoinTokenRequest{AgentId: pbID(alias)})
+	must(r.t, err)
+	return tok.Value
+}
+
+func (r *realIssuer) create(path, parent string, selectors ...string) string {
+	r.t.Helper()
+	e := &types.Entry{SpiffeId: pbID(path), ParentId: pbID(parent)}
+	for _, s := range selectors {
+		e.Selectors = append(e.Selectors, &types.Selector{Type: "unix", Value: s})
+	}
+	resp, err := entryv1.NewEntryClient(r.admin).BatchCreateEntry(r.t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e}})
+	must(r.t, err)
+	if resp.Results[0].Status.Code != 0 {
+		r.t.Fatal(resp.Results[0].Status)
+	}
+	return resp.Results[0].Entry.Id
+}
+
+func (r *realIssuer) remove(id string) {
+	r.t.Helper()
+	_, err := entryv1.NewEntryClient(r.admin).BatchDeleteEntry(r.t.Context(), &entryv1.BatchDeleteEntryRequest{Ids: []string{id}})
+	must(r.t, err)
+}
+
+func pbID(path string) *types.SPIFFEID { return &types.SPIFFEID{TrustDomain: td.Name(), Path: path} }
+
+// node is an agent with its Workload API.
+type node struct {
+	agent  *agent.Agent
+	socket string
+	stop   func() error
+	done   chan error // gets what Run returned
+}
+
+func startNode(t *testing.T, cfg agent.Config, token string) *node {
+	t.Helper()
+	a, err := agent.New(cfg, agent.Options{
+		Token: func() (string, error) { return token, nil },
+		Log:   slog.New(slog.DiscardHandler),
+	})
+	must(t, err)
+	attestor := unix.New(unix.Config{Log: slog.New(slog.DiscardHandler)})
+	s, err := workload.NewServer(workload.Config{
+		Source: a, MaxConnectionsPerUID: 100, MaxStreamsPerUID: 100, Log: slog.New(slog.DiscardHandler),
+		Attest: func(ctx context.Context, p peercred.Peer) ([]string, error) { return attestor.Attest(ctx, p, a.Asked) },
+	})
+	must(t, err)
+	ln, err := unixsock.Listen(cfg.Socket, unixsock.Public())
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(ln) })
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	n := &node{agent: a, socket: "unix://" + unixsock.Path(cfg.Socket), done: done}
+	n.stop = sync.OnceValue(func() error {
+		cancel()
+		err := <-done
+		s.Stop(ctx)
+		serving.Wait()
+		return err
+	})
+	t.Cleanup(func() { n.stop() })
+	select {
+	case <-a.Ready():
+	case err := <-done:
+		done <- err
+		t.Fatalf("agent ended: %v", err)
+	}
+	return n
+}
+
+func config(t *testing.T, r *realIssuer) agent.Config {
+	cfg := agent.Default()
+	cfg.TrustDomain, cfg.ServerAddress, cfg.TrustBundle = td.Name(), r.addr, r.bundle
+	cfg.DataDir, cfg.Socket = filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "w", "api.sock")
+	return cfg
+}
+
+func myUID() string { return "uid:" + strconv.Itoa(os.Getuid()) }
+
+func TestTokenToWorkload(t *testing.T) {
+	r := startIssuer(t, time.Hour)
+	r.create("/svc/web", "/node/n1", myUID())
+	exe, err := os.Executable()
+	must(t, err)
+	api := r.create("/svc/api", "/node/n1", myUID(), "path:"+exe)
+	r.create("/svc/other", "/node/n1", "uid:54321")
+	r.create("/svc/elsewhere", "/node/n2", myUID())
+	n := startNode(t, config(t, r), r.token("/node/n1"))
+
+	ctx := t.Context()
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr(n.socket))
+	must(t, err)
+	defer client.Close()
+	svids, err := client.FetchX509SVIDs(ctx)
+	must(t, err)
+	got := map[string]bool{}
+	for _, s := range svids {
+		got[s.ID.Path()] = true
+	}
+	if len(got) != 2 || !got["/svc/web"] || !got["/svc/api"] {
+		t.Fatalf("got %v, want /svc/web and /svc/api", got)
+	}
+	token, err := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "a", Subject: spiffeid.RequireFromPath(td, "/svc/web")})
+	must(t, err)
+	if _, err := client.ValidateJWTSVID(ctx, token.Marshal(), "a"); err != nil {
+		t.Error(err)
+	}
+
+	// What is taken away and added is pushed.
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClient(client), workloadapi.WithDefaultX509SVIDPicker(newest))
+	must(t, err)
+	defer source.Close()
+	r.remove(api)
+	for pathOf(t, source) != "/svc/web" {
+		<-source.Updated()
+	}
+	r.create("/svc/zeta", "/node/n1", myUID())
+	for pathOf(t, source) != "/svc/zeta" {
+		<-source.Updated()
+	}
+}
+
+// A restart needs no token, and a token that was used is not tried again.
+func TestRestart(t *testing.T) {
+	r := startIssuer(t, time.Hour)
+	r.create("/svc/web", "/node/n1", myUID())
+	cfg := config(t, r)
+	token := r.token("/node/n1")
+	n := startNode(t, cfg, token)
+	first := n.agent.Status().ID
+	must(t, n.stop())
+	n = startNode(t, cfg, "")
+	if id := n.agent.Status().ID; id != first {
+		t.Errorf("after the restart the agent is %s, was %s", id, first)
+	}
+	must(t, n.stop())
+	must(t, os.Remove(filepath.Join(cfg.DataDir, "agent.pem")))
+	a, err := agent.New(cfg, agent.Options{Token: func() (string, error) { return token, nil }, Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	if err := a.Run(t.Context()); !errors.Is(err, agent.ErrNoToken) {
+		t.Errorf("with the used token: %v, want ErrNoToken", err)
+	}
+	// A new token makes it another agent of the same node.
+	n = startNode(t, cfg, r.token("/node/n1"))
+	if id := n.agent.Status().ID; id == first {
+		t.Error("a new token made the same agent")
+	}
+	source, err := workloadapi.NewX509Source(t.Context(), workloadapi.WithClientOptions(workloadapi.WithAddr(n.socket)))
+	must(t, err)
+	defer source.Close()
+	if got := pathOf(t, source); got != "/svc/web" {
+		t.Errorf("the workload is %s", got)
+	}
+}
+
+func TestBanned(t *testing.T) {
+	r := startIssuer(t, time.Hour)
+	n := startNode(t, config(t, r), r.token("/node/n1"))
+	id := n.agent.Status().ID
+	_, err := agentv1.NewAgentClient(r.admin).BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: &types.SPIFFEID{TrustDomain: id.TrustDomain().Name(), Path: id.Path()}})
+	must(t, err)
+	// Nothing else ends the run.
+	if err := <-n.done; !errors.Is(err, agent.ErrBanned) {
+		t.Errorf("run ended with %v, want ErrBanned", err)
+	}
+	n.done <- nil
+}
+
+// Ten-second SVIDs: a go-spiffe client sees three serials, one agent identity
+// renews meanwhile, and no gap.
+func TestShortLives(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes the time of three renewals")
+	}
+	r := startIssuer(t, 10*time.Second)
+	r.create("/svc/web", "/node/n1", myUID())
+	n := startNode(t, config(t, r), r.token("/node/n1"))
+	source, err := workloadapi.NewX509Source(t.Context(), workloadapi.WithClientOptions(workloadapi.WithAddr(n.socket)))
+	must(t, err)
+	defer source.Close()
+	serials := map[string]bool{}
+	for len(serials) < 3 {
+		svid, err := source.GetX509SVID()
+		must(t, err)
+		if left := time.Until(svid.Certificates[0].NotAfter); left <= 0 {
+			t.Fatalf("served %v after its expiry", -left)
+		}
+		serials[svid.Certificates[0].SerialNumber.String()] = true
+		<-source.Updated()
+	}
+	if n.agent.Status().Renewals == 0 {
+		t.Error("the agent's own SVID was not renewed")
+	}
+}

@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity/watchv1"
+)
+
+const (
+	// unwatchedRetry is when to ask an issuer again that has no EntryWatch: it
+	// may have been upgraded.
+	unwatchedRetry = 5 * time.Minute
+	// watchedFactor is how much more rarely entries are polled while changes
+	// are pushed. It finds connections that are dead without having ended.
+	watchedFactor = 12
+)
+
+// watch asks for a sync whenever the issuer says that something changed, until
+// ctx is done.
+func (a *Agent) watch(ctx context.Context) {
+	var wait backoff
+	for ctx.Err() == nil {
+		err := a.watchOnce(ctx, wait.reset)
+		a.watching.Store(false)
+		delay := wait.next()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case status.Code(err) == codes.Unimplemented:
+			a.log.Debug("the issuer does not push changes: polling", "interval", a.cfg.SyncInterval)
+			delay = unwatchedRetry
+		default:
+			// Without the watch it is time to poll again, and the reason may
+			// be that this agent is not wanted any more.
+			a.log.Debug("watch on entries ended", "error", err)
+			a.syncNow()
+		}
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+	}
+}
+
+// watchOnce follows one stream. The first message comes at once, and asks for a
+// sync like every other: what changed between two streams is in it.
+func (a *Agent) watchOnce(ctx context.Context, works func()) error {
+	s, err := a.link.take()
+	if err != nil {
+		return err
+	}
+	defer a.link.release(s)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The stream belongs to its connection: when that is replaced, by a new
+	// SVID, the stream must move on.
+	defer context.AfterFunc(s.ctx, cancel)()
+	stream, err := watchv1.NewEntryWatchClient(s).Watch(ctx, &watchv1.WatchRequest{})
+	if err != nil {
+		return err
+	}
+	for {
+		change, err := stream.Recv()
+		if err != nil {
+			return fmt.Errorf("watch entries: %w", err)
+		}
+		works()
+		a.watching.Store(true)
+		a.log.Debug("change announced", "revision", change.Revision, "bundle", change.Bundle)
+		a.syncNow()
+	}
+}
