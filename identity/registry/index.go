@@ -88,6 +88,26 @@ func (w *Watch) Close() {
 	drop(w.x.watches, w.agent, w)
 }
 
+// Watched reports whether the agent is being told of changes: it is connected.
+func (x *Index) Watched(agent spiffeid.ID) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.watches[agent]) > 0
+}
+
+// Alias is the name of the node that the agent runs on, by which entries
+// outlive it; the zero ID when it has none.
+func (x *Index) Alias(agent spiffeid.ID) spiffeid.ID {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, e := range x.byParent[agent] {
+		if e.IsAlias() {
+			return e.SPIFFEID
+		}
+	}
+	return spiffeid.ID{}
+}
+
 // Revision is the registry's revision; the channel is closed when it grows.
 func (x *Index) Revision() (uint64, <-chan struct{}) {
 	x.mu.RLock()
