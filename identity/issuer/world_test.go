@@ -67,6 +67,7 @@ type world struct {
 	addr   string
 	file   string // the database
 	admin  *grpc.ClientConn
+	stop   context.CancelFunc // ends the issuer's Run
 
 	mu     sync.Mutex
 	acts   []identity.Act
@@ -101,6 +102,7 @@ func newWorld(t testing.TB, options ...option) *world {
 
 func (w *world) serve() {
 	runCtx, stop := context.WithCancel(context.Background())
+	w.stop = stop
 	tlsServer := grpc.NewServer(w.issuer.ServerOptions()...)
 	w.issuer.Register(tlsServer, issuer.TLSCaller)
 	adminServer := grpc.NewServer()
