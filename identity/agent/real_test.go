@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,25 +15,17 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
-	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/identity/agent/agenttest"
 	"github.com/writ-dev/writ/identity/attest/unix"
-	"github.com/writ-dev/writ/identity/ca"
-	"github.com/writ-dev/writ/identity/issuer"
-	"github.com/writ-dev/writ/identity/keys"
-	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/workload"
 	"github.com/writ-dev/writ/internal/peercred"
-	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/unixsock"
 )
 
-var td = spiffeid.RequireTrustDomainFromString("example.org")
+var td = agenttest.TrustDomain
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -42,85 +33,6 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
-
-// realIssuer is the issuer as writd runs it.
-type realIssuer struct {
-	t      *testing.T
-	addr   string
-	bundle string // file
-	admin  *grpc.ClientConn
-	ca     *ca.CA
-}
-
-func startIssuer(t *testing.T, life time.Duration) *realIssuer {
-	t.Helper()
-	ctx := t.Context()
-	db, err := sqldb.OpenSQLite(ctx, filepath.Join(t.TempDir(), "writ.db"))
-	must(t, err)
-	t.Cleanup(func() { db.Close() })
-	store, err := sqlstore.Open(ctx, db, time.Now)
-	must(t, err)
-	emit := func(context.Context, identity.Act) error { return nil }
-	authority, err := ca.Open(ctx, ca.Config{TrustDomain: td, Keys: &keys.Memory{}, Journal: store, Emit: emit, X509SVIDLife: life})
-	must(t, err)
-	iss, err := issuer.New(issuer.Config{TrustDomain: td, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6})
-	must(t, err)
-	tlsServer, adminServer := grpc.NewServer(iss.ServerOptions()...), grpc.NewServer()
-	iss.Register(tlsServer, issuer.TLSCaller)
-	iss.Register(adminServer, func(context.Context) (issuer.Caller, error) { return issuer.LocalCaller(0), nil })
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	socket := filepath.Join(t.TempDir(), "admin.sock")
-	local, err := unixsock.Listen(socket)
-	must(t, err)
-	runCtx, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = iss.Run(runCtx) })
-	wg.Go(func() { _ = tlsServer.Serve(tcp) })
-	wg.Go(func() { _ = adminServer.Serve(local) })
-	r := &realIssuer{t: t, addr: tcp.Addr().String(), bundle: filepath.Join(t.TempDir(), "bundle.pem"), ca: authority}
-	r.admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(t, err)
-	t.Cleanup(func() {
-		r.admin.Close()
-		stop()
-		tlsServer.Stop()
-		adminServer.Stop()
-		wg.Wait()
-	})
-	bundle, _ := authority.Bundle()
-	must(t, os.WriteFile(r.bundle, bundle.PEM(), 0o600))
-	return r
-}
-
-func (r *realIssuer) token(alias string) string {
-	r.t.Helper()
-	tok, err := agentv1.NewAgentClient(r.admin).CreateJoinToken(r.t.Context(), &agentv1.CreateJoinTokenRequest{AgentId: pbID(alias)})
-	must(r.t, err)
-	return tok.Value
-}
-
-func (r *realIssuer) create(path, parent string, selectors ...string) string {
-	r.t.Helper()
-	e := &types.Entry{SpiffeId: pbID(path), ParentId: pbID(parent)}
-	for _, s := range selectors {
-		e.Selectors = append(e.Selectors, &types.Selector{Type: "unix", Value: s})
-	}
-	resp, err := entryv1.NewEntryClient(r.admin).BatchCreateEntry(r.t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e}})
-	must(r.t, err)
-	if resp.Results[0].Status.Code != 0 {
-		r.t.Fatal(resp.Results[0].Status)
-	}
-	return resp.Results[0].Entry.Id
-}
-
-func (r *realIssuer) remove(id string) {
-	r.t.Helper()
-	_, err := entryv1.NewEntryClient(r.admin).BatchDeleteEntry(r.t.Context(), &entryv1.BatchDeleteEntryRequest{Ids: []string{id}})
-	must(r.t, err)
-}
-
-func pbID(path string) *types.SPIFFEID { return &types.SPIFFEID{TrustDomain: td.Name(), Path: path} }
 
 // node is an agent with its Workload API.
 type node struct {
@@ -168,9 +80,9 @@ func startNode(t *testing.T, cfg agent.Config, token string) *node {
 	return n
 }
 
-func config(t *testing.T, r *realIssuer) agent.Config {
+func config(t *testing.T, r *agenttest.Issuer) agent.Config {
 	cfg := agent.Default()
-	cfg.TrustDomain, cfg.ServerAddress, cfg.TrustBundle = td.Name(), r.addr, r.bundle
+	cfg.TrustDomain, cfg.ServerAddress, cfg.TrustBundle = td.Name(), r.Address, r.Bundle
 	cfg.DataDir, cfg.Socket = filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "w", "api.sock")
 	return cfg
 }
@@ -178,14 +90,14 @@ func config(t *testing.T, r *realIssuer) agent.Config {
 func myUID() string { return "uid:" + strconv.Itoa(os.Getuid()) }
 
 func TestTokenToWorkload(t *testing.T) {
-	r := startIssuer(t, time.Hour)
-	r.create("/svc/web", "/node/n1", myUID())
+	r := agenttest.Start(t, time.Hour)
+	r.Create("/svc/web", "/node/n1", myUID())
 	exe, err := os.Executable()
 	must(t, err)
-	api := r.create("/svc/api", "/node/n1", myUID(), "path:"+exe)
-	r.create("/svc/other", "/node/n1", "uid:54321")
-	r.create("/svc/elsewhere", "/node/n2", myUID())
-	n := startNode(t, config(t, r), r.token("/node/n1"))
+	api := r.Create("/svc/api", "/node/n1", myUID(), "path:"+exe)
+	r.Create("/svc/other", "/node/n1", "uid:54321")
+	r.Create("/svc/elsewhere", "/node/n2", myUID())
+	n := startNode(t, config(t, r), r.Token("/node/n1"))
 
 	ctx := t.Context()
 	client, err := workloadapi.New(ctx, workloadapi.WithAddr(n.socket))
@@ -210,11 +122,11 @@ func TestTokenToWorkload(t *testing.T) {
 	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClient(client), workloadapi.WithDefaultX509SVIDPicker(newest))
 	must(t, err)
 	defer source.Close()
-	r.remove(api)
+	r.Delete(api)
 	for pathOf(t, source) != "/svc/web" {
 		<-source.Updated()
 	}
-	r.create("/svc/zeta", "/node/n1", myUID())
+	r.Create("/svc/zeta", "/node/n1", myUID())
 	for pathOf(t, source) != "/svc/zeta" {
 		<-source.Updated()
 	}
@@ -222,10 +134,10 @@ func TestTokenToWorkload(t *testing.T) {
 
 // A restart needs no token, and a token that was used is not tried again.
 func TestRestart(t *testing.T) {
-	r := startIssuer(t, time.Hour)
-	r.create("/svc/web", "/node/n1", myUID())
+	r := agenttest.Start(t, time.Hour)
+	r.Create("/svc/web", "/node/n1", myUID())
 	cfg := config(t, r)
-	token := r.token("/node/n1")
+	token := r.Token("/node/n1")
 	n := startNode(t, cfg, token)
 	first := n.agent.Status().ID
 	must(t, n.stop())
@@ -241,7 +153,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("with the used token: %v, want ErrNoToken", err)
 	}
 	// A new token makes it another agent of the same node.
-	n = startNode(t, cfg, r.token("/node/n1"))
+	n = startNode(t, cfg, r.Token("/node/n1"))
 	if id := n.agent.Status().ID; id == first {
 		t.Error("a new token made the same agent")
 	}
@@ -254,10 +166,10 @@ func TestRestart(t *testing.T) {
 }
 
 func TestBanned(t *testing.T) {
-	r := startIssuer(t, time.Hour)
-	n := startNode(t, config(t, r), r.token("/node/n1"))
+	r := agenttest.Start(t, time.Hour)
+	n := startNode(t, config(t, r), r.Token("/node/n1"))
 	id := n.agent.Status().ID
-	_, err := agentv1.NewAgentClient(r.admin).BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: &types.SPIFFEID{TrustDomain: id.TrustDomain().Name(), Path: id.Path()}})
+	_, err := agentv1.NewAgentClient(r.Admin).BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: &types.SPIFFEID{TrustDomain: id.TrustDomain().Name(), Path: id.Path()}})
 	must(t, err)
 	// Nothing else ends the run.
 	if err := <-n.done; !errors.Is(err, agent.ErrBanned) {
@@ -272,9 +184,9 @@ func TestShortLives(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes the time of three renewals")
 	}
-	r := startIssuer(t, 10*time.Second)
-	r.create("/svc/web", "/node/n1", myUID())
-	n := startNode(t, config(t, r), r.token("/node/n1"))
+	r := agenttest.Start(t, 10*time.Second)
+	r.Create("/svc/web", "/node/n1", myUID())
+	n := startNode(t, config(t, r), r.Token("/node/n1"))
 	source, err := workloadapi.NewX509Source(t.Context(), workloadapi.WithClientOptions(workloadapi.WithAddr(n.socket)))
 	must(t, err)
 	defer source.Close()

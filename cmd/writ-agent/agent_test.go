@@ -1,0 +1,227 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/identity/agent/agenttest"
+	"github.com/writ-dev/writ/internal/unixsock"
+)
+
+// notifications listens where a service manager would.
+func notifications(t *testing.T) *net.UnixConn {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "n")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return conn
+}
+
+func awaitNotification(t *testing.T, conn *net.UnixConn, want string) {
+	t.Helper()
+	buf := make([]byte, 4096)
+	for {
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(string(buf[:n]), want) {
+			return
+		}
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func TestServe(t *testing.T) {
+	issuer := agenttest.Start(t, time.Hour)
+	issuer.Create("/svc/web", "/node/n1", fmt.Sprintf("uid:%d", os.Getuid()))
+	dir := t.TempDir()
+	socket, admin := filepath.Join(dir, "run", "agent.sock"), freePort(t)
+	file := filepath.Join(dir, "agent.yaml")
+	content := fmt.Sprintf("trust_domain: example.org\nserver_address: %s\ntrust_bundle: %s\ndata_dir: %s\nsocket: /overridden/by/flag\n",
+		issuer.Address, issuer.Bundle, filepath.Join(dir, "data"))
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	manager := notifications(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var stderr bytes.Buffer
+	code := make(chan int, 1)
+	go func() {
+		args := []string{"--config", file, "--socket", socket, "--admin", admin, "--join-token-file", "-", "--log-format", "json"}
+		code <- run(ctx, args, strings.NewReader(issuer.Token("/node/n1")+"\n"), io.Discard, &stderr)
+	}()
+	awaitNotification(t, manager, "READY=1")
+
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+unixsock.Path(socket))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	svid, err := source.GetX509SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := svid.ID.String(); got != "spiffe://example.org/svc/web" {
+		t.Errorf("SVID of %s", got)
+	}
+	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ok", "/metrics": "writ_agent_svids 1"} {
+		resp, err := http.Get("http://" + admin + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+			t.Errorf("%s answers %d without %q: %s", path, resp.StatusCode, want, body)
+		}
+	}
+	cancel()
+	awaitNotification(t, manager, "STOPPING=1")
+	if c := <-code; c != 0 {
+		t.Errorf("exit code %d: %s", c, stderr.String())
+	}
+	if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("the socket is still there")
+	}
+}
+
+func TestErrors(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	minimal := "trust_domain: example.org\ndata_dir: " + filepath.Join(dir, "data") + "\nsocket: " + filepath.Join(dir, "run", "s") + "\n"
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"nothing", nil, "trust_domain: required"},
+		{"unknown key", []string{"--config", write("a.yaml", "trustdomain: x\n")}, `a.yaml:1:1: trustdomain: unknown key: did you mean "trust_domain"?`},
+		{"bad value", []string{"--config", write("b.yaml", minimal+"sync_interval: 1ms\n")}, "b.yaml:4:16: sync_interval: want 100ms to 1h, got 1ms"},
+		{"bad flag value", []string{"--config", write("c.yaml", minimal), "--admin", "0.0.0.0:1"}, "admin: want a loopback address"},
+		{"no token", []string{"--config", write("d.yaml", minimal)}, "the node must be attested: no join token"},
+		{"log level", []string{"--log-level", "loud"}, "want debug, info, warn or error"},
+		{"token as an argument", []string{"--join-token", "abc"}, "unknown flag"},
+		{"argument", []string{"abc"}, `unknown command "abc"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Setenv("WRIT_JOIN_TOKEN", "")
+			var stdout, stderr bytes.Buffer
+			if code := run(t.Context(), tc.args, strings.NewReader(""), &stdout, &stderr); code != 1 {
+				t.Errorf("exit code %d", code)
+			}
+			if !strings.Contains(stderr.String(), tc.want) {
+				t.Errorf("stderr lacks %q: %s", tc.want, stderr.String())
+			}
+			if stdout.Len() > 0 {
+				t.Errorf("stdout: %s", stdout.String())
+			}
+		})
+	}
+}
+
+func TestNeedsBundle(t *testing.T) {
+	t.Setenv("WRIT_JOIN_TOKEN", "a-token")
+	dir := t.TempDir()
+	var stderr bytes.Buffer
+	args := []string{"--trust-domain", "example.org", "--data-dir", filepath.Join(dir, "data"), "--socket", filepath.Join(dir, "run", "s")}
+	if code := run(t.Context(), args, strings.NewReader(""), io.Discard, &stderr); code != 1 || !strings.Contains(stderr.String(), "no trust bundle") {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+}
+
+// Each key of the file has its flag, and the flag wins.
+func TestFlagsOverrideEveryField(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "agent.yaml")
+	content := "trust_domain: example.org\nserver_address: a:1\ntrust_bundle: b\ninsecure_bootstrap: false\njoin_token_file: t\n" +
+		"data_dir: d\nsocket: s\nsync_interval: 1s\nmax_connections_per_uid: 1\nmax_streams_per_uid: 1\nadmin: 127.0.0.1:1\n"
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var cfg agent.Config
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	configFlags(flags, &cfg)
+	want := agent.Config{
+		TrustDomain: "other.org", ServerAddress: "z:9", InsecureBootstrap: true, JoinTokenFile: "-", DataDir: "dd", Socket: "ss",
+		SyncInterval: 2 * time.Second, MaxConnectionsPerUID: 3, MaxStreamsPerUID: 4, Admin: "[::1]:5",
+	}
+	args := []string{"--trust-domain=other.org", "--server-address=z:9", "--trust-bundle=", "--insecure-bootstrap", "--join-token-file=-",
+		"--data-dir=dd", "--socket=ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--admin=[::1]:5"}
+	if err := flags.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	given := 0
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Changed {
+			given++
+		} else {
+			t.Errorf("--%s is not in this test", f.Name)
+		}
+	})
+	if err := load(&cfg, file, flags); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, cfg); diff != "" {
+		t.Errorf("configuration (-want +got):\n%s", diff)
+	}
+	if given != strings.Count(content, "\n") {
+		t.Errorf("%d flags for %d keys", given, strings.Count(content, "\n"))
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), []string{"completion", shell}, strings.NewReader(""), &stdout, &stderr); code != 0 || stdout.Len() == 0 {
+			t.Errorf("%s: exit code %d: %s", shell, code, stderr.String())
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	args := []string{"--check", "--trust-domain", "example.org", "--data-dir", "d", "--socket", "s"}
+	if code := run(t.Context(), args, strings.NewReader(""), &stdout, &stderr); code != 0 || stdout.String() != "configuration ok\n" {
+		t.Errorf("exit code %d, %q, %s", code, stdout.String(), stderr.String())
+	}
+	if _, err := os.Stat("d"); err == nil {
+		t.Error("--check made the data directory")
+	}
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc/codes"
+
+	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/identity/workload"
+)
+
+// metrics are few, and none is per workload: a node may have thousands.
+type metrics struct {
+	registry *prometheus.Registry
+	calls    *prometheus.CounterVec
+}
+
+func newMetrics(node *agent.Agent) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "writ_agent_workload_api_calls_total", Help: "Calls of the Workload API that ended, by method and status.",
+		}, []string{"method", "code"}),
+	}
+	m.registry.MustRegister(m.calls, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	gauge := func(name, help string, value func(agent.Status) float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_agent_" + name, Help: help},
+			func() float64 { return value(node.Status()) }))
+	}
+	counter := func(name, help string, value func(agent.Status) uint64) {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "writ_agent_" + name, Help: help},
+			func() float64 { return float64(value(node.Status())) }))
+	}
+	gauge("entries", "Entries that the node is entitled to.", func(s agent.Status) float64 { return float64(s.Entries) })
+	gauge("svids", "Entries with a valid X509-SVID.", func(s agent.Status) float64 { return float64(s.SVIDs) })
+	gauge("svid_expiry_timestamp_seconds", "When the agent's own SVID expires.", func(s agent.Status) float64 { return unixTime(s.Expires) })
+	gauge("last_sync_timestamp_seconds", "When the entries were last known to be current.", func(s agent.Status) float64 { return unixTime(s.LastSync) })
+	gauge("watching", "1 while the issuer pushes changes, 0 while entries are polled.", func(s agent.Status) float64 {
+		if s.Watching {
+			return 1
+		}
+		return 0
+	})
+	counter("syncs_total", "Syncs that succeeded.", func(s agent.Status) uint64 { return s.Syncs })
+	counter("sync_errors_total", "Syncs that failed.", func(s agent.Status) uint64 { return s.SyncErrors })
+	counter("svids_signed_total", "X509-SVIDs received.", func(s agent.Status) uint64 { return s.Signed })
+	counter("sign_errors_total", "Requests for X509-SVIDs that failed, in whole or in part.", func(s agent.Status) uint64 { return s.SignErrors })
+	counter("jwt_svids_signed_total", "JWT-SVIDs received.", func(s agent.Status) uint64 { return s.JWTSigned })
+	counter("renewals_total", "Renewals of the agent's own SVID.", func(s agent.Status) uint64 { return s.Renewals })
+	return m
+}
+
+func unixTime(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1e3
+}
+
+func (m *metrics) observe(method string, code codes.Code) {
+	m.calls.WithLabelValues(method[strings.LastIndexByte(method, '/')+1:], code.String()).Inc()
+}
+
+func (m *metrics) watch(api *workload.Server) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_agent_workload_api_connections", Help: "Open connections."},
+			func() float64 { return float64(api.Connections()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_agent_workload_api_streams", Help: "Calls being answered."},
+			func() float64 { return float64(api.Streams()) }),
+	)
+}
+
+// adminHandler serves /metrics, /healthz (the process answers) and /readyz (the
+// entries are known and their SVIDs signed).
+func adminHandler(node *agent.Agent, m *metrics) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-node.Ready():
+			fmt.Fprintln(w, "ok")
+		default:
+			http.Error(w, "entries are not known yet", http.StatusServiceUnavailable)
+		}
+	})
+	return mux
+}

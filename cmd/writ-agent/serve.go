@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/identity/attest/unix"
+	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/internal/peercred"
+	"github.com/writ-dev/writ/internal/unixsock"
+	"github.com/writ-dev/writ/internal/version"
+)
+
+// drainTime is what calls get to end at shutdown. Streams are ended at once.
+const drainTime = 3 * time.Second
+
+// serve runs the agent until ctx is done, or until it cannot go on.
+func serve(ctx context.Context, cfg agent.Config, token func() (string, error), log *slog.Logger) error {
+	log.Info("writ-agent starts", "version", version.String(), "trust_domain", cfg.TrustDomain, "server", cfg.ServerAddress)
+	node, err := agent.New(cfg, agent.Options{Token: token, Log: log})
+	if err != nil {
+		return err
+	}
+	attestor := unix.New(unix.Config{Log: log})
+	metrics := newMetrics(node)
+	api, err := workload.NewServer(workload.Config{
+		Source: node,
+		Attest: func(ctx context.Context, p peercred.Peer) ([]string, error) {
+			return attestor.Attest(ctx, p, node.Asked)
+		},
+		MaxConnectionsPerUID: cfg.MaxConnectionsPerUID,
+		MaxStreamsPerUID:     cfg.MaxStreamsPerUID,
+		Log:                  log,
+		Observe:              metrics.observe,
+	})
+	if err != nil {
+		return err
+	}
+	metrics.watch(api)
+	// The admin listener comes first: to fail on it before anything serves.
+	admin, err := listenAdmin(cfg.Admin)
+	if err != nil {
+		return err
+	}
+	socket, err := unixsock.Listen(cfg.Socket, unixsock.Public())
+	if err != nil {
+		if admin != nil {
+			admin.Close()
+		}
+		return err
+	}
+	log.Info("Workload API listens", "socket", unixsock.Path(cfg.Socket))
+
+	// Each part ends when run does: when the program is told to stop, or when
+	// one of them fails.
+	group, run := errgroup.WithContext(ctx)
+	// The agent ends last: calls that drain may still need the issuer.
+	nodeCtx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopNode()
+	group.Go(func() error { return api.Serve(socket) })
+	group.Go(func() error {
+		defer stopNode()
+		<-run.Done()
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		log.Info("writ-agent stops")
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		api.Stop(drain)
+		return nil
+	})
+	if admin != nil {
+		serveAdmin(group, run, admin, adminHandler(node, metrics))
+		log.Info("admin listens", "address", admin.Addr().String())
+	}
+	group.Go(func() error { return node.Run(nodeCtx) })
+	group.Go(func() error {
+		select {
+		case <-node.Ready():
+			s := node.Status()
+			log.Info("ready", "entries", s.Entries, "svids", s.SVIDs)
+			_, _ = daemon.SdNotify(false, fmt.Sprintf("%s\nSTATUS=serving %d entries", daemon.SdNotifyReady, s.Entries))
+		case <-run.Done():
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+func listenAdmin(address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	return ln, nil
+}
+
+func serveAdmin(group *errgroup.Group, run context.Context, ln net.Listener, handler http.Handler) {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	group.Go(func() error {
+		if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("admin: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-run.Done()
+		return server.Close()
+	})
+}

@@ -1,0 +1,124 @@
+// Package agenttest runs a real issuer for tests of agents: the one of writd,
+// on a loopback port, with SQLite and keys in memory.
+package agenttest
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/identity/keys"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/sqldb"
+	"github.com/writ-dev/writ/internal/unixsock"
+)
+
+// TrustDomain is the trust domain of every Issuer.
+var TrustDomain = spiffeid.RequireTrustDomainFromString("example.org")
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Issuer is an issuer as writd runs it.
+type Issuer struct {
+	Address string
+	Bundle  string // file with the trust bundle
+	Admin   *grpc.ClientConn
+
+	t testing.TB
+}
+
+// Start runs an issuer whose X509-SVIDs have the given life, until the test
+// ends.
+func Start(t testing.TB, life time.Duration) *Issuer {
+	t.Helper()
+	ctx := t.Context()
+	db, err := sqldb.OpenSQLite(ctx, filepath.Join(t.TempDir(), "writ.db"))
+	must(t, err)
+	t.Cleanup(func() { db.Close() })
+	store, err := sqlstore.Open(ctx, db, time.Now)
+	must(t, err)
+	emit := func(context.Context, identity.Act) error { return nil }
+	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &keys.Memory{}, Journal: store, Emit: emit, X509SVIDLife: life})
+	must(t, err)
+	iss, err := issuer.New(issuer.Config{TrustDomain: TrustDomain, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6})
+	must(t, err)
+	tlsServer, adminServer := grpc.NewServer(iss.ServerOptions()...), grpc.NewServer()
+	iss.Register(tlsServer, issuer.TLSCaller)
+	iss.Register(adminServer, func(context.Context) (issuer.Caller, error) { return issuer.LocalCaller(0), nil })
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	local, err := unixsock.Listen(socket)
+	must(t, err)
+	runCtx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = iss.Run(runCtx) })
+	wg.Go(func() { _ = tlsServer.Serve(tcp) })
+	wg.Go(func() { _ = adminServer.Serve(local) })
+	r := &Issuer{t: t, Address: tcp.Addr().String(), Bundle: filepath.Join(t.TempDir(), "bundle.pem")}
+	r.Admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(t, err)
+	t.Cleanup(func() {
+		r.Admin.Close()
+		stop()
+		tlsServer.Stop()
+		adminServer.Stop()
+		wg.Wait()
+	})
+	bundle, _ := authority.Bundle()
+	must(t, os.WriteFile(r.Bundle, bundle.PEM(), 0o600))
+	return r
+}
+
+// Token makes a join token for the node that has the alias.
+func (r *Issuer) Token(alias string) string {
+	r.t.Helper()
+	tok, err := agentv1.NewAgentClient(r.Admin).CreateJoinToken(r.t.Context(), &agentv1.CreateJoinTokenRequest{AgentId: id(alias)})
+	must(r.t, err)
+	return tok.Value
+}
+
+// Create makes an entry with unix selectors and returns its id.
+func (r *Issuer) Create(path, parent string, selectors ...string) string {
+	r.t.Helper()
+	e := &types.Entry{SpiffeId: id(path), ParentId: id(parent)}
+	for _, s := range selectors {
+		e.Selectors = append(e.Selectors, &types.Selector{Type: "unix", Value: s})
+	}
+	resp, err := entryv1.NewEntryClient(r.Admin).BatchCreateEntry(r.t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e}})
+	must(r.t, err)
+	if resp.Results[0].Status.Code != 0 {
+		r.t.Fatal(resp.Results[0].Status)
+	}
+	return resp.Results[0].Entry.Id
+}
+
+// Delete removes an entry.
+func (r *Issuer) Delete(entryID string) {
+	r.t.Helper()
+	_, err := entryv1.NewEntryClient(r.Admin).BatchDeleteEntry(r.t.Context(), &entryv1.BatchDeleteEntryRequest{Ids: []string{entryID}})
+	must(r.t, err)
+}
+
+func id(path string) *types.SPIFFEID {
+	return &types.SPIFFEID{TrustDomain: TrustDomain.Name(), Path: path}
+}
