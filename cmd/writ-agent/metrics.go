@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc/codes"
 
@@ -28,7 +27,7 @@ func newMetrics(node *agent.Agent) *metrics {
 			Name: "writ_agent_workload_api_calls_total", Help: "Calls of the Workload API that ended, by method and status.",
 		}, []string{"method", "code"}),
 	}
-	m.registry.MustRegister(m.calls, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.calls)
 	gauge := func(name, help string, value func(agent.Status) float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_agent_" + name, Help: help},
 			func() float64 { return value(node.Status()) }))
