@@ -802,7 +802,8 @@ type Gap struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First sequence of the stream that is not on record, when known.
 	FirstSequence uint64 `protobuf:"varint,1,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
-	Count         uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// 0 when it is not known how many.
+	Count uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	// drop, spool_lost, spool_corrupt.
 	Cause string `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`
 	// ECDSA or RSA signature of the workload's SVID key over the gap statement,
@@ -986,6 +987,11 @@ type Event struct {
 	Latency uint64  `protobuf:"varint,19,opt,name=latency,proto3" json:"latency,omitempty"`
 	Gap     *Gap    `protobuf:"bytes,20,opt,name=gap,proto3" json:"gap,omitempty"`
 	Action  *Action `protobuf:"bytes,21,opt,name=action,proto3" json:"action,omitempty"`
+	// What policy could read and this event does not hold as it was: withheld by
+	// the allow-list, too large, or not UTF-8. Empty means that the decision can
+	// be replayed exactly. `tokens`, `path`, `headers.<name>`, `query.<name>`,
+	// or `headers` and `query` when the names are not known.
+	Omitted []string `protobuf:"bytes,22,rep,name=omitted,proto3" json:"omitted,omitempty"`
 	// Position in the stream and epoch, from 1, without holes. Always the last
 	// field on the wire: the spool appends it when the position is known.
 	Sequence      uint64 `protobuf:"fixed64,31,opt,name=sequence,proto3" json:"sequence,omitempty"`
@@ -1170,6 +1176,13 @@ func (x *Event) GetAction() *Action {
 	return nil
 }
 
+func (x *Event) GetOmitted() []string {
+	if x != nil {
+		return x.Omitted
+	}
+	return nil
+}
+
 func (x *Event) GetSequence() uint64 {
 	if x != nil {
 		return x.Sequence
@@ -1291,8 +1304,11 @@ type Hello struct {
 	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	Epoch    uint32                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// First sequence the recorder still holds, and the last it committed.
-	First         uint64 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
-	Last          uint64 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	First uint64 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	Last  uint64 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	// Chain value before `first`. It lets a collector that lost what came
+	// earlier go on, with the loss on record.
+	Chain         []byte `protobuf:"bytes,5,opt,name=chain,proto3" json:"chain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1353,6 +1369,13 @@ func (x *Hello) GetLast() uint64 {
 		return x.Last
 	}
 	return 0
+}
+
+func (x *Hello) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
 }
 
 type Batch struct {
@@ -1881,7 +1904,9 @@ type TailRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Filter *Filter                `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Events already stored to begin with, newest last.
-	Backlog       uint32 `protobuf:"varint,2,opt,name=backlog,proto3" json:"backlog,omitempty"`
+	Backlog uint32 `protobuf:"varint,2,opt,name=backlog,proto3" json:"backlog,omitempty"`
+	// End after the backlog instead of waiting for more.
+	Once          bool `protobuf:"varint,3,opt,name=once,proto3" json:"once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1928,6 +1953,13 @@ func (x *TailRequest) GetBacklog() uint32 {
 		return x.Backlog
 	}
 	return 0
+}
+
+func (x *TailRequest) GetOnce() bool {
+	if x != nil {
+		return x.Once
+	}
+	return false
 }
 
 // TailResponse carries a record, or, first of all, an empty message that says
@@ -2313,7 +2345,7 @@ const file_audit_auditv1_audit_proto_rawDesc = "" +
 	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x1b\n" +
 	"\tobject_id\x18\x04 \x01(\tR\bobjectId\x12.\n" +
-	"\adetails\x18\x05 \x03(\v2\x14.writ.audit.v1.FieldR\adetails\"\xcb\x06\n" +
+	"\adetails\x18\x05 \x03(\v2\x14.writ.audit.v1.FieldR\adetails\"\xe5\x06\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\rR\x06schema\x12'\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x13.writ.audit.v1.KindR\x04kind\x12\x12\n" +
@@ -2338,19 +2370,21 @@ const file_audit_auditv1_audit_proto_rawDesc = "" +
 	"\btrace_id\x18\x12 \x01(\tR\atraceId\x12\x18\n" +
 	"\alatency\x18\x13 \x01(\x04R\alatency\x12$\n" +
 	"\x03gap\x18\x14 \x01(\v2\x12.writ.audit.v1.GapR\x03gap\x12-\n" +
-	"\x06action\x18\x15 \x01(\v2\x15.writ.audit.v1.ActionR\x06action\x12\x1a\n" +
+	"\x06action\x18\x15 \x01(\v2\x15.writ.audit.v1.ActionR\x06action\x12\x18\n" +
+	"\aomitted\x18\x16 \x03(\tR\aomitted\x12\x1a\n" +
 	"\bsequence\x18\x1f \x01(\x06R\bsequence\"A\n" +
 	"\x06Stream\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\"2\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05event\x18\x01 \x01(\fR\x05event\x12\x12\n" +
-	"\x04salt\x18\x02 \x01(\fR\x04salt\"c\n" +
+	"\x04salt\x18\x02 \x01(\fR\x04salt\"y\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12\x14\n" +
 	"\x05first\x18\x03 \x01(\x04R\x05first\x12\x12\n" +
-	"\x04last\x18\x04 \x01(\x04R\x04last\"d\n" +
+	"\x04last\x18\x04 \x01(\x04R\x04last\x12\x14\n" +
+	"\x05chain\x18\x05 \x01(\fR\x05chain\"d\n" +
 	"\x05Batch\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12/\n" +
 	"\arecords\x18\x02 \x03(\v2\x15.writ.audit.v1.RecordR\arecords\x12\x14\n" +
@@ -2389,10 +2423,11 @@ const file_audit_auditv1_audit_proto_rawDesc = "" +
 	"pathPrefix\"S\n" +
 	"\fQueryRequest\x12-\n" +
 	"\x06filter\x18\x01 \x01(\v2\x15.writ.audit.v1.FilterR\x06filter\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\x04R\x05limit\"V\n" +
+	"\x05limit\x18\x02 \x01(\x04R\x05limit\"j\n" +
 	"\vTailRequest\x12-\n" +
 	"\x06filter\x18\x01 \x01(\v2\x15.writ.audit.v1.FilterR\x06filter\x12\x18\n" +
-	"\abacklog\x18\x02 \x01(\rR\abacklog\"C\n" +
+	"\abacklog\x18\x02 \x01(\rR\abacklog\x12\x12\n" +
+	"\x04once\x18\x03 \x01(\bR\x04once\"C\n" +
 	"\fTailResponse\x123\n" +
 	"\x06record\x18\x01 \x01(\v2\x1b.writ.audit.v1.StoredRecordR\x06record\"\x10\n" +
 	"\x0eArchiveRequest\"\"\n" +

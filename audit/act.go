@@ -1,0 +1,56 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/writ-dev/writ/audit/auditv1"
+	"github.com/writ-dev/writ/identity"
+)
+
+// FromAct is the event that an Act becomes.
+func FromAct(act identity.Act, at time.Time) Event {
+	ev := Event{
+		Kind:    auditv1.Kind_KIND_ADMIN,
+		Time:    at,
+		Outcome: auditv1.Outcome_OUTCOME_SUCCESS,
+		Reason:  act.Reason,
+		Action: &auditv1.Action{
+			Verb: act.Verb, Actor: act.Actor, Object: act.Object, ObjectId: act.ObjectID,
+		},
+	}
+	switch act.Kind {
+	case identity.ActCredential:
+		ev.Kind = auditv1.Kind_KIND_CREDENTIAL
+	case identity.ActPolicy:
+		ev.Kind = auditv1.Kind_KIND_POLICY
+	case identity.ActAlarm:
+		ev.Kind = auditv1.Kind_KIND_ALARM
+	}
+	if act.Failed {
+		ev.Outcome = auditv1.Outcome_OUTCOME_FAILURE
+	}
+	for _, d := range act.Details {
+		ev.Action.Details = append(ev.Action.Details, &auditv1.Field{Name: d[0], Values: []string{d[1]}})
+	}
+	return ev
+}
+
+// Emitter records Acts with rec; the Act is as durable as rec makes it. now is
+// the clock, time.Now where nil.
+func Emitter(rec Recorder, now func() time.Time) identity.Emit {
+	if now == nil {
+		now = time.Now
+	}
+	return func(ctx context.Context, act identity.Act) error {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("record %s %s: %w", act.Object, act.Verb, err)
+		}
+		ev := FromAct(act, now())
+		if _, err := rec.Record(&ev); err != nil {
+			return fmt.Errorf("record %s %s: %w", act.Object, act.Verb, err)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,356 @@
+package ledger
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/audit/auditv1"
+)
+
+// groupBytes is how much one sync may cover.
+const groupBytes = 8 << 20
+
+// request is something to commit: a batch, a resume, or an event of the
+// ledger's own stream that lacks its sequence.
+type request struct {
+	batch  *audit.Batch
+	resume *resume
+	event  []byte
+	// administrative events may use the reserve.
+	reserve bool
+	done    func(sequence uint64, err error)
+}
+
+// outcome is what a request will be told once it is durable.
+type outcome struct {
+	done     func(uint64, error)
+	sequence uint64
+	err      error
+}
+
+// commitLoop writes what is queued: many requests, one sync.
+func (l *Ledger) commitLoop() {
+	var buf []byte
+	var out []outcome
+	for r := range l.queue {
+		buf, out = buf[:0], out[:0]
+		for {
+			var o outcome
+			buf, o = l.stage(buf, r)
+			out = append(out, o)
+			more := false
+			if len(buf) < groupBytes {
+				select {
+				case r, more = <-l.queue:
+				default:
+				}
+			}
+			if !more {
+				break
+			}
+		}
+		err := l.commit(buf)
+		for _, o := range out {
+			o.done(o.sequence, errors.Join(o.err, err))
+		}
+		if cap(buf) > 2*groupBytes {
+			buf = nil
+		}
+	}
+}
+
+// stage applies a request to the work state and appends its frame. A request
+// that is refused leaves both as they were.
+func (l *Ledger) stage(buf []byte, r request) ([]byte, outcome) {
+	o := outcome{done: r.done}
+	if o.err = l.failure(); o.err != nil {
+		return buf, o
+	}
+	if o.err = l.room(len(buf)+r.size(), r.reserve); o.err != nil {
+		return l.stageAlarm(buf, "ledger is full: it acknowledges nothing more until its cap is raised"), o
+	}
+	// Time never goes back, even when the clock does.
+	received := max(l.cfg.Clock().UnixNano(), l.work.received)
+	if r.resume != nil {
+		f := *r.resume
+		if p := l.work.streams[f.stream]; !p.before(f.at) {
+			o.err = ErrStale
+			return buf, o
+		}
+		f.index, f.received = l.work.tree.size(), received
+		var start int
+		buf, start = beginFrame(buf)
+		buf = endFrame(appendResume(buf, &f), start)
+		l.work.resume(&f)
+		l.touched = append(l.touched, f.stream)
+		l.alarmed = false
+		return l.stageAlarm(buf, fmt.Sprintf("records of %s before epoch %d sequence %d are missing", f.stream, f.at.Epoch, f.at.Sequence+1)), o
+	}
+	b := r.batch
+	if b == nil {
+		b = l.ownBatch(r.event)
+		o.sequence = b.First
+	}
+	p, err := l.work.check(b.Stream, b.Epoch, b.First, b.Prev)
+	if err != nil {
+		o.err = err
+		return buf, o
+	}
+	head := batch{index: l.work.tree.size(), received: received, stream: b.Stream, epoch: b.Epoch, first: b.First, prev: b.Prev}
+	var start int
+	buf, start = beginFrame(buf)
+	buf = appendBatchHead(buf, &head, len(b.Records))
+	var leaf []byte
+	for i, rec := range b.Records {
+		buf = appendStored(buf, rec, &b.Hashes[i])
+		p.Sequence++
+		p.Chain = audit.ChainNext(p.Chain, b.Hashes[i])
+		p.lost += lostBy(rec.Event)
+		leaf = leafOf(leaf[:0], p.start, p.Sequence, received, b.Hashes[i], p.Chain)
+		l.work.tree.add(leaf)
+	}
+	l.work.streams[b.Stream], l.work.received = p, received
+	l.touched = append(l.touched, b.Stream)
+	return endFrame(buf, start), o
+}
+
+// stageAlarm records an alarm of the ledger's own, once per cause, from the
+// reserve.
+func (l *Ledger) stageAlarm(buf []byte, reason string) []byte {
+	if l.alarmed {
+		return buf
+	}
+	l.alarmed = true
+	ev := audit.Event{
+		Kind: auditv1.Kind_KIND_ALARM, Time: l.cfg.Clock(), Outcome: auditv1.Outcome_OUTCOME_FAILURE, Reason: reason,
+		Action: &auditv1.Action{Verb: "alarmed", Actor: l.own.SPIFFEID, Object: "audit", ObjectId: "ledger"},
+	}
+	buf, _ = l.stage(buf, request{event: audit.NewEncoder(nil).Append(nil, &ev), reserve: true})
+	return buf
+}
+
+func (r *request) size() int {
+	n := 512 + len(r.event)
+	if r.batch != nil {
+		for _, rec := range r.batch.Records {
+			n += recordHead + len(rec.Event)
+		}
+	}
+	return n
+}
+
+// ownBatch gives an event of the ledger's own stream its place.
+func (l *Ledger) ownBatch(event []byte) *audit.Batch {
+	p, ok := l.work.streams[l.own]
+	if !ok {
+		p.Position = l.own.Start(1)
+	}
+	salt := make([]byte, audit.SaltSize)
+	// crypto/rand.Read does not fail; see its documentation.
+	_, _ = rand.Read(salt)
+	b := &audit.Batch{Stream: l.own, Epoch: p.Epoch, First: p.Sequence + 1,
+		Records: []*auditv1.Record{{Event: audit.AppendSequence(event, p.Sequence+1), Salt: salt}}}
+	// The salt has its size, and nothing else fails.
+	if err := b.Hash(p.Chain); err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// room keeps the ledger under its cap.
+func (l *Ledger) room(n int, reserve bool) error {
+	l.headMu.Lock()
+	used := l.headBytes + int64(n)
+	l.headMu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	used += l.bytesLocked()
+	full := used > l.cfg.MaxBytes-min(l.cfg.MaxBytes/16, maxReserve)
+	if full && !l.full {
+		l.cfg.Log.Error("the audit ledger is full and acknowledges nothing more: raise its cap", "max_bytes", l.cfg.MaxBytes)
+		l.alarmed = false
+	}
+	l.full = l.full || full
+	if l.full && (!reserve || used > l.cfg.MaxBytes) {
+		return audit.ErrFull
+	}
+	return nil
+}
+
+// commit makes the staged frames durable and publishes them.
+func (l *Ledger) commit(buf []byte) error {
+	if len(buf) == 0 {
+		return nil
+	}
+	ref := l.segments[len(l.segments)-1]
+	if _, err := l.file.Write(buf); err != nil {
+		return l.undo(ref.size, err)
+	}
+	if err := unix.Fdatasync(int(l.file.Fd())); err != nil {
+		// What reached the disk is unknown, and a second sync would not tell.
+		return l.fail(fmt.Errorf("sync ledger: %w", err))
+	}
+	l.mu.Lock()
+	l.segments[len(l.segments)-1].size = ref.size + int64(len(buf))
+	size := l.segments[len(l.segments)-1].size
+	l.mu.Unlock()
+	l.publish()
+	if size >= l.cfg.SegmentBytes {
+		if err := l.rotate(); err != nil {
+			// What was staged is durable all the same.
+			l.cfg.Log.Error("audit ledger failed", "error", l.fail(err))
+		}
+	}
+	return nil
+}
+
+// undo takes back a write that found no room.
+func (l *Ledger) undo(size int64, cause error) error {
+	cause = fmt.Errorf("write ledger: %w", cause)
+	if !errors.Is(cause, unix.ENOSPC) {
+		return l.fail(cause)
+	}
+	if err := l.file.Truncate(size); err != nil {
+		return l.fail(errors.Join(cause, err))
+	}
+	if _, err := l.file.Seek(size, io.SeekStart); err != nil {
+		return l.fail(errors.Join(cause, err))
+	}
+	l.mu.Lock()
+	l.work.tree, l.work.received = l.durable.tree.clone(), l.durable.received
+	l.work.streams = maps.Clone(l.durable.streams)
+	l.mu.Unlock()
+	l.touched = l.touched[:0]
+	l.cfg.Log.Error("no room on the disk of the audit ledger", "error", cause)
+	return fmt.Errorf("%w: %w", audit.ErrFull, cause)
+}
+
+// fail ends recording until the ledger is opened again.
+func (l *Ledger) fail(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failed == nil {
+		l.failed = err
+		l.cfg.Log.Error("audit ledger failed", "error", err)
+	}
+	return l.failed
+}
+
+// publish shows readers and the head signer what is durable now.
+func (l *Ledger) publish() {
+	l.mu.Lock()
+	l.durable.id, l.durable.received, l.durable.tree = l.work.id, l.work.received, l.work.tree.clone()
+	for _, name := range l.touched {
+		l.durable.streams[name] = l.work.streams[name]
+	}
+	l.touched = l.touched[:0]
+	close(l.changed)
+	l.changed = make(chan struct{})
+	l.mu.Unlock()
+	select {
+	case l.activity <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Ledger) rotate() error {
+	if err := l.file.Close(); err != nil {
+		return fmt.Errorf("close segment: %w", err)
+	}
+	l.file = nil
+	return l.newSegment()
+}
+
+// newSegment begins a segment with the present state.
+func (l *Ledger) newSegment() error {
+	index := l.work.tree.size()
+	name := filepath.Join(l.cfg.Dir, segmentName(index))
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("begin segment: %w", err)
+	}
+	l.file = f
+	buf, start := beginFrame([]byte(segmentMagic))
+	buf = endFrame(appendState(buf, l.work), start)
+	_, err = f.Write(buf)
+	if err = errors.Join(err, f.Sync(), syncDir(l.cfg.Dir)); err != nil {
+		return fmt.Errorf("begin segment: %w", err)
+	}
+	l.mu.Lock()
+	l.segments = append(l.segments, segmentRef{name: name, index: index, size: int64(len(buf))})
+	l.mu.Unlock()
+	return nil
+}
+
+// headLoop signs a head soon after activity, and now and then without.
+func (l *Ledger) headLoop() {
+	t := time.NewTimer(l.cfg.HeadHeartbeat)
+	defer t.Stop()
+	signed := time.Now()
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-l.activity:
+			t.Reset(max(l.cfg.HeadInterval-time.Since(signed), 0))
+			continue
+		case <-t.C:
+		}
+		if l.roomForHead() {
+			if _, err := l.signHead(); err != nil {
+				l.cfg.Log.Error("no head was signed", "error", err)
+			}
+		}
+		signed = time.Now()
+		t.Reset(l.cfg.HeadHeartbeat)
+	}
+}
+
+// roomForHead ends the heartbeat when the reserve is used up. The heads of an
+// archive and of a stop are signed even then.
+func (l *Ledger) roomForHead() bool {
+	l.headMu.Lock()
+	used := l.headBytes
+	l.headMu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return used+l.bytesLocked() < l.cfg.MaxBytes
+}
+
+// signHead signs what is durable, appends the head to the file of heads, and
+// returns what it covers.
+func (l *Ledger) signHead() ([]segmentRef, error) {
+	l.headMu.Lock()
+	defer l.headMu.Unlock()
+	l.mu.Lock()
+	covered := slices.Clone(l.segments)
+	h := Head{Origin: Origin(l.cfg.TrustDomain), Size: l.durable.tree.size(), Root: l.durable.tree.root(), Time: l.cfg.Clock().UTC()}
+	l.mu.Unlock()
+	if h.Time.Before(l.last.Time) {
+		h.Time = l.last.Time
+	}
+	b, err := h.sign(l.cfg.Signer)
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, '\n')
+	_, err = l.heads.Write(b)
+	if err = errors.Join(err, l.heads.Sync()); err != nil {
+		// Whatever part of it was written must not stand before the next one.
+		_, seek := l.heads.Seek(l.headBytes, io.SeekStart)
+		return nil, fmt.Errorf("keep head: %w", errors.Join(err, l.heads.Truncate(l.headBytes), seek))
+	}
+	l.headBytes += int64(len(b))
+	l.last = h
+	return covered, nil
+}
