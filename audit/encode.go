@@ -87,7 +87,7 @@ type Encoder struct {
 		all    bool
 		lost   bool
 	}
-	visit                    func(string, []string) bool
+	visit                   func(string, []string) bool
 	allowHeader, allowQuery func(string) bool
 }
 

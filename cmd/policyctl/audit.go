@@ -151,7 +151,7 @@ func writeEvent(w io.Writer, s *auditv1.StoredRecord) error {
 	if r.Reason != "" {
 		add("(%s)", r.Reason)
 	}
-	_, err := fmt.Fprintf(w, "%s  %-10s  %-9s  %s  %s\n", firstOf(r.Time, r.Received), r.Kind, r.Outcome, r.DecisionID, visible(strings.Join(what, " ")))
+	_, err := fmt.Fprintf(w, "%s  %-10s  %-9s  %s  %s\n", firstOf(r.Time, r.Received), r.Kind, r.Outcome, r.DecisionID, terminalSafe(strings.Join(what, " ")))
 	return err
 }
 
@@ -164,9 +164,9 @@ func firstOf(list ...string) string {
 	return ""
 }
 
-// visible keeps what callers put into a path from reaching the terminal as a
+// terminalSafe keeps what callers put into a path from reaching the terminal as a
 // command to it.
-func visible(s string) string {
+func terminalSafe(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
 			return '\uFFFD'

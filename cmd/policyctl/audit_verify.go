@@ -75,11 +75,11 @@ func writeReport(w io.Writer, r *ledger.Report) error {
 	}
 	for _, p := range r.Problems {
 		for line := range strings.Lines(p.String()) {
-			fmt.Fprintln(w, visible(strings.TrimSuffix(line, "\n")))
+			fmt.Fprintln(w, terminalSafe(strings.TrimSuffix(line, "\n")))
 		}
 	}
 	for _, n := range r.Notes {
-		fmt.Fprintln(w, "note:", visible(n))
+		fmt.Fprintln(w, "note:", terminalSafe(n))
 	}
 	return nil
 }
