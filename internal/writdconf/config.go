@@ -44,6 +44,9 @@ type Config struct {
 	// Bytes that the audit ledger may take. At the cap it stops acknowledging,
 	// so that spools hold what they have; nothing is ever deleted.
 	AuditMaxBytes int64 `yaml:"audit_max_bytes"`
+	// Address of the control listener of a writd with the audit role, which
+	// takes the events of this one when it does not run that role itself.
+	Collector string `yaml:"collector"`
 	// Time that open calls get at shutdown.
 	Drain time.Duration `yaml:"drain"`
 }
@@ -112,6 +115,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")
+	}
+	if !c.Runs("audit") && c.Collector == "" {
+		bad("collector", "missing: without the audit role the events of this control plane go to the collector of another")
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/identity/keys"
+	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/sqldb"
+	"github.com/writ-dev/writ/internal/version"
+	"github.com/writ-dev/writ/internal/writdconf"
+	"github.com/writ-dev/writ/policy/server"
+)
+
+// writd is one running control plane. A role that does not run is nil.
+type writd struct {
+	cfg    writdconf.Config
+	td     spiffeid.TrustDomain
+	log    *slog.Logger
+	lock   *os.File
+	db     *sql.DB
+	keys   *keys.Disk
+	alarms *alarms
+
+	record   *record
+	registry *registry.Index
+	issuer   *issuer.Issuer
+	decision *server.Server
+	source   identity.Source
+	started  time.Time
+}
+
+// serve runs a control plane until ctx ends, then drains it.
+func serve(ctx context.Context, cfg writdconf.Config, log *slog.Logger) (err error) {
+	w := &writd{cfg: cfg, log: log, alarms: newAlarms(log), started: time.Now()}
+	defer func() { err = errors.Join(err, w.close()) }()
+	if err := w.open(ctx); err != nil {
+		return err
+	}
+	return w.run(ctx)
+}
+
+// open brings up everything that does not listen, in the order in which the
+// parts need each other: the record first, because nothing may happen that is
+// not on record.
+func (w *writd) open(ctx context.Context) (err error) {
+	if w.td, err = spiffeid.TrustDomainFromString(w.cfg.TrustDomain); err != nil {
+		return fmt.Errorf("trust domain %q: %w", w.cfg.TrustDomain, err)
+	}
+	if err := w.openDataDir(); err != nil {
+		return err
+	}
+	if w.keys, err = keys.OpenDisk(w.path("keys")); err != nil {
+		return err
+	}
+	if err := w.openDB(ctx); err != nil {
+		return err
+	}
+	if w.record, err = w.openRecord(); err != nil {
+		return err
+	}
+	if err := w.openIdentity(ctx); err != nil {
+		return err
+	}
+	if w.cfg.Runs("decision") {
+		if err := w.openDecision(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openDB makes the database file itself, so that SQLite's files beside it get
+// the mode that nobody else can read.
+func (w *writd) openDB(ctx context.Context) error {
+	file, err := os.OpenFile(w.path("writ.db"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	if err := file.Close(); err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	w.db, err = sqldb.OpenSQLite(ctx, w.path("writ.db"))
+	return err
+}
+
+func (w *writd) path(elem ...string) string {
+	return filepath.Join(append([]string{w.cfg.DataDir}, elem...)...)
+}
+
+// openDataDir makes the directories and takes the lock that keeps a second
+// writd out.
+func (w *writd) openDataDir() error {
+	dir, err := filepath.Abs(w.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	w.cfg.DataDir = dir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if w.lock, err = os.OpenFile(w.path("writd.lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if err := syscall.Flock(int(w.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("data directory %s is in use by another writd", dir)
+	}
+	return os.MkdirAll(w.path("public"), 0o755)
+}
+
+// openIdentity makes the issuer, or takes this control plane's name from a
+// Workload API where the issuer is somebody else.
+func (w *writd) openIdentity(ctx context.Context) error {
+	if !w.cfg.Runs("issuer") {
+		source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(w.cfg.WorkloadAPI)))
+		if err != nil {
+			return fmt.Errorf("own SVID from %s: %w", w.cfg.WorkloadAPI, err)
+		}
+		w.source = source
+		return nil
+	}
+	store, err := sqlstore.Open(ctx, w.db, time.Now)
+	if err != nil {
+		return err
+	}
+	w.registry = store.Index()
+	authorities, err := ca.Open(ctx, ca.Config{
+		TrustDomain: w.td, Keys: w.keys, Journal: store, Emit: w.emit, Log: w.log,
+		Life: w.cfg.CATTL, X509SVIDLife: w.cfg.SVIDTTL, JWTSVIDLife: w.cfg.JWTTTL,
+	})
+	if err != nil {
+		return err
+	}
+	w.issuer, err = issuer.New(issuer.Config{
+		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, Log: w.log,
+		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
+	})
+	if err != nil {
+		return err
+	}
+	bundle, _ := w.issuer.Bundle()
+	if err := w.publish("bundle.pem", bundle.PEM()); err != nil {
+		return err
+	}
+	w.source, err = w.issuer.SelfSource(identity.ServerID(w.td))
+	return err
+}
+
+// emit puts an act on record, and alarms where a person can see them.
+func (w *writd) emit(ctx context.Context, act identity.Act) error {
+	if act.Kind == identity.ActAlarm {
+		w.alarms.raise(act)
+	}
+	return w.record.emit(ctx, act)
+}
+
+// run serves until ctx ends or a part fails, and drains.
+func (w *writd) run(ctx context.Context) error {
+	servers, err := w.listen()
+	if err != nil {
+		return err
+	}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, running := errgroup.WithContext(running)
+	for _, s := range servers {
+		group.Go(func() error { return s.serve() })
+	}
+	if w.issuer != nil {
+		group.Go(func() error { return w.issuer.Run(running) })
+		group.Go(func() error { return w.publishBundles(running) })
+	}
+	group.Go(func() error { return w.record.run(running) })
+
+	started := w.program().Started(time.Now())
+	if _, err := w.record.recorder.Record(&started); err != nil {
+		return err
+	}
+	notify(w.log, daemon.SdNotifyReady)
+	w.log.Info("writd is ready", "trust_domain", w.td.Name(), "version", version.String(), "after", time.Since(w.started).Round(time.Millisecond).String())
+
+	select {
+	case <-ctx.Done():
+	case <-running.Done():
+	}
+	notify(w.log, daemon.SdNotifyStopping)
+	w.log.Info("writd is stopping")
+	if w.decision != nil {
+		// Its streams never end by themselves.
+		w.decision.Close()
+	}
+	w.record.endIngest()
+	w.drain(servers, stop)
+	err = group.Wait()
+	stopped := w.program().Stopped(time.Now())
+	if _, rerr := w.record.recorder.Record(&stopped); rerr != nil {
+		err = errors.Join(err, rerr)
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// drain stops accepting, lets open calls end within the drain time, and then
+// ends what is left. Streams that would never end by themselves are told by
+// stop.
+func (w *writd) drain(servers []*listener, stop func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var g errgroup.Group
+		for _, s := range servers {
+			g.Go(func() error { s.graceful(); return nil })
+		}
+		_ = g.Wait()
+	}()
+	stop()
+	timer := time.NewTimer(w.cfg.Drain)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		for _, s := range servers {
+			s.now()
+		}
+		<-done
+	}
+}
+
+func (w *writd) program() audit.Program {
+	return audit.Program{Name: "writd", Version: version.String(), Actor: identity.ServerID(w.td).String()}
+}
+
+// close releases what open took, last things first.
+func (w *writd) close() error {
+	var errs []error
+	if w.source != nil {
+		errs = append(errs, w.source.Close())
+	}
+	if w.record != nil {
+		errs = append(errs, w.record.close())
+	}
+	if w.db != nil {
+		errs = append(errs, w.db.Close())
+	}
+	if w.lock != nil {
+		errs = append(errs, w.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// publish puts a file where others may read it, in one step.
+func (w *writd) publish(name string, data []byte) error {
+	path := w.path("public", name)
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+		return fmt.Errorf("publish %s: %w", name, err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("publish %s: %w", name, err)
+	}
+	return nil
+}
+
+// publishBundles keeps public/bundle.pem current.
+func (w *writd) publishBundles(ctx context.Context) error {
+	for {
+		bundle, changed := w.issuer.Bundle()
+		if err := w.publish("bundle.pem", bundle.PEM()); err != nil {
+			w.log.Error("the trust bundle on disk is behind", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("the service manager was not told", "state", state, "error", err)
+	}
+}
+
+// loopbackOnly is a listener for what is not authenticated.
+func loopbackOnly(addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := l.Addr().(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
+		l.Close()
+		return nil, fmt.Errorf("%s is not a loopback address", addr)
+	}
+	return l, nil
+}
