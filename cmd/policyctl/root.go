@@ -69,7 +69,9 @@ func newRootCmd(a *app) *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.AddCommand(
+		newUpCmd(a),
 		newStatusCmd(a),
+		newAuditCmd(a),
 		newShopServiceCmd(a),
 	)
 	return root

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/writ-dev/writ/deploy"
+)
+
+// upDir is the data directory of a local mesh. writd keeps its state in the
+// same directory; what is named here is ours.
+type upDir string
+
+func (d upDir) path(elem ...string) string {
+	return filepath.Join(append([]string{string(d)}, elem...)...)
+}
+
+// openUpDir makes dir, resolves it (selectors compare resolved paths) and
+// locks it against a second up. release gives the lock back.
+func openUpDir(dir string) (d upDir, release func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, fmt.Errorf("data directory: %w", err)
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", nil, fmt.Errorf("data directory: %w", err)
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return "", nil, fmt.Errorf("data directory: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "up.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return "", nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return "", nil, fmt.Errorf("%s is in use by another policyctl up%s: stop it, or choose another --data-dir", dir, holder(lock))
+		}
+		return "", nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	// The pid is for people; the lock is what counts.
+	if err := errors.Join(lock.Truncate(0), writeAt(lock, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+		lock.Close()
+		return "", nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	return upDir(dir), func() { lock.Close() }, nil
+}
+
+func writeAt(f *os.File, text string) error {
+	_, err := f.WriteAt([]byte(text), 0)
+	return err
+}
+
+func holder(lock *os.File) string {
+	buf := make([]byte, 32)
+	n, _ := lock.ReadAt(buf, 0)
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:n]))); err == nil {
+		return fmt.Sprintf(" (pid %d)", pid)
+	}
+	return ""
+}
+
+// sameDomain refuses a directory whose certificates name another trust domain.
+func (d upDir) sameDomain(td string) error {
+	path := d.path("trust-domain")
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return os.WriteFile(path, []byte(td+"\n"), 0o600)
+	case err != nil:
+		return err
+	}
+	if was := strings.TrimSpace(string(data)); was != td {
+		return fmt.Errorf("%s belongs to trust domain %q, the mesh file says %q: choose another --data-dir", d, was, td)
+	}
+	return nil
+}
+
+// unpackShop writes the example into the directory and returns the path of its
+// mesh file. A copy that was edited is kept; one that was not is brought up to
+// date with this program.
+func (d upDir) unpackShop() (meshFile string, edited bool, err error) {
+	dir, stamp := d.path("shop"), d.path("shop.sum")
+	meshFile = filepath.Join(dir, "mesh.yaml")
+	embedded, err := treeSum(deploy.Shop())
+	if err != nil {
+		return "", false, fmt.Errorf("example: %w", err)
+	}
+	have, err := treeSum(os.DirFS(dir))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return "", false, fmt.Errorf("example: %w", err)
+	case have == embedded:
+		return meshFile, false, os.WriteFile(stamp, []byte(embedded), 0o600)
+	default:
+		written, err := os.ReadFile(stamp)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", false, fmt.Errorf("example: %w", err)
+		}
+		if string(written) != have {
+			return meshFile, true, nil
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return "", false, fmt.Errorf("example: %w", err)
+		}
+	}
+	if err := os.CopyFS(dir, deploy.Shop()); err != nil {
+		return "", false, fmt.Errorf("example: %w", err)
+	}
+	return meshFile, false, os.WriteFile(stamp, []byte(embedded), 0o600)
+}
+
+// treeSum is a digest of all files below fsys, names and content.
+func treeSum(fsys fs.FS) (string, error) {
+	var all []byte
+	err := fs.WalkDir(fsys, ".", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		data, err := fs.ReadFile(fsys, path)
+		all = protowire.AppendString(all, path)
+		all = protowire.AppendBytes(all, data)
+		return err
+	})
+	sum := sha256.Sum256(all)
+	return hex.EncodeToString(sum[:]), err
+}
+
+// writeFile replaces the file at path as a whole; it does nothing when the
+// content is there already.
+func writeFile(path string, data []byte) error {
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(data)
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
