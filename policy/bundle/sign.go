@@ -154,7 +154,9 @@ func (a *Archive) Verify(keys Keys, scope string) (string, error) {
 	dec := json.NewDecoder(bytes.NewReader(a.signatures))
 	dec.DisallowUnknownFields()
 	var config opa.SignaturesConfig
-	if err := dec.Decode(&config); err != nil || config.Plugin != "" || len(config.Signatures) != 1 {
+	err := dec.Decode(&config)
+	// OPA names its own way of signing a plugin, too.
+	if err != nil || config.Plugin != "" && config.Plugin != "_default" || len(config.Signatures) != 1 {
 		return "", errors.New("the bundle's .signatures.json is not one signature")
 	}
 	jws, err := jose.ParseSignedCompact(config.Signatures[0], []jose.SignatureAlgorithm{jose.ES256})

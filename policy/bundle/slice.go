@@ -61,48 +61,58 @@ type SliceConfig struct {
 	SPIFFEID  spiffeid.ID
 }
 
-// Cut takes from a content without problems the slice of a SPIFFE ID. A
-// workload that is no service gets the guardrails and an empty catalogue.
-func Cut(c Content, cfg SliceConfig) (*Slice, error) {
+// Cutter cuts the slices of one content.
+type Cutter struct {
+	content   Content
+	data      map[string]any
+	catalogue Catalogue
+	// service of each module; "" is for all.
+	service map[string]string
+}
+
+// NewCutter reads a content that has no problems.
+func NewCutter(c Content) (*Cutter, error) {
 	data, problems := c.Data()
 	cat, more := c.Catalogue(data)
 	if problems = append(problems, more...); len(problems) > 0 {
 		return nil, policy.Refused(problems)
 	}
-	s := &Slice{Revision: cfg.Revision, Activated: cfg.Activated, SPIFFEID: cfg.SPIFFEID, Services: []string{}}
-	for _, name := range slices.Sorted(maps.Keys(cat.Services)) {
-		if slices.Contains(cat.Services[name].SPIFFEIDs, cfg.SPIFFEID.String()) {
-			s.Services = append(s.Services, name)
-		}
-	}
+	cutter := &Cutter{content: c, data: data, catalogue: cat, service: map[string]string{}}
 	for _, f := range c {
 		if !f.IsModule() || f.IsTest() {
 			continue
 		}
-		service, err := moduleService(f)
+		module, err := ast.ParseModuleWithOpts(f.Path, string(f.Content), ast.ParserOptions{RegoVersion: ast.RegoV1})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("cut policy: %w", err)
 		}
-		if service == "" || slices.Contains(s.Services, service) {
+		cutter.service[f.Path] = ServiceOf(module.Package.Path)
+	}
+	return cutter, nil
+}
+
+// Cut takes the slice of a SPIFFE ID. A workload that is no service gets the
+// guardrails and an empty catalogue.
+func (c *Cutter) Cut(cfg SliceConfig) (*Slice, error) {
+	s := &Slice{Revision: cfg.Revision, Activated: cfg.Activated, SPIFFEID: cfg.SPIFFEID, Services: []string{}}
+	for _, name := range slices.Sorted(maps.Keys(c.catalogue.Services)) {
+		if slices.Contains(c.catalogue.Services[name].SPIFFEIDs, cfg.SPIFFEID.String()) {
+			s.Services = append(s.Services, name)
+		}
+	}
+	for _, f := range c.content {
+		service, decides := c.service[f.Path]
+		if decides && (service == "" || slices.Contains(s.Services, service)) {
 			s.Content = append(s.Content, f)
 		}
 	}
-	doc, err := json.Marshal(sliceData(data, s.Services))
+	doc, err := json.Marshal(sliceData(c.data, s.Services))
 	if err != nil {
 		return nil, fmt.Errorf("cut slice of %s: %w", cfg.SPIFFEID, err)
 	}
 	s.Content = append(s.Content, File{"data.json", doc})
 	slices.SortFunc(s.Content, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	return s, nil
-}
-
-// moduleService is the service whose rules the module holds, "" for none.
-func moduleService(f File) (string, error) {
-	module, err := ast.ParseModuleWithOpts(f.Path, string(f.Content), ast.ParserOptions{RegoVersion: ast.RegoV1, SkipRules: true})
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", f.Path, err)
-	}
-	return ServiceOf(module.Package.Path), nil
 }
 
 // ServiceOf is the service of a package data.services[name], "" for others.

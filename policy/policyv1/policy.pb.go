@@ -1112,6 +1112,8 @@ func (x *WatchRequest) GetReport() *Report {
 	return nil
 }
 
+// Slice is what is in force. Without a bundle it is a heartbeat: nothing is new,
+// and the stream is alive.
 type Slice struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Revision *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`

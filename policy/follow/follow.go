@@ -1,0 +1,243 @@
+// Package follow keeps an enforcement point on the control plane's policy.
+//
+// A Follower first puts in force the slice that it kept on disk, before any
+// network, and then follows policyv1.Distribution: each slice is verified
+// against pinned keys, prepared, kept, put in force and acknowledged. Whatever
+// goes wrong on the way leaves the last good slice in force, and the control
+// plane hears why.
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/opa"
+	"github.com/writ-dev/writ/policy/policyv1"
+)
+
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
+	// DefaultSilence is three heartbeats of the control plane and some.
+	DefaultSilence = 35 * time.Second
+)
+
+// Config is what a Follower needs. All but Report, Clock and Silence is
+// mandatory.
+type Config struct {
+	// Conn leads to the control plane, by mTLS; it reconnects by itself.
+	Conn grpc.ClientConnInterface
+	// Keys are the pinned decision keys.
+	Keys bundle.Keys
+	// Dir is where the last verified slice is kept, made with mode 0700.
+	Dir string
+	// SPIFFEID is the ID of the own SVID.
+	SPIFFEID func() spiffeid.ID
+	// Service is the service's name, for reports; empty for a mere caller.
+	Service string
+	// Report gives what is told beside service, revision and refusals.
+	Report func() *policyv1.Report
+	// Activate puts a snapshot in force. It is called by one goroutine.
+	Activate func(*policy.Snapshot)
+	Log      *slog.Logger
+	// Clock is time.Now when nil.
+	Clock func() time.Time
+	// Silence is the time after which a stream without a message is given up;
+	// DefaultSilence when 0.
+	Silence time.Duration
+}
+
+// Follower follows one control plane. Create it with New, then Run it once.
+type Follower struct {
+	cfg Config
+	// Used by Run's goroutine only.
+	kept    policy.Revision
+	refused string
+
+	mu          sync.Mutex
+	current     policy.Revision
+	lastContact time.Time
+}
+
+// New makes a Follower.
+func New(cfg Config) (*Follower, error) {
+	if cfg.Conn == nil || len(cfg.Keys) == 0 || cfg.Dir == "" || cfg.SPIFFEID == nil || cfg.Activate == nil || cfg.Log == nil {
+		return nil, errors.New("follow policy: incomplete configuration (connection, keys, directory, SPIFFE ID, activation, log)")
+	}
+	if cfg.Report == nil {
+		cfg.Report = func() *policyv1.Report { return &policyv1.Report{} }
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if cfg.Silence == 0 {
+		cfg.Silence = DefaultSilence
+	}
+	return &Follower{cfg: cfg}, nil
+}
+
+// Run is New and Run in one.
+func Run(ctx context.Context, cfg Config) error {
+	f, err := New(cfg)
+	if err != nil {
+		return err
+	}
+	return f.Run(ctx)
+}
+
+// LastContact is when the control plane was last heard, also before this
+// process started as far as the kept slice tells; zero is never.
+func (f *Follower) LastContact() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lastContact
+}
+
+// Revision is what is in force, zero for none.
+func (f *Follower) Revision() policy.Revision {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.current
+}
+
+// Run follows until ctx ends and returns its error. Everything else is
+// retried, with backoff.
+func (f *Follower) Run(ctx context.Context) error {
+	if err := f.load(); err != nil {
+		f.cfg.Log.Error("kept policy slice is not usable", "dir", f.cfg.Dir, "error", err)
+	}
+	backoff := minBackoff
+	for {
+		heard, err := f.watch(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if heard {
+			backoff = minBackoff
+		}
+		wait := backoff/2 + rand.N(backoff/2)
+		f.cfg.Log.Warn("policy stream ended", "error", err, "retry_in", wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// watch follows one stream to its end; heard is whether anything came.
+func (f *Follower) watch(ctx context.Context) (heard bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stream, err := policyv1.NewDistributionClient(f.cfg.Conn).Watch(ctx, grpc.MaxCallRecvMsgSize(bundle.MaxArchiveBytes+1<<16))
+	if err != nil {
+		return false, err
+	}
+	// A peer that vanished without a word would be waited for without end.
+	silence := time.AfterFunc(f.cfg.Silence, func() {
+		cancel(fmt.Errorf("nothing heard for %v", f.cfg.Silence))
+	})
+	defer silence.Stop()
+	if err := f.send(stream); err != nil {
+		return false, err
+	}
+	for {
+		msg, err := stream.Recv()
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			return heard, err
+		}
+		heard = true
+		silence.Reset(f.cfg.Silence)
+		f.contact()
+		if len(msg.Bundle) > 0 {
+			f.take(msg.Bundle)
+		}
+		if err := f.send(stream); err != nil {
+			return heard, err
+		}
+	}
+}
+
+// send reports what runs. It acknowledges each message, so that what changes
+// here, such as the SVID's expiry, is known at the next heartbeat.
+func (f *Follower) send(stream grpc.BidiStreamingClient[policyv1.WatchRequest, policyv1.Slice]) error {
+	report := f.cfg.Report()
+	report.Service, report.Refused, report.Revision = f.cfg.Service, f.refused, nil
+	if r := f.Revision(); !r.IsZero() {
+		report.Revision = &policyv1.Revision{Epoch: r.Epoch, Number: r.Number, Digest: r.Digest[:]}
+	}
+	err := stream.Send(&policyv1.WatchRequest{Report: report})
+	if errors.Is(err, io.EOF) {
+		return nil // The reason comes with the next Recv.
+	}
+	return err
+}
+
+// take puts a slice in force, or remembers why not.
+func (f *Follower) take(data []byte) {
+	slice, err := bundle.OpenSlice(data, f.cfg.Keys, f.cfg.SPIFFEID())
+	if err == nil {
+		err = f.advance(slice, data)
+	}
+	f.refused = ""
+	if err != nil {
+		f.refused = err.Error()
+		f.cfg.Log.Error("policy slice refused, the last good one stays", "in_force", f.Revision().String(), "error", err)
+	}
+}
+
+func (f *Follower) advance(slice *bundle.Slice, data []byte) error {
+	current := f.Revision()
+	if slice.Revision != current {
+		if !slice.Revision.Newer(current) {
+			return fmt.Errorf("revision %v is not newer than %v, which is in force", slice.Revision, current)
+		}
+		snapshot, err := prepare(slice)
+		if err != nil {
+			return err
+		}
+		// Kept first, so that a crash cannot go back behind what was enforced.
+		// A disk that fails must not hold a change back, though: it may be one
+		// that takes a right away.
+		f.keep(slice.Revision, data)
+		f.activate(snapshot)
+		return nil
+	}
+	if f.kept != current {
+		f.keep(current, data)
+	}
+	return nil
+}
+
+func (f *Follower) activate(snapshot *policy.Snapshot) {
+	f.cfg.Activate(snapshot)
+	f.mu.Lock()
+	f.current = snapshot.Revision
+	f.mu.Unlock()
+	f.cfg.Log.Info("policy in force", "revision", snapshot.Revision.String(), "services", len(snapshot.Services))
+}
+
+func prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
+	program, err := opa.Load(slice.Content)
+	if err != nil {
+		return nil, err
+	}
+	return program.Snapshot(opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated})
+}

@@ -1,0 +1,111 @@
+package follow
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
+)
+
+// keptFile holds the last verified slice as it came, signature included. Its
+// modification time is that of the last contact.
+const keptFile = "slice.tar.gz"
+
+// load puts the kept slice in force, verified like one from the network.
+func (f *Follower) load() error {
+	// A crash while writing leaves these.
+	leftovers, _ := filepath.Glob(filepath.Join(f.cfg.Dir, keptFile+".*"))
+	for _, name := range leftovers {
+		_ = os.Remove(name)
+	}
+	path := filepath.Join(f.cfg.Dir, keptFile)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Size() > bundle.MaxArchiveBytes {
+		return fmt.Errorf("%s: larger than %d bytes", path, bundle.MaxArchiveBytes)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	slice, err := bundle.OpenSlice(data, f.cfg.Keys, f.cfg.SPIFFEID())
+	if err != nil {
+		return err
+	}
+	snapshot, err := prepare(slice)
+	if err != nil {
+		return err
+	}
+	f.kept = slice.Revision
+	f.mu.Lock()
+	// A clock that was set back must not make the policy look fresh.
+	f.lastContact = earlier(info.ModTime(), f.cfg.Clock())
+	f.mu.Unlock()
+	f.activate(snapshot)
+	return nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// contact notes that the control plane was heard.
+func (f *Follower) contact() {
+	now := f.cfg.Clock()
+	f.mu.Lock()
+	f.lastContact = now
+	f.mu.Unlock()
+	if !f.kept.IsZero() {
+		// For the next start only; there the worst is a policy that looks older.
+		_ = os.Chtimes(filepath.Join(f.cfg.Dir, keptFile), now, now)
+	}
+}
+
+// keep writes the slice so that a crash leaves the old one or the new one.
+func (f *Follower) keep(revision policy.Revision, data []byte) {
+	if err := writeAtomically(f.cfg.Dir, data); err != nil {
+		f.cfg.Log.Error("policy slice cannot be kept: a restart without the control plane would start from an older one or none",
+			"revision", revision.String(), "error", err)
+		return
+	}
+	f.kept = revision
+}
+
+func writeAtomically(dir string, data []byte) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, keptFile+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // Fails when it was renamed, as it should.
+	_, err = tmp.Write(data)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), filepath.Join(dir, keptFile)); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

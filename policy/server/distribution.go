@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/policyv1"
+)
+
+type distributionService struct {
+	policyv1.UnimplementedDistributionServer
+	*Server
+}
+
+type watchStream = grpc.BidiStreamingServer[policyv1.WatchRequest, policyv1.Slice]
+
+// Watch implements policyv1.Distribution. The slice is that of the peer's
+// verified SPIFFE ID, whatever the peer says of itself.
+func (s *distributionService) Watch(stream watchStream) error {
+	id, err := s.cfg.PeerID(stream.Context())
+	if err != nil {
+		return status.Error(codes.Unauthenticated, "no SPIFFE ID")
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if first.Report == nil {
+		return status.Error(codes.InvalidArgument, "report: the first message says what runs")
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return status.Error(codes.Unavailable, "shutting down")
+	}
+	s.streams.Add(2) // This call and the one that receives.
+	s.mu.Unlock()
+	defer s.streams.Done()
+	peer := s.peers.connect(id, first.Report, s.cfg.Clock())
+	defer func() { s.peers.disconnect(peer, s.cfg.Clock()) }()
+	received := make(chan error, 1)
+	go func() {
+		defer s.streams.Done()
+		received <- s.receive(stream, peer)
+	}()
+	return s.send(stream, id, received)
+}
+
+// receive keeps what the peer reports until the stream ends. When Watch
+// returns, its context ends and so does Recv.
+func (s *distributionService) receive(stream watchStream, peer *peer) error {
+	for {
+		req, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if req.Report == nil {
+			return status.Error(codes.InvalidArgument, "report: missing")
+		}
+		if refused := s.peers.report(peer, req.Report, s.cfg.Clock()); refused != "" {
+			s.cfg.Log.Warn("policy slice refused", "peer", peer.id.String(), "reason", refused)
+		}
+	}
+}
+
+// send gives the slice at once and at each activation, and between them a
+// heartbeat: the revision in force without a bundle.
+func (s *distributionService) send(stream watchStream, id spiffeid.ID, received <-chan error) error {
+	heartbeat := time.NewTicker(s.cfg.Heartbeat)
+	defer heartbeat.Stop()
+	var sent policy.Revision
+	for {
+		a, changed := s.current()
+		if msg := s.message(a, id, &sent); msg != nil {
+			if err := stream.Send(msg); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+			continue
+		case <-heartbeat.C:
+		case err := <-received:
+			return err
+		case <-stream.Context().Done():
+			return context.Cause(stream.Context())
+		case <-s.done:
+			return status.Error(codes.Unavailable, "shutting down")
+		}
+		beat := &policyv1.Slice{}
+		if a != nil {
+			beat.Revision = revisionProto(a.info.Revision)
+		}
+		if err := stream.Send(beat); err != nil {
+			return err
+		}
+	}
+}
+
+// message is the slice of a if it has not been sent, or nil.
+func (s *distributionService) message(a *active, id spiffeid.ID, sent *policy.Revision) *policyv1.Slice {
+	if a == nil || a.info.Revision == *sent {
+		return nil
+	}
+	*sent = a.info.Revision
+	sealed, err := a.slice(id, s.cfg.DecisionKey)
+	if err != nil {
+		// The peer keeps what it has, and status shows that it is behind.
+		s.cfg.Log.Error("policy slice cannot be made", "peer", id.String(), "revision", a.info.Revision.String(), "error", err)
+		return nil
+	}
+	return &policyv1.Slice{Revision: revisionProto(a.info.Revision), Bundle: sealed}
+}

@@ -1,0 +1,149 @@
+package server
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-dev/writ/policy/policyv1"
+)
+
+const (
+	// Peers that are remembered after they left; the longest gone is forgotten.
+	maxGone = 4096
+	// Bounds of what a peer may say of itself.
+	maxReportText  = 512
+	maxReportItems = 32
+)
+
+// PeerReport is what is known of an enforcement point.
+type PeerReport struct {
+	SPIFFEID spiffeid.ID
+	// Report is the peer's own word.
+	Report    *policyv1.Report
+	Connected bool
+	// LastSeen is when its last message came, or when it left.
+	LastSeen time.Time
+}
+
+// Reports are the peers that are connected, and the last word of those that
+// left, in the order of their SPIFFE IDs.
+func (s *Server) Reports() []PeerReport { return s.peers.list() }
+
+type peer struct {
+	id       spiffeid.ID
+	report   *policyv1.Report
+	lastSeen time.Time
+}
+
+// peers follows streams. Replicas share a SPIFFE ID, so that each stream is a
+// peer; of those that left, the last per ID and service is kept until one of
+// the same comes back.
+type peers struct {
+	mu        sync.Mutex
+	connected map[*peer]bool
+	gone      map[goneKey]*peer
+}
+
+type goneKey struct {
+	id      spiffeid.ID
+	service string
+}
+
+func (p *peers) connect(id spiffeid.ID, report *policyv1.Report, now time.Time) *peer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.connected == nil {
+		p.connected, p.gone = map[*peer]bool{}, map[goneKey]*peer{}
+	}
+	c := &peer{id: id, report: bounded(report), lastSeen: now}
+	p.connected[c] = true
+	delete(p.gone, goneKey{id, c.report.Service})
+	return c
+}
+
+// report keeps the word of a peer; refused is set when it says anew that it
+// refused a slice.
+func (p *peers) report(c *peer, report *policyv1.Report, now time.Time) (refused string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := c.report.Refused
+	c.report, c.lastSeen = bounded(report), now
+	if c.report.Refused != before {
+		return c.report.Refused
+	}
+	return ""
+}
+
+func (p *peers) disconnect(c *peer, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.connected, c)
+	for other := range p.connected {
+		if other.id == c.id && other.report.Service == c.report.Service {
+			return // A replica is still here.
+		}
+	}
+	c.lastSeen = now
+	p.gone[goneKey{c.id, c.report.Service}] = c
+	if len(p.gone) > maxGone {
+		var oldest goneKey
+		for key, g := range p.gone {
+			if o := p.gone[oldest]; o == nil || g.lastSeen.Before(o.lastSeen) {
+				oldest = key
+			}
+		}
+		delete(p.gone, oldest)
+	}
+}
+
+func (p *peers) list() []PeerReport {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	reports := make([]PeerReport, 0, len(p.connected)+len(p.gone))
+	add := func(c *peer, connected bool) {
+		reports = append(reports, PeerReport{SPIFFEID: c.id, Report: proto.CloneOf(c.report), Connected: connected, LastSeen: c.lastSeen})
+	}
+	for c := range p.connected {
+		add(c, true)
+	}
+	for _, c := range p.gone {
+		add(c, false)
+	}
+	slices.SortFunc(reports, func(a, b PeerReport) int {
+		return cmp.Or(strings.Compare(a.SPIFFEID.String(), b.SPIFFEID.String()), strings.Compare(a.Report.Service, b.Report.Service),
+			a.LastSeen.Compare(b.LastSeen))
+	})
+	return reports
+}
+
+// bounded is the report without what is too long or would not print: it ends
+// up on somebody's terminal.
+func bounded(r *policyv1.Report) *policyv1.Report {
+	out := &policyv1.Report{
+		Service: clean(r.Service), Version: clean(r.Version), Refused: clean(r.Refused), SvidExpires: r.SvidExpires,
+	}
+	if rev := r.Revision; rev != nil && len(rev.Digest) == 32 {
+		out.Revision = &policyv1.Revision{Epoch: rev.Epoch, Number: rev.Number, Digest: rev.Digest}
+	}
+	for _, text := range r.NotEnforced[:min(len(r.NotEnforced), maxReportItems)] {
+		out.NotEnforced = append(out.NotEnforced, clean(text))
+	}
+	return out
+}
+
+func clean(s string) string {
+	s = strings.ToValidUTF8(s[:min(len(s), maxReportText)], "")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+}

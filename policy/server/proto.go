@@ -1,0 +1,39 @@
+package server
+
+import (
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle/revisions"
+	"github.com/writ-dev/writ/policy/policyv1"
+)
+
+func revisionProto(r policy.Revision) *policyv1.Revision {
+	if r.IsZero() {
+		return nil
+	}
+	return &policyv1.Revision{Epoch: r.Epoch, Number: r.Number, Digest: r.Digest[:]}
+}
+
+func testsProto(t revisions.Tests) *policyv1.TestReport {
+	return &policyv1.TestReport{Passed: uint32(t.Passed), Failed: uint32(t.Failed), Skipped: uint32(t.Skipped)}
+}
+
+func problemsProto(problems []policy.Problem) []*policyv1.Problem {
+	var out []*policyv1.Problem
+	for _, p := range problems {
+		out = append(out, &policyv1.Problem{File: p.File, Line: uint32(p.Line), Column: uint32(p.Column), Code: p.Code, Message: p.Message})
+	}
+	return out
+}
+
+func infoProto(info revisions.Info) *policyv1.RevisionInfo {
+	return &policyv1.RevisionInfo{
+		Revision:   revisionProto(info.Revision),
+		Activated:  info.Activated.UnixNano(),
+		Author:     info.Author,
+		KeyId:      info.KeyID,
+		Message:    info.Message,
+		Active:     info.Active,
+		RollbackOf: info.RollbackOf,
+		Tests:      testsProto(info.Tests),
+	}
+}

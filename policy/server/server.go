@@ -1,0 +1,219 @@
+// Package server is the control plane's side of policy: it takes policy in
+// (policyv1.Admin) and hands it out (policyv1.Distribution).
+//
+// One revision is in force. A push is verified, checked and tested, put on
+// record, stored, and then swapped in; followers get their slice of it within
+// the same moment. What is refused changes nothing.
+package server
+
+import (
+	"context"
+	"crypto"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/revisions"
+	"github.com/writ-dev/writ/policy/opa"
+	"github.com/writ-dev/writ/policy/policyv1"
+)
+
+// MaxMessageBytes is the message size that a gRPC server of these services
+// must admit.
+const MaxMessageBytes = bundle.MaxContentBytes + 1<<20
+
+// DefaultHeartbeat is how often a follower hears that nothing changed.
+const DefaultHeartbeat = 10 * time.Second
+
+// Config is what a Server needs. All but AllowUnsigned, PublisherKeys, Clock
+// and Heartbeat is mandatory.
+type Config struct {
+	// DB holds the revisions; see revisions.Open.
+	DB *sql.DB
+	// DecisionKey signs slices: ECDSA P-256, and not a CA's.
+	DecisionKey crypto.Signer
+	// PublisherKeys may sign sources.
+	PublisherKeys bundle.Keys
+	// AllowUnsigned admits sources without a signature. One that is there must
+	// verify all the same.
+	AllowUnsigned bool
+	// Emit puts what happens to policy on record. It must not write to DB.
+	Emit identity.Emit
+	// Actor names who is at the other end of an admin call.
+	Actor func(ctx context.Context) string
+	// PeerID is the verified SPIFFE ID at the other end of a control stream.
+	PeerID func(ctx context.Context) (spiffeid.ID, error)
+	Log    *slog.Logger
+	// Clock is time.Now when nil.
+	Clock func() time.Time
+	// Heartbeat is DefaultHeartbeat when 0.
+	Heartbeat time.Duration
+}
+
+// Server implements both services. Create it with New, and Close it.
+type Server struct {
+	cfg   Config
+	store *revisions.Store
+	peers peers
+
+	// admin is held during an activation, so that they follow one another.
+	admin sync.Mutex
+
+	mu      sync.Mutex
+	active  *active
+	changed chan struct{} // closed when active changes
+	closed  bool
+
+	done    chan struct{}
+	streams sync.WaitGroup
+}
+
+// active is the revision in force.
+type active struct {
+	info      revisions.Info
+	cutter    *bundle.Cutter
+	catalogue bundle.Catalogue
+	snapshot  *policy.Snapshot
+
+	mu     sync.Mutex
+	slices map[spiffeid.ID][]byte
+}
+
+// New opens the store and puts the last revision in force again. If that one
+// no longer compiles (a newer build may be stricter), followers keep what they
+// have, the log says why, and a push mends it.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.DB == nil || cfg.DecisionKey == nil || cfg.Emit == nil || cfg.Actor == nil || cfg.PeerID == nil || cfg.Log == nil {
+		return nil, errors.New("policy server: incomplete configuration")
+	}
+	if _, err := bundle.KeyID(cfg.DecisionKey.Public()); err != nil {
+		return nil, fmt.Errorf("policy server: decision key: %w", err)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = DefaultHeartbeat
+	}
+	store, err := revisions.Open(ctx, cfg.DB)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, store: store, changed: make(chan struct{}), done: make(chan struct{})}
+	info, content, err := store.Get(ctx, 0)
+	if errors.Is(err, revisions.ErrNone) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.active, err = prepare(info, content); err != nil {
+		cfg.Log.Error("policy in force cannot be prepared", "revision", info.Revision.String(), "error", err)
+	}
+	return s, nil
+}
+
+// RegisterAdmin serves policyv1.Admin; for the admin socket only.
+func (s *Server) RegisterAdmin(r grpc.ServiceRegistrar) {
+	policyv1.RegisterAdminServer(r, &adminService{Server: s})
+}
+
+// RegisterDistribution serves policyv1.Distribution; for the control listener.
+func (s *Server) RegisterDistribution(r grpc.ServiceRegistrar) {
+	policyv1.RegisterDistributionServer(r, &distributionService{Server: s})
+}
+
+// Active is the revision in force, nil when there is none.
+func (s *Server) Active() *policy.Snapshot {
+	if a, _ := s.current(); a != nil {
+		return a.snapshot
+	}
+	return nil
+}
+
+// Decide implements policy.Decider on the revision in force.
+func (s *Server) Decide(ctx context.Context, in *policy.Input, out *policy.Decision) {
+	if snapshot := s.Active(); snapshot != nil {
+		snapshot.Decider.Decide(ctx, in, out)
+		return
+	}
+	out.Reset()
+	out.Verdict, out.Tier, out.Reason = policy.Deny, policy.Enforcement, "no policy in force"
+}
+
+// Close ends the streams of followers and waits for them.
+func (s *Server) Close() {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.done)
+	}
+	s.mu.Unlock()
+	s.streams.Wait()
+}
+
+// current is what is in force and a channel that is closed when it changes.
+func (s *Server) current() (*active, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active, s.changed
+}
+
+func (s *Server) swap(a *active) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active = a
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func prepare(info revisions.Info, content bundle.Content) (*active, error) {
+	program, err := opa.Load(content)
+	if err != nil {
+		return nil, err
+	}
+	return activate(info, content, program)
+}
+
+func activate(info revisions.Info, content bundle.Content, program *opa.Program) (*active, error) {
+	snapshot, err := program.Snapshot(opa.SnapshotConfig{Revision: info.Revision, Activated: info.Activated})
+	if err != nil {
+		return nil, err
+	}
+	cutter, err := bundle.NewCutter(content)
+	if err != nil {
+		return nil, err
+	}
+	return &active{
+		info: info, cutter: cutter, catalogue: program.Catalogue(), snapshot: snapshot,
+		slices: map[spiffeid.ID][]byte{},
+	}, nil
+}
+
+// slice cuts and signs once per SPIFFE ID.
+func (a *active) slice(id spiffeid.ID, key crypto.Signer) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if sealed, ok := a.slices[id]; ok {
+		return sealed, nil
+	}
+	cut, err := a.cutter.Cut(bundle.SliceConfig{Revision: a.info.Revision, Activated: a.info.Activated, SPIFFEID: id})
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := cut.Seal(key)
+	if err != nil {
+		return nil, err
+	}
+	a.slices[id] = sealed
+	return sealed, nil
+}
