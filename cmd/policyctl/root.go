@@ -72,6 +72,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newUpCmd(a),
 		newStatusCmd(a),
 		newAuditCmd(a),
+		newSVIDCmd(a),
 		newShopServiceCmd(a),
 	)
 	return root

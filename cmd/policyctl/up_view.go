@@ -26,7 +26,7 @@ type view struct {
 	colours bool
 	started map[string]bool
 	// widths of columns that depend on the mesh.
-	nameWidth, routeWidth, requestWidth int
+	nameWidth, idWidth, routeWidth, requestWidth int
 }
 
 // Styles of ANSI terminals (ECMA-48, SGR).
@@ -73,6 +73,7 @@ func (v *view) begin(m *mesh.Mesh, dir string) {
 	v.nameWidth = len("writ-agent")
 	for _, s := range m.Services {
 		v.nameWidth = max(v.nameWidth, len(s.Name))
+		v.idWidth = max(v.idWidth, len(s.SPIFFEID))
 	}
 	for _, r := range m.Requests {
 		v.routeWidth = max(v.routeWidth, len(r.Caller)+len(r.Target)+3)
@@ -115,7 +116,7 @@ func (v *view) service(s *mesh.Service) {
 			what += " until " + s.ObserveUntil.Format(time.DateOnly)
 		}
 	}
-	v.ready(s.Name, v.style(bold, s.SPIFFEID)+"  "+v.style(dim, what))
+	v.ready(s.Name, v.style(bold, pad(s.SPIFFEID, v.idWidth))+"  "+v.style(dim, what))
 }
 
 func (v *view) tick(ok bool) string {
