@@ -33,8 +33,8 @@ const (
 	DefaultSilence = 35 * time.Second
 )
 
-// Config is what a Follower needs. All but Report, Clock and Silence is
-// mandatory.
+// Config is what a Follower needs. Report and what has a default may be
+// left out.
 type Config struct {
 	// Conn leads to the control plane, by mTLS; it reconnects by itself.
 	Conn grpc.ClientConnInterface
@@ -56,6 +56,8 @@ type Config struct {
 	// Silence is the time after which a stream without a message is given up;
 	// DefaultSilence when 0.
 	Silence time.Duration
+	// DecisionTimeout of one decision; opa.DefaultTimeout when 0.
+	DecisionTimeout time.Duration
 }
 
 // Follower follows one control plane. Create it with New, then Run it once.
@@ -209,7 +211,7 @@ func (f *Follower) advance(slice *bundle.Slice, data []byte) error {
 		if !slice.Revision.Newer(current) {
 			return fmt.Errorf("revision %v is not newer than %v, which is in force", slice.Revision, current)
 		}
-		snapshot, err := prepare(slice)
+		snapshot, err := f.prepare(slice)
 		if err != nil {
 			return err
 		}
@@ -234,10 +236,10 @@ func (f *Follower) activate(snapshot *policy.Snapshot) {
 	f.cfg.Log.Info("policy in force", "revision", snapshot.Revision.String(), "services", len(snapshot.Services))
 }
 
-func prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
+func (f *Follower) prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
 	program, err := opa.Load(slice.Content)
 	if err != nil {
 		return nil, err
 	}
-	return program.Snapshot(opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated})
+	return program.Snapshot(opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated, Timeout: f.cfg.DecisionTimeout})
 }

@@ -42,7 +42,7 @@ func (f *Follower) load() error {
 	if err != nil {
 		return err
 	}
-	snapshot, err := prepare(slice)
+	snapshot, err := f.prepare(slice)
 	if err != nil {
 		return err
 	}

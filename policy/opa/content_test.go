@@ -46,7 +46,10 @@ func snapshot(t testing.TB, archive string) *policy.Snapshot {
 	if t.Failed() {
 		t.FailNow()
 	}
-	s, err := program.Snapshot(opa.SnapshotConfig{Revision: policy.Revision{Epoch: 1, Number: 7, Digest: content(archive).Digest()}})
+	s, err := program.Snapshot(opa.SnapshotConfig{
+		Revision: policy.Revision{Epoch: 1, Number: 7, Digest: content(archive).Digest()},
+		Timeout:  time.Minute, // The machine that runs tests may be busy.
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/opa"
 )
 
@@ -420,4 +423,45 @@ func TestConcurrentDecisions(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestActivationsLeakNothing: a thousand snapshots, swapped while they decide,
+// leave no goroutine behind.
+func TestActivationsLeakNothing(t *testing.T) {
+	var programs [2]*opa.Program
+	for i, c := range []bundle.Content{content(catalogue + serviceAllow), content(catalogue + absoluteDeny + serviceAllow)} {
+		var err error
+		if programs[i], err = opa.Load(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var current atomic.Pointer[policy.Snapshot]
+	current.Store(snapshot(t, catalogue+serviceAllow))
+	ctx, cancel := context.WithCancel(t.Context())
+	var deciding sync.WaitGroup
+	for range 2 {
+		deciding.Go(func() {
+			var out policy.Decision
+			for ctx.Err() == nil {
+				s := current.Load()
+				s.Decider.Decide(context.Background(), request(), &out)
+				if want := []policy.Verdict{policy.Allow, policy.Deny}[s.Revision.Number%2]; s.Revision.Epoch == 2 && out.Verdict != want {
+					t.Errorf("revision %v: %+v", s.Revision, out)
+				}
+			}
+		})
+	}
+	before := runtime.NumGoroutine()
+	for i := range uint64(1000) {
+		s, err := programs[i%2].Snapshot(opa.SnapshotConfig{Revision: policy.Revision{Epoch: 2, Number: i}, Timeout: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		current.Store(s)
+	}
+	if after := runtime.NumGoroutine(); after > before {
+		t.Errorf("%d goroutines before, %d after", before, after)
+	}
+	cancel()
+	deciding.Wait()
 }

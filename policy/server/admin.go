@@ -114,7 +114,7 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 	var next *active
 	recorded := false
 	info, err := s.store.Add(ctx, c.content, info, func(info revisions.Info) (err error) {
-		if next, err = activate(info, c.content, c.program); err != nil {
+		if next, err = s.ready(info, c.content, c.program); err != nil {
 			return err
 		}
 		for _, act := range s.acts(info, next) {
@@ -254,7 +254,7 @@ func (s *adminService) Decide(ctx context.Context, req *policyv1.DecideRequest) 
 		if err != nil {
 			return nil, err
 		}
-		a, err := prepare(info, content)
+		a, err := s.prepare(info, content)
 		if err != nil {
 			return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, err)
 		}

@@ -34,8 +34,8 @@ const MaxMessageBytes = bundle.MaxContentBytes + 1<<20
 // DefaultHeartbeat is how often a follower hears that nothing changed.
 const DefaultHeartbeat = 10 * time.Second
 
-// Config is what a Server needs. All but AllowUnsigned, PublisherKeys, Clock
-// and Heartbeat is mandatory.
+// Config is what a Server needs. AllowUnsigned, PublisherKeys and what has a
+// default may be left out.
 type Config struct {
 	// DB holds the revisions; see revisions.Open.
 	DB *sql.DB
@@ -57,6 +57,8 @@ type Config struct {
 	Clock func() time.Time
 	// Heartbeat is DefaultHeartbeat when 0.
 	Heartbeat time.Duration
+	// DecisionTimeout of one decision; opa.DefaultTimeout when 0.
+	DecisionTimeout time.Duration
 }
 
 // Server implements both services. Create it with New, and Close it.
@@ -116,7 +118,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.active, err = prepare(info, content); err != nil {
+	if s.active, err = s.prepare(info, content); err != nil {
 		cfg.Log.Error("policy in force cannot be prepared", "revision", info.Revision.String(), "error", err)
 	}
 	return s, nil
@@ -176,16 +178,17 @@ func (s *Server) swap(a *active) {
 	s.changed = make(chan struct{})
 }
 
-func prepare(info revisions.Info, content bundle.Content) (*active, error) {
+func (s *Server) prepare(info revisions.Info, content bundle.Content) (*active, error) {
 	program, err := opa.Load(content)
 	if err != nil {
 		return nil, err
 	}
-	return activate(info, content, program)
+	return s.ready(info, content, program)
 }
 
-func activate(info revisions.Info, content bundle.Content, program *opa.Program) (*active, error) {
-	snapshot, err := program.Snapshot(opa.SnapshotConfig{Revision: info.Revision, Activated: info.Activated})
+// ready makes a program ready to decide and to be cut.
+func (s *Server) ready(info revisions.Info, content bundle.Content, program *opa.Program) (*active, error) {
+	snapshot, err := program.Snapshot(opa.SnapshotConfig{Revision: info.Revision, Activated: info.Activated, Timeout: s.cfg.DecisionTimeout})
 	if err != nil {
 		return nil, err
 	}

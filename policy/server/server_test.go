@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -97,6 +98,8 @@ func newPlane(t testing.TB, change func(*server.Config)) *plane {
 		},
 		Log:   slog.New(slog.DiscardHandler),
 		Clock: func() time.Time { return time.Date(2030, 1, 1, 12, 30, 0, 0, time.UTC) },
+		// The machine that runs tests may be busy.
+		DecisionTimeout: time.Minute,
 	}
 	if change != nil {
 		change(&p.config)
@@ -401,7 +404,7 @@ func (p *plane) follower(dir, id string) (*follow.Follower, <-chan *policy.Snaps
 		Conn: p.dial(id), Keys: p.keys, Dir: dir, Service: "orders",
 		SPIFFEID: func() spiffeid.ID { return spiffeid.RequireFromString(id) },
 		Activate: func(s *policy.Snapshot) { activated <- s },
-		Log:      slog.New(slog.DiscardHandler),
+		Log:      slog.New(slog.DiscardHandler), DecisionTimeout: time.Minute,
 	})
 	if err != nil {
 		p.t.Fatal(err)
@@ -474,7 +477,7 @@ func TestWatchNeedsAnIdentityAndAReport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := stream.Send(tt.req); err != nil {
+		if err := stream.Send(tt.req); err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
 		if _, err := stream.Recv(); status.Code(err) != tt.want {
@@ -483,13 +486,10 @@ func TestWatchNeedsAnIdentityAndAReport(t *testing.T) {
 	}
 }
 
-// TestActivationsLeakNothing: a thousand revisions under evaluation by two
-// followers, and no goroutine more than before.
-func TestActivationsLeakNothing(t *testing.T) {
-	rounds := 1000
-	if testing.Short() {
-		rounds = 50
-	}
+// TestActivationUnderEvaluation: revisions come and go while they decide, and
+// leave no goroutine behind.
+func TestActivationUnderEvaluation(t *testing.T) {
+	const rounds = 50
 	p := newPlane(t, func(c *server.Config) { c.AllowUnsigned = true })
 	p.push(sources("GET"))
 	_, activated, _ := p.follower(t.TempDir(), ordersID)
@@ -519,7 +519,7 @@ func TestActivationsLeakNothing(t *testing.T) {
 			t.Fatal(resp, err)
 		}
 		// A follower that is behind may skip revisions, never the last.
-		if i%50 == 49 {
+		if i%10 == 9 {
 			for {
 				next := <-activated
 				mu.Lock()
