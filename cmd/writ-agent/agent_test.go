@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
@@ -79,7 +81,7 @@ func TestServe(t *testing.T) {
 	code := make(chan int, 1)
 	go func() {
 		args := []string{"--config", file, "--socket", socket, "--admin", admin, "--join-token-file", "-", "--log-format", "json"}
-		code <- run(ctx, args, strings.NewReader(issuer.Token("/node/n1")+"\n"), io.Discard, &stderr)
+		code <- spec().Execute(ctx, args, strings.NewReader(issuer.Token("/node/n1")+"\n"), io.Discard, &stderr)
 	}()
 	awaitNotification(t, manager, "READY=1")
 
@@ -131,7 +133,7 @@ func TestErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"nothing", nil, "trust_domain: required"},
+		{"nothing", nil, "--trust-domain: required"},
 		{"unknown key", []string{"--config", write("a.yaml", "trustdomain: x\n")}, `a.yaml:1:1: trustdomain: unknown key: did you mean "trust_domain"?`},
 		{"bad value", []string{"--config", write("b.yaml", minimal+"sync_interval: 1ms\n")}, "b.yaml:4:16: sync_interval: want 100ms to 1h, got 1ms"},
 		{"bad flag value", []string{"--config", write("c.yaml", minimal), "--admin", "0.0.0.0:1"}, "admin: want a loopback address"},
@@ -143,7 +145,7 @@ func TestErrors(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Setenv("WRIT_JOIN_TOKEN", "")
 			var stdout, stderr bytes.Buffer
-			if code := run(t.Context(), tc.args, strings.NewReader(""), &stdout, &stderr); code != 1 {
+			if code := spec().Execute(t.Context(), tc.args, strings.NewReader(""), &stdout, &stderr); code != 1 {
 				t.Errorf("exit code %d", code)
 			}
 			if !strings.Contains(stderr.String(), tc.want) {
@@ -161,7 +163,7 @@ func TestNeedsBundle(t *testing.T) {
 	dir := t.TempDir()
 	var stderr bytes.Buffer
 	args := []string{"--trust-domain", "example.org", "--data-dir", filepath.Join(dir, "data"), "--socket", filepath.Join(dir, "run", "s")}
-	if code := run(t.Context(), args, strings.NewReader(""), io.Discard, &stderr); code != 1 || !strings.Contains(stderr.String(), "no trust bundle") {
+	if code := spec().Execute(t.Context(), args, strings.NewReader(""), io.Discard, &stderr); code != 1 || !strings.Contains(stderr.String(), "no trust bundle") {
 		t.Errorf("exit code %d: %s", code, stderr.String())
 	}
 }
@@ -175,28 +177,29 @@ func TestFlagsOverrideEveryField(t *testing.T) {
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var cfg agent.Config
-	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
-	configFlags(flags, &cfg)
 	want := agent.Config{
 		TrustDomain: "other.org", ServerAddress: "z:9", InsecureBootstrap: true, JoinTokenFile: "-", DataDir: "dd", Socket: "ss",
 		SyncInterval: 2 * time.Second, MaxConnectionsPerUID: 3, MaxStreamsPerUID: 4, Admin: "[::1]:5",
 	}
 	args := []string{"--trust-domain=other.org", "--server-address=z:9", "--trust-bundle=", "--insecure-bootstrap", "--join-token-file=-",
 		"--data-dir=dd", "--socket=ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--admin=[::1]:5"}
-	if err := flags.Parse(args); err != nil {
-		t.Fatal(err)
-	}
+	var cfg agent.Config
 	given := 0
-	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Changed {
-			given++
-		} else {
-			t.Errorf("--%s is not in this test", f.Name)
-		}
-	})
-	if err := load(&cfg, file, flags); err != nil {
-		t.Fatal(err)
+	s := spec()
+	s.Run = func(_ context.Context, cmd *cobra.Command, got agent.Config, _ *slog.Logger) error {
+		cfg = got
+		bound := pflag.NewFlagSet("", pflag.ContinueOnError)
+		configFlags(bound, &agent.Config{})
+		bound.VisitAll(func(f *pflag.Flag) {
+			if given++; !cmd.Flags().Changed(f.Name) {
+				t.Errorf("--%s is not in this test", f.Name)
+			}
+		})
+		return nil
+	}
+	var stderr bytes.Buffer
+	if code := s.Execute(t.Context(), append(args, "--config", file), strings.NewReader(""), io.Discard, &stderr); code != 0 {
+		t.Fatal(stderr.String())
 	}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
@@ -209,7 +212,7 @@ func TestFlagsOverrideEveryField(t *testing.T) {
 func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
 		var stdout, stderr bytes.Buffer
-		if code := run(t.Context(), []string{"completion", shell}, strings.NewReader(""), &stdout, &stderr); code != 0 || stdout.Len() == 0 {
+		if code := spec().Execute(t.Context(), []string{"completion", shell}, strings.NewReader(""), &stdout, &stderr); code != 0 || stdout.Len() == 0 {
 			t.Errorf("%s: exit code %d: %s", shell, code, stderr.String())
 		}
 	}
@@ -218,7 +221,7 @@ func TestCompletion(t *testing.T) {
 func TestCheck(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	args := []string{"--check", "--trust-domain", "example.org", "--data-dir", "d", "--socket", "s"}
-	if code := run(t.Context(), args, strings.NewReader(""), &stdout, &stderr); code != 0 || stdout.String() != "configuration ok\n" {
+	if code := spec().Execute(t.Context(), args, strings.NewReader(""), &stdout, &stderr); code != 0 || stdout.String() != "configuration ok\n" {
 		t.Errorf("exit code %d, %q, %s", code, stdout.String(), stderr.String())
 	}
 	if _, err := os.Stat("d"); err == nil {

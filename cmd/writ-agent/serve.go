@@ -9,12 +9,12 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/attest/unix"
 	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/peercred"
 	"github.com/writ-dev/writ/internal/unixsock"
 	"github.com/writ-dev/writ/internal/version"
@@ -70,7 +70,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 	group.Go(func() error {
 		defer stopNode()
 		<-run.Done()
-		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		daemon.Notify(log, daemon.Stopping)
 		log.Info("writ-agent stops")
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
@@ -87,7 +87,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		case <-node.Ready():
 			s := node.Status()
 			log.Info("ready", "entries", s.Entries, "svids", s.SVIDs)
-			_, _ = daemon.SdNotify(false, fmt.Sprintf("%s\nSTATUS=serving %d entries", daemon.SdNotifyReady, s.Entries))
+			daemon.Notify(log, fmt.Sprintf("%s\nSTATUS=serving %d entries", daemon.Ready, s.Entries))
 		case <-run.Done():
 		}
 		return nil

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"golang.org/x/sync/errgroup"
@@ -25,6 +24,7 @@ import (
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/version"
 	"github.com/writ-dev/writ/internal/writdconf"
@@ -195,14 +195,14 @@ func (w *writd) run(ctx context.Context) error {
 	if _, err := w.record.recorder.Record(&started); err != nil {
 		return err
 	}
-	notify(w.log, daemon.SdNotifyReady)
+	daemon.Notify(w.log, daemon.Ready)
 	w.log.Info("writd is ready", "trust_domain", w.td.Name(), "version", version.String(), "after", time.Since(w.started).Round(time.Millisecond).String())
 
 	select {
 	case <-ctx.Done():
 	case <-running.Done():
 	}
-	notify(w.log, daemon.SdNotifyStopping)
+	daemon.Notify(w.log, daemon.Stopping)
 	w.log.Info("writd is stopping")
 	if w.decision != nil {
 		// Its streams never end by themselves.
@@ -294,12 +294,6 @@ func (w *writd) publishBundles(ctx context.Context) error {
 			return nil
 		case <-changed:
 		}
-	}
-}
-
-func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("the service manager was not told", "state", state, "error", err)
 	}
 }
 

@@ -3,7 +3,6 @@ package writdconf
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"time"
 )
@@ -129,9 +128,4 @@ func loopback(addr string) bool {
 	}
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// AtFlag makes errors for values that came by flag rather than by file.
-func AtFlag(key, format string, args ...any) error {
-	return fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...))
 }
