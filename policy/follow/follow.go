@@ -50,7 +50,10 @@ type Config struct {
 	Report func() *policyv1.Report
 	// Activate puts a snapshot in force. It is called by one goroutine.
 	Activate func(*policy.Snapshot)
-	Log      *slog.Logger
+	// Contacted, when set, is told when the control plane was last heard, each
+	// time that it is.
+	Contacted func(time.Time)
+	Log       *slog.Logger
 	// Clock is time.Now when nil.
 	Clock func() time.Time
 	// Silence is the time after which a stream without a message is given up;

@@ -47,10 +47,8 @@ func (f *Follower) load() error {
 		return err
 	}
 	f.kept = slice.Revision
-	f.mu.Lock()
 	// A clock that was set back must not make the policy look fresh.
-	f.lastContact = earlier(info.ModTime(), f.cfg.Clock())
-	f.mu.Unlock()
+	f.heard(earlier(info.ModTime(), f.cfg.Clock()))
 	f.activate(snapshot)
 	return nil
 }
@@ -65,12 +63,19 @@ func earlier(a, b time.Time) time.Time {
 // contact notes that the control plane was heard.
 func (f *Follower) contact() {
 	now := f.cfg.Clock()
-	f.mu.Lock()
-	f.lastContact = now
-	f.mu.Unlock()
+	f.heard(now)
 	if !f.kept.IsZero() {
 		// For the next start only; there the worst is a policy that looks older.
 		_ = os.Chtimes(filepath.Join(f.cfg.Dir, keptFile), now, now)
+	}
+}
+
+func (f *Follower) heard(at time.Time) {
+	f.mu.Lock()
+	f.lastContact = at
+	f.mu.Unlock()
+	if f.cfg.Contacted != nil {
+		f.cfg.Contacted(at)
 	}
 }
 

@@ -50,7 +50,7 @@ func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*po
 		act := identity.Act{Kind: identity.ActPolicy, Verb: "pushed", Actor: s.cfg.Actor(ctx), Object: "policy",
 			Failed: true, Reason: fmt.Sprintf("%d problems, the first: %s", len(problems), problems[0])}
 		if err := s.cfg.Emit(ctx, act); err != nil {
-			return nil, status.Errorf(codes.Unavailable, "push policy: cannot be put on record: %v", err)
+			return nil, status.Errorf(codes.Internal, "push policy: cannot be put on record: %v", err)
 		}
 		return resp, nil
 	}
@@ -134,7 +134,7 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 				err = errors.Join(err, emitErr)
 			}
 		}
-		return revisions.Info{}, status.Errorf(codes.Unavailable, "activate policy: %v", err)
+		return revisions.Info{}, status.Errorf(codes.Internal, "activate policy: %v", err)
 	}
 	s.swap(next)
 	s.cfg.Log.Info("policy activated", "revision", info.Revision.String(), "author", info.Author, "key_id", info.KeyID)

@@ -340,7 +340,7 @@ func TestNothingHappensOffTheRecord(t *testing.T) {
 	p := newPlane(t, nil)
 	p.push(sources("GET"))
 	p.emitFail = errors.New("disk full")
-	if _, err := p.admin.Push(t.Context(), &policyv1.PushRequest{Bundle: p.bundle(sources("PUT"), p.publisher)}); status.Code(err) != codes.Unavailable {
+	if _, err := p.admin.Push(t.Context(), &policyv1.PushRequest{Bundle: p.bundle(sources("PUT"), p.publisher)}); status.Code(err) != codes.Internal {
 		t.Errorf("push: %v", err)
 	}
 	if _, err := p.admin.Rollback(t.Context(), &policyv1.RollbackRequest{Number: 1}); err == nil {

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/internal/mesh"
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/policyv1"
+)
+
+// maxPolicyAnswer bounds what a control plane may answer about policy, bytes.
+const maxPolicyAnswer = bundle.MaxContentBytes + 1<<20
+
+func newPolicyCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Check, test and activate policy",
+		Long: `Check and test a policy directory, put it in force, and go back.
+
+A policy directory holds .rego files, their _test.rego files, and data.json or
+data.yaml. Problems are shown as file:line:column: code: message, and end the
+program with exit code 2.`,
+	}
+	cmd.AddCommand(newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyPushCmd(a), newPolicyListCmd(a), newPolicyShowCmd(a), newPolicyRollbackCmd(a))
+	return cmd
+}
+
+// policyAdmin calls the control plane's policy administration.
+func (a *app) policyAdmin(call func(policyv1.AdminClient) error) error {
+	conn, err := a.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := call(policyv1.NewAdminClient(conn)); err != nil {
+		return rpcError(err)
+	}
+	return nil
+}
+
+// largeAnswer admits a whole policy as an answer.
+func largeAnswer() grpc.CallOption { return grpc.MaxCallRecvMsgSize(maxPolicyAnswer) }
+
+// readPolicy reads a policy directory; with a mesh file, the catalogue comes
+// from there, as it does in "policyctl up".
+func readPolicy(dir, meshFile string) (bundle.Content, error) {
+	content, err := bundle.ReadDir(dir)
+	if err != nil || meshFile == "" {
+		return content, err
+	}
+	m, err := mesh.Load(meshFile)
+	if err != nil {
+		return nil, err
+	}
+	if _, there := content.File(catalogueFile); there {
+		return nil, fmt.Errorf("%s: services are described by the mesh file", filepath.Join(dir, catalogueFile))
+	}
+	data, err := json.Marshal(catalogue(m))
+	if err != nil {
+		return nil, err
+	}
+	content = append(content, bundle.File{Path: catalogueFile, Content: data})
+	slices.SortFunc(content, func(x, y bundle.File) int { return strings.Compare(x.Path, y.Path) })
+	return content, nil
+}
+
+// writeProblems prints one problem a line, with paths that an editor can open.
+func writeProblems(w io.Writer, dir string, problems []policy.Problem) error {
+	for _, p := range problems {
+		if p.File != "" && dir != "" {
+			p.File = filepath.Join(dir, p.File)
+		}
+		if _, err := fmt.Fprintln(w, terminalSafe(p.String())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refused ends the program with code 2 when there are problems; they were
+// already shown.
+func refused(problems []policy.Problem) error {
+	if len(problems) > 0 {
+		return &exitError{code: 2}
+	}
+	return nil
+}
+
+func problemsFrom(list []*policyv1.Problem) []policy.Problem {
+	problems := []policy.Problem{}
+	for _, p := range list {
+		problems = append(problems, policy.Problem{File: p.GetFile(), Line: int(p.GetLine()), Column: int(p.GetColumn()), Code: p.GetCode(), Message: p.GetMessage()})
+	}
+	return problems
+}
+
+// testCounts is the JSON form of a test report of the control plane.
+type testCounts struct {
+	Passed  uint32 `json:"passed"`
+	Failed  uint32 `json:"failed"`
+	Skipped uint32 `json:"skipped"`
+}
+
+func testCountsFrom(t *policyv1.TestReport) testCounts {
+	return testCounts{t.GetPassed(), t.GetFailed(), t.GetSkipped()}
+}
+
+func (t testCounts) String() string {
+	text := fmt.Sprintf("%d tests passed", t.Passed)
+	if t.Failed > 0 {
+		text += fmt.Sprintf(", %d failed", t.Failed)
+	}
+	if t.Skipped > 0 {
+		text += fmt.Sprintf(", %d skipped", t.Skipped)
+	}
+	return text
+}
+
+func meshFlag(cmd *cobra.Command, into *string) {
+	cmd.Flags().StringVarP(into, "mesh", "f", "", "take the service catalogue from this mesh file")
+	_ = cmd.MarkFlagFilename("mesh", "yaml", "yml")
+}
+
+func directoryArg(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return nil, cobra.ShellCompDirectiveFilterDirs
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/policyv1"
+)
+
+func newPolicyPushCmd(a *app) *cobra.Command {
+	var (
+		key, message, meshFile string
+		dryRun                 bool
+	)
+	cmd := &cobra.Command{
+		Use:   "push DIR",
+		Short: "Put a policy directory in force",
+		Long: `Sign a policy directory and hand it to the control plane, which verifies,
+checks and tests it and puts it in force, or refuses it whole. Pushing what is
+in force changes nothing.`,
+		Example: `  policyctl policy push --key publisher.pem -m "orders: admit reports" policy/
+  policyctl policy push --dry-run policy/`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: directoryArg,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			archive, problems, err := sealPolicy(args[0], meshFile, key)
+			if err != nil {
+				return err
+			}
+			resp := &policyv1.PushResponse{}
+			if len(problems) == 0 {
+				err := a.policyAdmin(func(c policyv1.AdminClient) (err error) {
+					resp, err = c.Push(cmd.Context(), &policyv1.PushRequest{Bundle: archive, Message: message, DryRun: dryRun})
+					return err
+				})
+				if err != nil {
+					return fmt.Errorf("policy push: %w", err)
+				}
+				problems = problemsFrom(resp.GetProblems())
+			}
+			return a.pushed(args[0], resp, problems, dryRun)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&key, "key", "", "file with the publisher's private key (PEM, ECDSA P-256); without it nothing is signed")
+	f.StringVarP(&message, "message", "m", "", "what changed, for the list of revisions")
+	f.BoolVar(&dryRun, "dry-run", false, "check and test at the control plane, activate nothing")
+	_ = cmd.MarkFlagFilename("key", "pem")
+	_ = cmd.RegisterFlagCompletionFunc("message", cobra.NoFileCompletions)
+	meshFlag(cmd, &meshFile)
+	return cmd
+}
+
+// sealPolicy reads, signs and packs a directory.
+func sealPolicy(dir, meshFile, keyFile string) ([]byte, []policy.Problem, error) {
+	content, err := readPolicy(dir, meshFile)
+	var signatures, archive []byte
+	if err == nil && keyFile != "" {
+		var key *ecdsa.PrivateKey
+		if key, err = readPrivateKey(keyFile); err == nil {
+			// A data file that cannot be read cannot be hashed; say where.
+			if _, problems := content.Data(); len(problems) > 0 {
+				return nil, problems, nil
+			}
+			signatures, err = content.Sign(key, bundle.ScopeSources)
+		}
+	}
+	if err == nil {
+		archive, err = content.Archive(signatures)
+	}
+	var limits policy.Refused
+	if errors.As(err, &limits) {
+		return nil, limits, nil
+	}
+	return archive, nil, err
+}
+
+func readPrivateKey(file string) (*ecdsa.PrivateKey, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, fmt.Errorf("%s: not PEM", file)
+	}
+	var key any
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	default:
+		return nil, fmt.Errorf("%s: PEM block %q, want PRIVATE KEY", file, block.Type)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s: want an ECDSA P-256 key, got %T", file, key)
+	}
+	return ec, nil
+}
+
+func (a *app) pushed(dir string, resp *policyv1.PushResponse, problems []policy.Problem, dryRun bool) error {
+	result := struct {
+		Revision  string           `json:"revision,omitempty"`
+		Number    uint64           `json:"number,omitempty"`
+		Unchanged bool             `json:"unchanged"`
+		DryRun    bool             `json:"dry_run"`
+		Problems  []policy.Problem `json:"problems"`
+		Tests     testCounts       `json:"tests"`
+	}{Number: resp.GetRevision().GetNumber(), Unchanged: resp.GetUnchanged(), DryRun: dryRun, Problems: problems, Tests: testCountsFrom(resp.GetTests())}
+	if resp.GetRevision() != nil {
+		result.Revision = revisionText(resp.GetRevision())
+	}
+	err := a.emit(result, func(w io.Writer) error {
+		var err error
+		switch {
+		case len(problems) > 0:
+			return writeProblems(w, dir, problems)
+		case dryRun:
+			_, err = fmt.Fprintf(w, "no problems, %v; nothing activated (dry run)\n", result.Tests)
+		case result.Unchanged:
+			_, err = fmt.Fprintf(w, "unchanged: revision %s is in force\n", result.Revision)
+		default:
+			_, err = fmt.Fprintf(w, "revision %s is in force, %v\n", result.Revision, result.Tests)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return refused(problems)
+}
