@@ -13,7 +13,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/writ-dev/writ/identity"
-	"github.com/writ-dev/writ/internal/strictyaml"
 	"github.com/writ-dev/writ/proxy/admin"
 	"github.com/writ-dev/writ/proxy/upstream"
 )
@@ -21,23 +20,9 @@ import (
 // maxUnixPath is what a Unix socket address holds on Linux (unix(7)).
 const maxUnixPath = 107
 
-// LoadConfig reads and checks the configuration file at path. An error names
-// file, line, column and key.
-func LoadConfig(path string) (Config, error) {
-	cfg := Default()
-	at, err := strictyaml.Load(path, &cfg)
-	if err != nil {
-		return Config{}, err
-	}
-	if err := cfg.Validate(at); err != nil {
-		return Config{}, err
-	}
-	return cfg, nil
-}
-
 // Validate reports everything that is wrong with the configuration, joined,
 // and fills in what has a default that depends on other keys.
-func (c *Config) Validate(at *strictyaml.Position) error {
+func (c *Config) Validate(at func(key, format string, args ...any) error) error {
 	v := &validator{at: at}
 	td := v.trustDomain(c.TrustDomain)
 	v.need("service", c.Service)
@@ -77,12 +62,12 @@ func (c *Config) Validate(at *strictyaml.Position) error {
 }
 
 type validator struct {
-	at   *strictyaml.Position
+	at   func(key, format string, args ...any) error
 	errs []error
 }
 
 func (v *validator) fail(key, format string, args ...any) {
-	v.errs = append(v.errs, v.at.Errorf(key, format, args...))
+	v.errs = append(v.errs, v.at(key, format, args...))
 }
 
 func (v *validator) need(key, value string) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -51,25 +50,19 @@ func knownActor(ctx context.Context) string {
 }
 
 func publisherKeys(files []string) (bundle.Keys, error) {
-	var public []*ecdsa.PublicKey
+	var pems []byte
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
-			return bundle.Keys{}, fmt.Errorf("publisher key: %w", err)
+			return nil, fmt.Errorf("publisher key: %w", err)
 		}
-		block, _ := pem.Decode(data)
-		if block == nil {
-			return bundle.Keys{}, fmt.Errorf("publisher key %s: no PEM block", file)
+		if _, err := bundle.ParseKeys(data); err != nil {
+			return nil, fmt.Errorf("publisher key %s: %w", file, err)
 		}
-		parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err != nil {
-			return bundle.Keys{}, fmt.Errorf("publisher key %s: %w", file, err)
-		}
-		ec, ok := parsed.(*ecdsa.PublicKey)
-		if !ok {
-			return bundle.Keys{}, fmt.Errorf("publisher key %s: %T, want ECDSA P-256", file, parsed)
-		}
-		public = append(public, ec)
+		pems = append(append(pems, data...), '\n')
 	}
-	return bundle.NewKeys(public...)
+	if len(pems) == 0 {
+		return nil, nil
+	}
+	return bundle.ParseKeys(pems)
 }

@@ -10,13 +10,14 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffegrpc/grpccredentials"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/identity/issuer"
@@ -107,11 +108,20 @@ func (w *writd) listenControl() (*listener, error) {
 	return grpcListener("control", s, l), nil
 }
 
-// peerID is the SPIFFE ID that the peer of a call has proved.
+// peerID is the SPIFFE ID that the peer of a call has proved: the handshake
+// verified the chain, so the leaf's name stands.
 func peerID(ctx context.Context) (spiffeid.ID, error) {
-	id, ok := grpccredentials.PeerIDFromContext(ctx)
+	p, ok := peer.FromContext(ctx)
 	if !ok {
+		return spiffeid.ID{}, status.Error(codes.Unauthenticated, "no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
 		return spiffeid.ID{}, status.Error(codes.Unauthenticated, "no verified SPIFFE ID")
+	}
+	id, err := x509svid.IDFromCert(info.State.PeerCertificates[0])
+	if err != nil {
+		return spiffeid.ID{}, status.Error(codes.Unauthenticated, "peer certificate is not an X509-SVID")
 	}
 	return id, nil
 }
