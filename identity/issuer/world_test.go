@@ -96,11 +96,13 @@ func newWorld(t testing.TB, options ...option) *world {
 	config.CA = w.ca
 	w.issuer, err = issuer.New(config)
 	must(t, err)
-	w.serve()
+	t.Cleanup(w.serve())
 	return w
 }
 
-func (w *world) serve() {
+// serve opens both listeners; what it returns closes them.
+func (w *world) serve() (done func()) {
+	w.t.Helper()
 	runCtx, stop := context.WithCancel(context.Background())
 	w.stop = stop
 	tlsServer := grpc.NewServer(w.issuer.ServerOptions()...)
@@ -119,13 +121,13 @@ func (w *world) serve() {
 	wg.Go(func() { _ = adminServer.Serve(unix) })
 	w.admin, err = grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(w.t, err)
-	w.t.Cleanup(func() {
+	return func() {
 		w.admin.Close()
 		stop()
 		tlsServer.Stop()
 		adminServer.Stop()
 		wg.Wait()
-	})
+	}
 }
 
 func (w *world) emit(_ context.Context, act identity.Act) error {
