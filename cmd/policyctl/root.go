@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -71,6 +73,8 @@ func newRootCmd(a *app) *cobra.Command {
 	root.AddCommand(
 		newUpCmd(a),
 		newStatusCmd(a),
+		newPolicyCmd(a),
+		newDecideCmd(a),
 		newAuditCmd(a),
 		newSVIDCmd(a),
 		newShopServiceCmd(a),
@@ -128,7 +132,11 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
 		return nil, fmt.Errorf("socket %s belongs to uid %d, neither root nor you: not trusting it", path, st.Uid)
 	}
-	return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// A server on this machine is back as soon as it can be.
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
+			BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: time.Second,
+		}}))
 }
 
 // rpcError is what the server said, without gRPC's wrapping.

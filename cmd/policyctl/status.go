@@ -99,16 +99,22 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
+	var refused, open []string
 	for _, c := range r.Components {
 		if c.Refused != "" {
-			fmt.Fprintf(w, "\n%s %s refused the last revision: %s\n", c.Kind, c.Name, c.Refused)
+			refused = append(refused, c.Name+": "+c.Refused)
 		}
 		for _, way := range c.NotEnforced {
-			fmt.Fprintf(w, "\nnot enforced at %s %s: %s\n", c.Kind, c.Name, way)
+			open = append(open, c.Name+": "+way)
 		}
 	}
-	for _, alarm := range r.Alarms {
-		fmt.Fprintf(w, "\nalarm: %s\n", alarm)
+	for _, list := range []struct {
+		title string
+		lines []string
+	}{{"last revision refused", refused}, {"not enforced", open}, {"alarms", r.Alarms}} {
+		if len(list.lines) > 0 {
+			fmt.Fprintf(w, "\n%s\n  %s\n", list.title, strings.Join(list.lines, "\n  "))
+		}
 	}
 	return nil
 }

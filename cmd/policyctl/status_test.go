@@ -50,11 +50,14 @@ agent    local  spiffe://example.org/node/local  gone 1d02h  expired     none   
 sidecar  api    -                                connected   -           none              -      0          -
 sidecar  web    spiffe://example.org/svc/web     connected   59m00s      1.3@abababababab  1h30m  4          enforce
 
-sidecar api refused the last revision: signature: unknown key
+last revision refused
+  api: signature: unknown key
 
-not enforced at sidecar web: the application also listens on 0.0.0.0:80
+not enforced
+  web: the application also listens on 0.0.0.0:80
 
-alarm: join token used twice
+alarms
+  join token used twice
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)

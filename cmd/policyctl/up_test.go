@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/writ-dev/writ/audit/auditv1"
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/internal/mesh"
 	"github.com/writ-dev/writ/internal/strictyaml"
@@ -431,6 +432,21 @@ requests:
 	want := `  ✓ deny     web → shop  GET /a   no                            200       1.2 ms  observed, so it passed
   ✗ deny     web → pay   /p.P/Do  default-deny                  DENIED    1.0 ms  expected allow
 `
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("view (-want +got):\n%s", diff)
+	}
+}
+
+func TestViewOfTheRecord(t *testing.T) {
+	var out bytes.Buffer
+	v := newView(&out)
+	now := time.Now()
+	v.live(&recorded{id: "abc", event: &auditv1.Event{
+		Kind: auditv1.Kind_KIND_DECISION, Outcome: auditv1.Outcome_OUTCOME_DENY, Time: now.UnixNano(), Latency: 1_500_000,
+		Source: &auditv1.Source{Id: "spiffe://example.org/svc/web"}, Destination: &auditv1.Destination{Service: "shop"},
+		Request: &auditv1.Request{Protocol: "http", Method: "GET", Path: "/\x1b[2J"}, Tier: auditv1.Tier_TIER_DEFAULT_DENY,
+	}})
+	want := "  " + now.Format(time.TimeOnly) + " deny     web → shop  GET /�[2J  default-deny                  decided in 1.5 ms  abc  observed, so it passed\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("view (-want +got):\n%s", diff)
 	}

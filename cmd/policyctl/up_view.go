@@ -197,7 +197,7 @@ func (v *view) live(r *recorded) {
 	if !e.GetEnforced() && r.verdict() != mesh.Allowed {
 		note = v.style(yellow, "  observed, so it passed")
 	}
-	v.printf("  %s %s  %s  %s  %s  %s  %s%s", v.style(dim, time.Unix(0, e.GetTime()).Format(time.TimeOnly)), v.verdict(r.verdict()),
+	v.printf("  %s %s  %s  %s  %s  %s  %s", v.style(dim, time.Unix(0, e.GetTime()).Format(time.TimeOnly)), v.verdict(r.verdict()),
 		pad(source+" → "+e.GetDestination().GetService(), v.routeWidth), pad(plainText(what), v.requestWidth), pad(or(r.rule(), "-"), 28),
 		v.style(dim, "decided in "+latencyText(time.Duration(e.GetLatency()))), v.style(dim, r.id)+note)
 }
