@@ -148,8 +148,13 @@ func TestRenewsAtHalfLife(t *testing.T) {
 						t.Errorf("renewed after %v of %v", after, left)
 					}
 				}
-				if b.agent.Status().Renewals == 0 {
+				s := b.agent.Status()
+				if s.Renewals == 0 {
 					t.Error("the agent's own SVID was not renewed")
+				}
+				// The new SVID was shown to the issuer before the old one ended.
+				if s.SyncErrors > 0 || s.SignErrors > 0 {
+					t.Errorf("the issuer refused calls: %+v", s)
 				}
 			})
 		})

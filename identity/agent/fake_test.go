@@ -206,7 +206,11 @@ func (f *fake) admit(ctx context.Context, full string) error {
 		if f.pending[id] == serial {
 			f.active[id] = serial
 		}
-		if f.active[id] != serial && reason == 0 {
+		switch {
+		case reason != 0:
+		case !time.Now().Before(certs[0].NotAfter):
+			reason = types.PermissionDeniedDetails_AGENT_EXPIRED
+		case f.active[id] != serial:
 			reason = types.PermissionDeniedDetails_AGENT_NOT_ACTIVE
 		}
 	}

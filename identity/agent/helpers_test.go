@@ -18,7 +18,7 @@ func newest(svids []*x509svid.SVID) *x509svid.SVID {
 	return last
 }
 
-func pathOf(t *testing.T, source *workloadapi.X509Source) string {
+func pathOf(t testing.TB, source *workloadapi.X509Source) string {
 	t.Helper()
 	svid, err := source.GetX509SVID()
 	must(t, err)

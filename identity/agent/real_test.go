@@ -27,7 +27,7 @@ import (
 
 var td = agenttest.TrustDomain
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ type node struct {
 	done   chan error // gets what Run returned
 }
 
-func startNode(t *testing.T, cfg agent.Config, token string) *node {
+func startNode(t testing.TB, cfg agent.Config, token string) *node {
 	t.Helper()
 	a, err := agent.New(cfg, agent.Options{
 		Token: func() (string, error) { return token, nil },
@@ -80,7 +80,7 @@ func startNode(t *testing.T, cfg agent.Config, token string) *node {
 	return n
 }
 
-func config(t *testing.T, r *agenttest.Issuer) agent.Config {
+func config(t testing.TB, r *agenttest.Issuer) agent.Config {
 	cfg := agent.Default()
 	cfg.TrustDomain, cfg.ServerAddress, cfg.TrustBundle = td.Name(), r.Address, r.Bundle
 	cfg.DataDir, cfg.Socket = filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "w", "api.sock")
