@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/writ-dev/writ/pep/httppep"
 )
@@ -65,13 +67,23 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out.Header = out.Header.Clone()
 		out.Header["Connection"], out.Header["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
 	}
+	var body *requestBody
 	if r.ContentLength == 0 {
 		out.Body, out.Trailer = nil, nil
 	} else {
-		body := newRequestBody(r)
+		body = newRequestBody(r)
 		out.Body, out.Trailer = body, body.trailer
-		// The transport may still be reading when the response has ended.
-		defer body.Close()
+		// The transport may still be reading when the response has ended, and
+		// while it waits for the client's next bytes it does not look at the
+		// context.
+		stop := context.AfterFunc(ctx, func() { interrupt(w, r, 0) })
+		defer func() {
+			stop()
+			if !body.complete() {
+				interrupt(w, r, lingering)
+			}
+			body.Close()
+		}()
 		if r.ProtoMajor == 1 {
 			// Without this net/http swallows the rest of the body before the
 			// response may begin.
@@ -80,6 +92,11 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	res, err := f.transport.RoundTrip(out)
 	informational.stop()
+	early := body != nil && !body.complete()
+	if early && r.ProtoMajor == 1 {
+		// What is left of the body must never be read as the next request.
+		w.Header()["Connection"] = []string{"close"}
+	}
 	if err != nil {
 		if r.Context().Err() != nil {
 			// The client left, or its right ended: nobody to tell.
@@ -94,7 +111,15 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer res.Body.Close()
 	f.respond(w, r, res)
+	if early && r.ProtoMajor == 1 && !body.complete() {
+		// The client may be waiting for the answer before it sends the rest, and
+		// closing the body waits for the client.
+		_ = http.NewResponseController(w).Flush()
+	}
 }
+
+// lingering is how long a client may go on sending a body that nobody wants.
+const lingering = 5 * time.Second
 
 var errTarget = errors.New("a request target that begins with // cannot be forwarded byte for byte")
 
@@ -229,6 +254,8 @@ type requestBody struct {
 	io.ReadCloser
 	request *http.Request
 	trailer http.Header
+	read    atomic.Int64
+	eof     atomic.Bool
 }
 
 func newRequestBody(r *http.Request) *requestBody {
@@ -247,12 +274,31 @@ func newRequestBody(r *http.Request) *requestBody {
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
+	b.read.Add(int64(n))
 	if err == io.EOF {
 		for name := range b.trailer {
 			b.trailer[name] = b.request.Trailer[name]
 		}
+		b.eof.Store(true)
 	}
 	return n, err
+}
+
+// complete reports whether the client has sent all of the body. Once the other
+// side has received all of it, this is true.
+func (b *requestBody) complete() bool {
+	return b.eof.Load() || b.request.ContentLength >= 0 && b.read.Load() >= b.request.ContentLength
+}
+
+// interrupt ends, after a time, a Read of the request's body that is waiting
+// for the client.
+func interrupt(w http.ResponseWriter, r *http.Request, after time.Duration) {
+	if r.ProtoMajor == 1 {
+		// Close would wait for the Read; the connection is not used again.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(after))
+		return
+	}
+	_ = r.Body.Close()
 }
 
 // timedOut reports whether err is a timeout of the other side.

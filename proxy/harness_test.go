@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/writ-dev/writ/internal/testpki"
@@ -51,12 +51,16 @@ func start(t testing.TB, ca *testpki.CA, path string, cfg Config) *sidecar {
 	return startWith(t, testpki.NewSource(ca.SVID(t, path, time.Hour), ca.Bundle()), cfg)
 }
 
-func startWith(t testing.TB, source *testpki.Source, cfg Config) *sidecar {
+func startWith(t testing.TB, source *testpki.Source, cfg Config, changes ...func(*Options)) *sidecar {
 	t.Helper()
 	s := &sidecar{rec: &peptest.Recorder{}, source: source, done: make(chan error, 1)}
 	cfg.TrustDomain = "example.org"
+	opts := Options{Config: cfg, Source: source, Recorder: s.rec, Log: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	for _, change := range changes {
+		change(&opts)
+	}
 	var err error
-	s.Proxy, err = New(Options{Config: cfg, Source: source, Recorder: s.rec, Log: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	s.Proxy, err = New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,11 +196,31 @@ func newClient(t testing.TB) *http.Client {
 	return &http.Client{Transport: tr}
 }
 
-var errShort = errors.New("the body that arrived is not the one that was sent")
-
 func echo() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s %s", r.Method, r.RequestURI, body)
 	})
+}
+
+func mustSVID(s *sidecar) *x509svid.SVID {
+	svid, _ := s.source.GetX509SVID()
+	return svid
+}
+
+func mustBundle(t testing.TB, s *sidecar) *x509bundle.Bundle {
+	b, err := s.source.GetX509BundleForTrustDomain(s.ID().TrustDomain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// newH2C is a client that speaks HTTP/2 without TLS.
+func newH2C(t testing.TB) *http.Client {
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	tr := &http.Transport{Protocols: &protocols}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
 }

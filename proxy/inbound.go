@@ -54,9 +54,10 @@ func newInbound(p *Proxy, cfg Inbound, tcp net.Listener, base context.Context) (
 		in.app = http1.NewTransport(http1.TransportConfig{Dial: dial})
 	}
 	in.listener = mtls.Listen(tcp, mtls.ListenerConfig{
-		ServerConfig: mtls.ServerConfig{Source: p.opts.Source, TrustDomain: p.id.TrustDomain(), Protocols: protocols, Now: p.enforcer.Now},
-		Refused:      in.refusedConn,
-		Log:          p.log,
+		ServerConfig:     mtls.ServerConfig{Source: p.opts.Source, TrustDomain: p.id.TrustDomain(), Protocols: protocols, Now: p.enforcer.Now},
+		HandshakeTimeout: p.opts.HeadTimeout,
+		Refused:          in.refusedConn,
+		Log:              p.log,
 	})
 	head := cfg.MaxHeadBytes
 	if head == 0 {
@@ -78,11 +79,11 @@ func newInbound(p *Proxy, cfg Inbound, tcp net.Listener, base context.Context) (
 	}
 	errorLog := slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
 	in.http1 = http1.NewServer(http1.Config{
-		Handler: in, MaxHeadBytes: head + serverSlack, Malformed: in.malformed,
+		Handler: in, MaxHeadBytes: head + serverSlack, HeadTimeout: p.opts.HeadTimeout, Malformed: in.malformed,
 		ConnContext: in.connContext, BaseContext: base, ErrorLog: errorLog,
 	})
 	in.http2 = http2.NewServer(http2.Config{
-		Handler: in, MaxHeadBytes: head + serverSlack,
+		Handler: in, MaxHeadBytes: head + serverSlack, PrefaceTimeout: p.opts.HeadTimeout,
 		ConnContext: in.connContext, BaseContext: base, ErrorLog: errorLog,
 	})
 	return in, nil

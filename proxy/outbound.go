@@ -46,9 +46,9 @@ func newOutbound(p *Proxy, cfg Upstream, base context.Context) (*outbound, error
 	}
 	errorLog := slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
 	if cfg.Protocol == policy.GRPC {
-		o.http2 = http2.NewServer(http2.Config{Handler: o, BaseContext: base, ErrorLog: errorLog})
+		o.http2 = http2.NewServer(http2.Config{Handler: o, PrefaceTimeout: p.opts.HeadTimeout, BaseContext: base, ErrorLog: errorLog})
 	} else {
-		o.http1 = http1.NewServer(http1.Config{Handler: o, Malformed: o.malformed, BaseContext: base, ErrorLog: errorLog, PriorKnowledge: true})
+		o.http1 = http1.NewServer(http1.Config{Handler: o, HeadTimeout: p.opts.HeadTimeout, Malformed: o.malformed, BaseContext: base, ErrorLog: errorLog, PriorKnowledge: true})
 	}
 	return o, nil
 }

@@ -36,6 +36,9 @@ type Options struct {
 	Log     *slog.Logger
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
+	// HeadTimeout bounds a TLS handshake, and the reading of a request head;
+	// 10 s when 0.
+	HeadTimeout time.Duration
 }
 
 // Proxy is the sidecar of one workload.

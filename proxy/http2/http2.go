@@ -14,6 +14,8 @@ type Config struct {
 	// MaxHeadBytes limits what one header block may take; 64 KiB when 0. A
 	// handler that wants its refusal on record checks a lower limit itself.
 	MaxHeadBytes int
+	// PrefaceTimeout bounds the wait for the preface; 10 s when 0.
+	PrefaceTimeout time.Duration
 	// IdleTimeout closes a connection without streams; 2 min when 0.
 	IdleTimeout time.Duration
 	// MaxStreams open on one connection; 250 when 0.
@@ -29,6 +31,9 @@ func NewServer(cfg Config) *http.Server {
 	if cfg.MaxHeadBytes == 0 {
 		cfg.MaxHeadBytes = 64 << 10
 	}
+	if cfg.PrefaceTimeout == 0 {
+		cfg.PrefaceTimeout = 10 * time.Second
+	}
 	if cfg.IdleTimeout == 0 {
 		cfg.IdleTimeout = 2 * time.Minute
 	}
@@ -42,8 +47,7 @@ func NewServer(cfg Config) *http.Server {
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
 		Handler: cfg.Handler,
-		// Bounds the wait for the preface.
-		ReadHeaderTimeout: 10 * time.Second,
+		ReadHeaderTimeout: cfg.PrefaceTimeout,
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    cfg.MaxHeadBytes,
 		ErrorLog:          cfg.ErrorLog,
