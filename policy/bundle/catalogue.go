@@ -16,6 +16,9 @@ import (
 // BreakGlassLimit is the longest that a break-glass entry may allow.
 const BreakGlassLimit = time.Hour
 
+// maxBreakGlass bounds the entries of data.writ.break_glass.
+const maxBreakGlass = 64
+
 // BreakGlass is an entry of data.writ.break_glass.
 type BreakGlass struct {
 	ID        string
@@ -41,6 +44,10 @@ func (c Content) Catalogue(data map[string]any) (Catalogue, []policy.Problem) {
 	r.each(writ, "services", func(name string, entry map[string]any) {
 		cat.Services[name] = r.service(name, entry)
 	})
+	if entries, _ := writ["break_glass"].(map[string]any); len(entries) > maxBreakGlass {
+		r.fail([]string{"break_glass"}, "more than %d entries: remove those that expired", maxBreakGlass)
+		return cat, r.problems
+	}
 	r.each(writ, "break_glass", func(id string, entry map[string]any) {
 		cat.BreakGlass = append(cat.BreakGlass, r.breakGlass(id, entry, cat.Services))
 	})
@@ -53,6 +60,9 @@ type catalogueReader struct {
 }
 
 func (r *catalogueReader) fail(at []string, format string, args ...any) {
+	if len(r.problems) == maxProblems {
+		return
+	}
 	full := append([]string{"writ"}, at...)
 	p := policy.Problem{Code: policy.ProblemCatalogue, Message: strings.Join(at, ".") + ": " + fmt.Sprintf(format, args...)}
 	// A key that is missing is reported where it should be.

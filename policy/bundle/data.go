@@ -20,6 +20,10 @@ import (
 // MaxDataDepth bounds the nesting of data documents.
 const MaxDataDepth = 64
 
+// maxProblems is enough for anybody to mend at once; finding the place of one
+// reads the file again.
+const maxProblems = 100
+
 // Data merges the data files: one in directory a/b is data.a.b, as in an OPA
 // bundle. Two files may not give the same value. It also checks who may define
 // what: data.services and data.guardrails are made of rules, data.system is
@@ -41,6 +45,9 @@ type merger struct {
 }
 
 func (m *merger) fail(f File, at []string, code, format string, args ...any) {
+	if len(m.problems) == maxProblems {
+		return
+	}
 	p := policy.Problem{File: f.Path, Code: code, Message: fmt.Sprintf(format, args...)}
 	p.Line, p.Column = locate(f.Content, at)
 	m.problems = append(m.problems, p)

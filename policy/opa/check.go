@@ -41,12 +41,13 @@ func (l *loader) checkManifest(data map[string]any) {
 		return
 	}
 	inRoots := func(path string) bool { return opabundle.RootPathsContain(*m.Roots, path) }
-	for name := range data {
+	for _, name := range slices.Sorted(maps.Keys(data)) {
 		if !inRoots(name) && !slices.ContainsFunc(*m.Roots, func(r string) bool { return strings.HasPrefix(strings.Trim(r, "/"), name+"/") }) {
 			l.fail(file, nil, policy.ProblemParse, "roots do not hold data.%s", name)
 		}
 	}
-	for path, module := range l.program.parsed {
+	for _, path := range slices.Sorted(maps.Keys(l.program.parsed)) {
+		module := l.program.parsed[path]
 		names := make([]string, 0, len(module.Package.Path))
 		for _, term := range module.Package.Path[1:] {
 			names = append(names, strings.Trim(term.String(), `"`))

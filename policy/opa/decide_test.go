@@ -13,10 +13,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/open-policy-agent/opa/v1/ast"
+	oparego "github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/opa"
+	"github.com/writ-dev/writ/rego"
 )
 
 const glass = `
@@ -308,6 +311,33 @@ func TestInputIsItsJSON(t *testing.T) {
 		}
 		if want.Compare(got) != 0 {
 			t.Errorf("input %d:\nwant %v\ngot  %v", i, want, got)
+		}
+	}
+}
+
+// TestInputKeepsToTheSchema: what EncodeInput writes is valid, and a field
+// more is not.
+func TestInputKeepsToTheSchema(t *testing.T) {
+	data, err := policy.EncodeInput(request(func(in *policy.Input) {
+		in.Request.Protocol = policy.GRPC
+		in.Tokens = []policy.Token{{Issuer: "i"}}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for input, want := range map[string]bool{
+		string(data): true,
+		strings.Replace(string(data), `"sni"`, `"snii"`, 1): false,
+	} {
+		query := oparego.New(oparego.Query("[1 | json.match_schema(input, data.schema)[0]] == [1]"),
+			oparego.Store(inmem.NewFromReader(strings.NewReader(`{"schema": `+string(rego.InputSchema())+`}`))),
+			oparego.ParsedInput(ast.MustParseTerm(input).Value))
+		results, err := query.Eval(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := results[0].Expressions[0].Value == true; got != want {
+			t.Errorf("valid is %v: %s", got, input)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/storage"
@@ -71,6 +72,7 @@ func Load(content bundle.Content) (*Program, error) {
 //   - allow and deny that are neither partial sets of ids nor booleans;
 //   - references from one service to another, to all of data, or to data.writ;
 //   - guardrails that read input.request without testing input.layer;
+//   - comparisons of a field such as input.layer with a word it never holds;
 //   - a catalogue that is not well formed;
 //   - tests that define rules of the policy.
 //
@@ -141,6 +143,7 @@ func (l *loader) load() {
 	l.checkRules()
 	l.checkReferences(p.compiler.Modules)
 	l.checkLayers()
+	l.checkWords()
 	p.rules = indexRules(p)
 }
 
@@ -224,11 +227,12 @@ var outside = [...]string{
 	"json.match_schema", "json.verify_schema", // They follow $ref to URLs and files.
 }
 
-func capabilities() *ast.Capabilities {
+// capabilities are what a policy may use. Nobody changes them.
+var capabilities = sync.OnceValue(func() *ast.Capabilities {
 	c := ast.CapabilitiesForThisVersion()
 	c.AllowNet = []string{} // Not nil: nil is every host.
 	c.Builtins = slices.DeleteFunc(slices.Clone(c.Builtins), func(b *ast.Builtin) bool {
 		return slices.Contains(outside[:], b.Name)
 	})
 	return c
-}
+})
