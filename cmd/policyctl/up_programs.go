@@ -112,6 +112,9 @@ func (u *upRun) configs() error {
 	// Everything comes from one address here, after a restart all at once.
 	writd.AttestRate = 100
 	writd.Drain = writdStop / 2
+	if u.mesh.CATTL != 0 {
+		writd.CATTL = u.mesh.CATTL
+	}
 	if u.mesh.SVIDTTL != 0 {
 		writd.SVIDTTL = u.mesh.SVIDTTL
 	}

@@ -51,6 +51,9 @@ func (m *Mesh) complete(pos *strictyaml.Position, dir string) error {
 	case m.td.Name() != m.TrustDomain:
 		c.fail("trust_domain", "want the name alone: %q", m.td.Name())
 	}
+	if m.CATTL != 0 && m.CATTL < max(MinCATTL, 2*m.SVIDTTL) {
+		c.fail("ca_ttl", "%s is shorter than %s: no SVID outlives its authority", m.CATTL, max(MinCATTL, 2*m.SVIDTTL))
+	}
 	if m.SVIDTTL != 0 && m.SVIDTTL < MinTTL {
 		c.fail("svid_ttl", "%s is shorter than %s", m.SVIDTTL, MinTTL)
 	}

@@ -27,6 +27,9 @@ type Mesh struct {
 	// Life of the services' X509-SVIDs, at least 10s; writd's default when left
 	// out.
 	SVIDTTL time.Duration `yaml:"svid_ttl"`
+	// Life of a signing authority, at least twice svid_ttl; writd's default when
+	// left out.
+	CATTL time.Duration `yaml:"ca_ttl"`
 	// Directory of the policy sources, relative to this file.
 	Policy string `yaml:"policy"`
 	// What may be recorded of a request beyond its head line.
@@ -118,6 +121,7 @@ const (
 	Observe   = "observe"
 	NoCaller  = "none"
 	MinTTL    = 10 * time.Second
+	MinCATTL  = 30 * time.Second
 	Allowed   = "allow"
 	Denied    = "deny"
 	Refused   = "refused"

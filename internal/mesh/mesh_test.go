@@ -108,6 +108,7 @@ func TestRefused(t *testing.T) {
 		{"trust domain as ID", ": example.org\n", ": spiffe://example.org\n", `m:2:15: trust_domain: want the name alone: "example.org"`},
 		{"bad trust domain", ": example.org\n", ": Example\n", `m:2:15: trust_domain: trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores`},
 		{"no policy", "policy: policy\n", "", `m:1:1: policy: missing: name the directory of the policy sources`},
+		{"short authority", "policy: policy", "policy: policy\nsvid_ttl: 20s\nca_ttl: 30s", `m:5:9: ca_ttl: 30s is shorter than 40s`},
 		{"short life", "policy: policy", "policy: policy\nsvid_ttl: 9s", `m:4:11: svid_ttl: 9s is shorter than 10s`},
 		{"recorded header", "policy: policy", "policy: policy\nrecord: {headers: [X-Team]}", `m:4:20: record.headers[0]: "X-Team" is not a header name in lower case`},
 		{"unknown key", "    command: [pay]", "    comand: [pay]", `m:16:5: services[2].comand: unknown key: did you mean "command"?`},
