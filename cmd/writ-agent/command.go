@@ -19,7 +19,7 @@ const example = `  # first start of a node: the token from a file, the issuer pr
   writ-agent --config /etc/writ/agent.yaml --join-token-file /run/writ-token
 
   # without a file, the token from standard input
-  policyctl token create --node n1 | writ-agent --trust-domain example.org \
+  policyctl token create --spiffe-id spiffe://example.org/node/n1 | writ-agent --trust-domain example.org \
       --server-address writ.example.org:8081 --trust-bundle bundle.pem \
       --data-dir /var/lib/writ-agent --socket /run/writ-agent/agent.sock --join-token-file -
 
