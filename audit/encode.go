@@ -266,7 +266,7 @@ func (e *Encoder) value(name string, values []string) bool {
 	at := e.open(e.walk.num)
 	e.string(1, name)
 	for _, v := range values {
-		e.b = protowire.AppendTag(e.b, 2, protowire.BytesType)
+		e.tag(2, protowire.BytesType)
 		e.b = protowire.AppendString(e.b, v)
 	}
 	e.close(at)
@@ -302,7 +302,7 @@ func (e *Encoder) gap(g *auditv1.Gap) {
 	e.text(3, g.Cause, maxString, "")
 	e.bytes(4, g.Signature)
 	for _, c := range g.Certificates {
-		e.b = protowire.AppendTag(e.b, 5, protowire.BytesType)
+		e.tag(5, protowire.BytesType)
 		e.b = protowire.AppendBytes(e.b, c)
 	}
 	e.close(at)
@@ -362,36 +362,51 @@ func (e *Encoder) cut(s string, limit int) {
 }
 
 func (e *Encoder) string(num protowire.Number, s string) {
-	if s != "" {
-		e.b = protowire.AppendTag(e.b, num, protowire.BytesType)
-		e.b = protowire.AppendString(e.b, s)
+	if s == "" {
+		return
 	}
+	e.tag(num, protowire.BytesType)
+	if len(s) < 0x80 {
+		e.b = append(e.b, byte(len(s)))
+	} else {
+		e.b = protowire.AppendVarint(e.b, uint64(len(s)))
+	}
+	e.b = append(e.b, s...)
+}
+
+// tag writes the head of a field; one byte for most.
+func (e *Encoder) tag(num protowire.Number, typ protowire.Type) {
+	if num < 16 {
+		e.b = append(e.b, byte(num)<<3|byte(typ))
+		return
+	}
+	e.b = protowire.AppendTag(e.b, num, typ)
 }
 
 func (e *Encoder) bytes(num protowire.Number, v []byte) {
 	if len(v) > 0 {
-		e.b = protowire.AppendTag(e.b, num, protowire.BytesType)
+		e.tag(num, protowire.BytesType)
 		e.b = protowire.AppendBytes(e.b, v)
 	}
 }
 
 func (e *Encoder) varint(num protowire.Number, v uint64) {
 	if v != 0 {
-		e.b = protowire.AppendTag(e.b, num, protowire.VarintType)
+		e.tag(num, protowire.VarintType)
 		e.b = protowire.AppendVarint(e.b, v)
 	}
 }
 
 func (e *Encoder) fixed64(num protowire.Number, v uint64) {
 	if v != 0 {
-		e.b = protowire.AppendTag(e.b, num, protowire.Fixed64Type)
+		e.tag(num, protowire.Fixed64Type)
 		e.b = protowire.AppendFixed64(e.b, v)
 	}
 }
 
 // open begins a nested field and leaves one byte for its length.
 func (e *Encoder) open(num protowire.Number) int {
-	e.b = protowire.AppendTag(e.b, num, protowire.BytesType)
+	e.tag(num, protowire.BytesType)
 	e.b = append(e.b, 0)
 	return len(e.b)
 }

@@ -51,7 +51,12 @@ func (s *Spool) append(salt *[audit.SaltSize]byte, event []byte) (audit.Receipt,
 			}
 			continue
 		}
-		if s.canPrepare() || s.cfg.OnFull == Block {
+		if s.canPrepare() {
+			s.cond.Wait()
+			continue
+		}
+		s.full = true
+		if s.cfg.OnFull == Block {
 			s.cond.Wait()
 			continue
 		}

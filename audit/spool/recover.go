@@ -17,6 +17,8 @@ import (
 const (
 	segmentSuffix = ".seg"
 	damagedPrefix = "damaged-"
+	// unfinishedSuffix marks a segment that is being made.
+	unfinishedSuffix = ".new"
 )
 
 // found is a segment file as it was read back.
@@ -68,9 +70,10 @@ type recovered struct {
 	segments []found
 	// gaps to record, each of which opens a new epoch.
 	gaps []*auditv1.Gap
-	// aside are files that cannot be part of the record.
-	aside []string
-	next  uint64
+	// aside are files that cannot be part of the record, unfinished those that
+	// never were.
+	aside, unfinished []string
+	next              uint64
 }
 
 // recoverDir reads a spool's directory. It changes nothing.
@@ -110,6 +113,10 @@ func (r *recovered) readSegments(dir string) ([]found, error) {
 	for _, e := range entries {
 		var n uint64
 		name := e.Name()
+		if strings.HasSuffix(name, segmentSuffix+unfinishedSuffix) {
+			r.unfinished = append(r.unfinished, filepath.Join(dir, name))
+			continue
+		}
 		if !strings.HasSuffix(name, segmentSuffix) || strings.HasPrefix(name, damagedPrefix) {
 			continue
 		}

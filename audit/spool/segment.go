@@ -138,11 +138,13 @@ type segment struct {
 // createSegment makes a file of size bytes whose room is reserved, so that a
 // full disk shows here and not as a fault while recording.
 func createSegment(name string, size int64) (*segment, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	// It gets its name when it is whole: a file under that name which is not
+	// is damaged.
+	f, err := os.OpenFile(name+unfinishedSuffix, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("create segment: %w", err)
 	}
-	seg := &segment{name: name, f: f}
+	seg := &segment{name: name + unfinishedSuffix, f: f}
 	if err := reserve(f, size); err != nil {
 		seg.remove()
 		return nil, fmt.Errorf("reserve %d bytes for segment %s: %w", size, name, err)
@@ -160,6 +162,11 @@ func createSegment(name string, size int64) (*segment, error) {
 		seg.remove()
 		return nil, err
 	}
+	if err := os.Rename(seg.name, name); err != nil {
+		seg.remove()
+		return nil, fmt.Errorf("create segment: %w", err)
+	}
+	seg.name = name
 	return seg, nil
 }
 

@@ -99,9 +99,11 @@ type Spool struct {
 	// prepareErr is why no segment can be prepared; it is retried.
 	prepareErr error
 	retry      *time.Timer
-	failed     error
-	closed     bool
-	done       sync.WaitGroup
+	// full: an event found no room, and there has been none since.
+	full   bool
+	failed error
+	closed bool
+	done   sync.WaitGroup
 }
 
 // Open opens the spool in cfg.Dir, or makes one, and continues where the last
@@ -188,6 +190,11 @@ func (s *Spool) load() error {
 	}
 	for _, g := range s.gaps {
 		s.cfg.Log.Warn("audit records were lost", "cause", g.Cause, "epoch", s.meta.Epoch)
+	}
+	for _, name := range r.unfinished {
+		if err := os.Remove(name); err != nil {
+			return err
+		}
 	}
 	if err := s.setAside(r.aside); err != nil {
 		return err
@@ -368,9 +375,9 @@ func (s *Spool) Status() Status {
 			st.Pending += last - first + 1
 		}
 	}
-	if st.Err == nil && s.active() == nil && s.spare == nil {
-		if st.Err = s.prepareErr; st.Err == nil && s.files() >= s.maxSegments {
-			st.Err = audit.ErrFull
+	if st.Err == nil && s.full {
+		if st.Err = audit.ErrFull; s.prepareErr != nil {
+			st.Err = fmt.Errorf("%w: %w", audit.ErrFull, s.prepareErr)
 		}
 	}
 	return st
@@ -406,6 +413,7 @@ func (s *Spool) prepare() {
 			})
 		}
 		s.spare = g
+		s.full = s.full && g == nil
 		if g != nil && s.active() == nil && !s.closed {
 			// There is room again: what was lost is recorded now, and not
 			// when the next event happens to come.

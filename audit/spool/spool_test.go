@@ -1,0 +1,717 @@
+package spool
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/audit/auditv1"
+	"github.com/writ-dev/writ/policy"
+)
+
+var web = spiffeid.RequireFromString("spiffe://example.org/svc/web")
+
+func config(dir string) Config {
+	return Config{Dir: dir, MaxBytes: MinBytes, Stream: web, Clock: func() time.Time { return time.Unix(1, 0) }}
+}
+
+func open(t testing.TB, cfg Config) *Spool {
+	t.Helper()
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func closeSpool(t testing.TB, s *Spool) {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func note(text string) *audit.Event {
+	return &audit.Event{Kind: auditv1.Kind_KIND_LIFECYCLE, Time: time.Unix(1, 0), Reason: text}
+}
+
+func record(t testing.TB, s *Spool, n int) {
+	t.Helper()
+	for i := range n {
+		if _, err := s.Record(note(fmt.Sprint(i))); err != nil {
+			t.Fatalf("record %d: %v", i, err)
+		}
+	}
+}
+
+// read is what a collector would get: every record held of every epoch, in
+// order, its chain checked.
+type read struct {
+	Epoch    uint32
+	Sequence uint64
+	Kind     auditv1.Kind
+	Reason   string
+	Gap      string
+	Count    uint64
+}
+
+func readAll(t testing.TB, s *Spool) []read {
+	t.Helper()
+	var out []read
+	for epoch := uint32(0); ; {
+		r, err := s.Reader(epoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r == nil {
+			return out
+		}
+		chain := r.chain
+		for {
+			b, err := r.Next(100, 64<<10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b == nil {
+				break
+			}
+			again := audit.Batch{Stream: b.Stream, Epoch: b.Epoch, First: b.First, Records: b.Records}
+			if err := again.Hash(chain); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(again.Hashes, b.Hashes); diff != "" || again.Prev != b.Prev || again.Last != b.Last {
+				t.Fatalf("chain of batch at %d differs", b.First)
+			}
+			chain = b.Last
+			for i, rec := range b.Records {
+				var ev auditv1.Event
+				if err := proto.Unmarshal(rec.Event, &ev); err != nil {
+					t.Fatal(err)
+				}
+				if ev.Sequence != b.First+uint64(i) {
+					t.Fatalf("sequence %d at place %d", ev.Sequence, b.First+uint64(i))
+				}
+				out = append(out, read{b.Epoch, ev.Sequence, ev.Kind, ev.Reason, ev.Gap.GetCause(), ev.Gap.GetCount()})
+			}
+		}
+		epoch = r.Position().Epoch + 1
+	}
+}
+
+// contiguous checks that the records of each epoch are without holes, and
+// returns how many there are in the last one.
+func contiguous(t testing.TB, list []read) (last uint64) {
+	t.Helper()
+	epoch := uint32(0)
+	for _, r := range list {
+		if r.Epoch != epoch {
+			epoch, last = r.Epoch, r.Sequence-1
+		}
+		if last++; r.Sequence != last {
+			t.Fatalf("epoch %d: sequence %d, want %d", r.Epoch, r.Sequence, last)
+		}
+	}
+	return last
+}
+
+func TestRecordAndRestart(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	ids := audit.NewDecisionIDs(s.Stream(), 1)
+	for i := range uint64(1000) {
+		got, err := s.Record(note("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (audit.Receipt{Sequence: i + 1, DecisionID: ids.At(i + 1)}); got != want {
+			t.Fatalf("receipt %v, want %v", got, want)
+		}
+	}
+	stream := s.Stream()
+	closeSpool(t, s)
+	if _, err := s.Record(note("late")); !errors.Is(err, audit.ErrClosed) {
+		t.Errorf("after Close: %v, want ErrClosed", err)
+	}
+
+	s = open(t, config(dir))
+	if s.Stream() != stream {
+		t.Errorf("stream %v, want %v", s.Stream(), stream)
+	}
+	got, err := s.Record(note("b"))
+	if err != nil || got.Sequence != 1001 {
+		t.Errorf("receipt %v, %v, want sequence 1001", got, err)
+	}
+	if n := contiguous(t, readAll(t, s)); n != 1001 {
+		t.Errorf("%d records, want 1001", n)
+	}
+	if st := s.Status(); st.Pending != 1001 || st.Committed != 1001 || st.Epoch != 1 {
+		t.Errorf("status %+v", st)
+	}
+}
+
+func TestOneProcess(t *testing.T) {
+	dir := t.TempDir()
+	open(t, config(dir))
+	if _, err := Open(config(dir)); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("second Open: %v", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	dir := t.TempDir()
+	closeSpool(t, open(t, config(dir)))
+	for name, change := range map[string]func(*Config){
+		"another SPIFFE ID": func(c *Config) { c.Stream = spiffeid.RequireFromString("spiffe://example.org/svc/other") },
+		"too small":         func(c *Config) { c.MaxBytes = MinBytes - 1 },
+		"on_full":           func(c *Config) { c.OnFull = "wait" },
+		"authorization":     func(c *Config) { c.AllowHeaders = []string{"authorization"} },
+		"no SPIFFE ID":      func(c *Config) { c.Stream = spiffeid.ID{} },
+	} {
+		cfg := config(dir)
+		change(&cfg)
+		if s, err := Open(cfg); err == nil {
+			s.Close()
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// fill records until the spool refuses.
+func fill(t *testing.T, s *Spool) (n int) {
+	t.Helper()
+	for {
+		_, err := s.Record(note(strings.Repeat("x", 1000)))
+		if errors.Is(err, audit.ErrFull) {
+			return n
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+}
+
+// acknowledge lets the spool go of everything up to what a collector read.
+func acknowledge(t *testing.T, s *Spool) {
+	t.Helper()
+	r, err := s.Reader(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		b, err := r.Next(1000, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b == nil {
+			break
+		}
+	}
+	s.Acknowledge(r.Position())
+}
+
+func TestFullDeny(t *testing.T) {
+	s := open(t, config(t.TempDir()))
+	n := fill(t, s)
+	if n < 700 || n > 1100 {
+		t.Errorf("%d records of about 1 KiB in 1 MiB", n)
+	}
+	if st := s.Status(); st.Bytes > MinBytes || !errors.Is(st.Err, audit.ErrFull) {
+		t.Errorf("status %+v", st)
+	}
+	acknowledge(t, s)
+	if got, err := s.Record(note("again")); err != nil || got.Sequence != uint64(n+1) {
+		t.Errorf("after room: %v, %v, want sequence %d", got, err, n+1)
+	}
+}
+
+func TestFullBlock(t *testing.T) {
+	cfg := config(t.TempDir())
+	cfg.OnFull = Block
+	s := open(t, cfg)
+	const n = 3000
+	done := make(chan error, 1)
+	go func() {
+		for range n {
+			if _, err := s.Record(note(strings.Repeat("x", 1000))); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st := s.Status(); st.Committed != n {
+				t.Errorf("committed %d, want %d", st.Committed, n)
+			}
+			return
+		default:
+			acknowledge(t, s)
+		}
+	}
+}
+
+func TestCloseEndsBlock(t *testing.T) {
+	cfg := config(t.TempDir())
+	cfg.OnFull = Block
+	s := open(t, cfg)
+	var blocked sync.WaitGroup
+	var err error
+	blocked.Go(func() {
+		for err == nil {
+			_, err = s.Record(note(strings.Repeat("x", 1000)))
+		}
+	})
+	for !errors.Is(s.Status().Err, audit.ErrFull) {
+	}
+	closeSpool(t, s)
+	blocked.Wait()
+	if !errors.Is(err, audit.ErrClosed) {
+		t.Errorf("error %v, want ErrClosed", err)
+	}
+}
+
+func signer(t *testing.T) audit.SignGap {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, _ := url.Parse(web.String())
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1), URIs: []*url.URL{u}}, &x509.Certificate{}, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return audit.SignGapWith(key, []*x509.Certificate{c})
+}
+
+func TestFullDrop(t *testing.T) {
+	dir := t.TempDir()
+	cfg := config(dir)
+	cfg.OnFull, cfg.SignGap = Drop, signer(t)
+	s := open(t, cfg)
+	kept := 0
+	for {
+		got, err := s.Record(note(strings.Repeat("x", 1000)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got == (audit.Receipt{}) {
+			break
+		}
+		kept++
+	}
+	for range 9 {
+		// A small event would still fit, but would hide the gap before it.
+		if got, err := s.Record(note("small")); err != nil || got.Sequence != 0 {
+			t.Fatalf("receipt %v, %v, want none", got, err)
+		}
+	}
+	if st := s.Status(); st.Dropped != 10 {
+		t.Errorf("dropped %d, want 10", st.Dropped)
+	}
+	// The count survives the process.
+	closeSpool(t, s)
+	s = open(t, cfg)
+	acknowledge(t, s)
+	if got, err := s.Record(note("after")); err != nil || got.Sequence != uint64(kept+2) {
+		t.Fatalf("receipt %v, %v, want sequence %d", got, err, kept+2)
+	}
+	all := readAll(t, s)
+	contiguous(t, all)
+	want := []read{
+		{1, uint64(kept + 1), auditv1.Kind_KIND_GAP, "", audit.GapDrop, 10},
+		{1, uint64(kept + 2), auditv1.Kind_KIND_LIFECYCLE, "after", "", 0},
+	}
+	if diff := cmp.Diff(want, all[len(all)-2:]); diff != "" {
+		t.Errorf("end of the record (-want +got):\n%s", diff)
+	}
+	r, err := s.Reader(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		b, err := r.Next(1, 1)
+		if err != nil || b == nil {
+			t.Fatalf("no gap found: %v", err)
+		}
+		var ev auditv1.Event
+		if err := proto.Unmarshal(b.Records[0].Event, &ev); err != nil {
+			t.Fatal(err)
+		}
+		if ev.Gap != nil {
+			if err := audit.CheckGap(s.Stream(), 1, ev.Sequence, ev.Gap); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+}
+
+// A record whose length word was not stored is not there.
+func TestPartialRecordDiscarded(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	record(t, s, 3)
+	name, end := s.active().name, s.active().end.Load()
+	closeSpool(t, s)
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte(strings.Repeat("garbage!", 40)), end+4); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for range 2 {
+		s = open(t, config(dir))
+		record(t, s, 1)
+		closeSpool(t, s)
+	}
+	s = open(t, config(dir))
+	all := readAll(t, s)
+	if n := contiguous(t, all); n != 5 || all[4].Epoch != 1 {
+		t.Errorf("%d records, want 5 of epoch 1: %v", n, all)
+	}
+}
+
+func edit(t *testing.T, name string, change func([]byte) []byte) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, change(b), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func segments(t *testing.T, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "0*"+segmentSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// Whatever happens to the files, the spool opens, keeps what is whole, and
+// opens a new epoch that begins with a gap.
+func TestDamage(t *testing.T) {
+	flip := func(at int) func([]byte) []byte {
+		return func(b []byte) []byte { b[at] ^= 1; return b }
+	}
+	for _, tc := range []struct {
+		name   string
+		damage func(t *testing.T, dir string)
+		cause  string
+		// kept records of epoch 1, of 400 in several segments.
+		kept func(n int) bool
+	}{
+		{"first record", func(t *testing.T, dir string) { edit(t, segments(t, dir)[0], flip(headerSize+40)) }, audit.GapSpoolCorrupt, func(n int) bool { return n == 0 }},
+		{"segment in the middle", func(t *testing.T, dir string) { edit(t, segments(t, dir)[1], flip(headerSize+40)) }, audit.GapSpoolCorrupt, func(n int) bool { return n > 50 && n < 400 }},
+		{"length word", func(t *testing.T, dir string) { edit(t, segments(t, dir)[1], flip(headerSize+2)) }, audit.GapSpoolCorrupt, func(n int) bool { return n > 50 && n < 400 }},
+		{"header", func(t *testing.T, dir string) { edit(t, segments(t, dir)[1], flip(17)) }, audit.GapSpoolCorrupt, func(n int) bool { return n > 50 && n < 400 }},
+		{"segment gone", func(t *testing.T, dir string) { os.Remove(segments(t, dir)[1]) }, audit.GapSpoolCorrupt, func(n int) bool { return n > 50 && n < 400 }},
+		{"segment cut", func(t *testing.T, dir string) {
+			edit(t, segments(t, dir)[1], func(b []byte) []byte { return b[:headerSize+100] })
+		}, audit.GapSpoolCorrupt, func(n int) bool { return n > 50 && n < 400 }},
+		{"all segments gone", func(t *testing.T, dir string) {
+			for _, name := range segments(t, dir) {
+				os.Remove(name)
+			}
+		}, audit.GapSpoolLost, func(n int) bool { return n == 0 }},
+		{"identity damaged", func(t *testing.T, dir string) { edit(t, filepath.Join(dir, metaFile), flip(0)) }, audit.GapSpoolCorrupt, func(n int) bool { return n == 400 }},
+		{"identity gone", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, metaFile)) }, audit.GapSpoolCorrupt, func(n int) bool { return n == 400 }},
+		{"machine died", func(t *testing.T, dir string) {
+			edit(t, filepath.Join(dir, metaFile), func(b []byte) []byte {
+				var m meta
+				if err := json.Unmarshal(b, &m); err != nil {
+					t.Fatal(err)
+				}
+				m.Boot, m.Clean = "another", false
+				b, _ = json.Marshal(m)
+				return b
+			})
+		}, audit.GapSpoolLost, func(n int) bool { return n == 400 }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, config(dir))
+			for range 400 {
+				if _, err := s.Record(note(strings.Repeat("x", 1000))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			instance := s.Stream().Instance
+			closeSpool(t, s)
+			tc.damage(t, dir)
+
+			s = open(t, config(dir))
+			record(t, s, 1)
+			all := readAll(t, s)
+			contiguous(t, all)
+			old := 0
+			for _, r := range all {
+				if r.Epoch == 1 {
+					old++
+				}
+			}
+			if !tc.kept(old) {
+				t.Errorf("%d records kept", old)
+			}
+			if s.Stream().Instance != instance {
+				t.Errorf("instance %s, want %s", s.Stream().Instance, instance)
+			}
+			fresh := all[old:]
+			if len(fresh) < 2 || fresh[0].Epoch != 2 || fresh[0].Sequence != 1 || fresh[0].Gap != tc.cause {
+				t.Errorf("new epoch %+v, want a gap of cause %s", fresh, tc.cause)
+			}
+			closeSpool(t, s)
+			s = open(t, config(dir))
+			if st := s.Status(); st.Epoch != 2 {
+				t.Errorf("epoch %d after another restart, want 2", st.Epoch)
+			}
+		})
+	}
+}
+
+// A reboot after a clean stop loses nothing, and opens no epoch.
+func TestCleanReboot(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	record(t, s, 3)
+	closeSpool(t, s)
+	edit(t, filepath.Join(dir, metaFile), func(b []byte) []byte {
+		return []byte(strings.ReplaceAll(string(b), bootID(), "another"))
+	})
+	if st := open(t, config(dir)).Status(); st.Epoch != 1 || st.Committed != 3 {
+		t.Errorf("status %+v", st)
+	}
+}
+
+func TestReaderSeeks(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, config(dir))
+	for range 400 {
+		if _, err := s.Record(note(strings.Repeat("x", 1000))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := s.Reader(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := []audit.Position{r.Position()}
+	for {
+		b, err := r.Next(37, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b == nil {
+			break
+		}
+		at = append(at, r.Position())
+	}
+	last := at[len(at)-1]
+	if last.Sequence != 400 {
+		t.Fatalf("read up to %d, want 400", last.Sequence)
+	}
+	s.Acknowledge(at[5])
+	closeSpool(t, s)
+	s = open(t, config(dir))
+	for _, p := range at[5:] {
+		r, err := s.Reader(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Seek(p); err != nil {
+			t.Errorf("seek %d: %v", p.Sequence, err)
+		}
+	}
+	for name, p := range map[string]audit.Position{
+		"beyond":        {Epoch: 1, Sequence: 401, Chain: last.Chain},
+		"another chain": {Epoch: 1, Sequence: 400},
+		"another epoch": {Epoch: 2},
+	} {
+		r, err := s.Reader(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Seek(p); !errors.Is(err, ErrConflict) {
+			t.Errorf("%s: %v, want ErrConflict", name, err)
+		}
+	}
+	r, err = s.Reader(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := r.Hello(); h.First <= 1 || h.Last != 400 {
+		t.Fatalf("hello %v: nothing was freed", h)
+	}
+	if err := r.Seek(audit.Position{Epoch: 1}); !errors.Is(err, ErrBehind) {
+		t.Errorf("behind: %v, want ErrBehind", err)
+	}
+}
+
+func TestAbandon(t *testing.T) {
+	s := open(t, config(t.TempDir()))
+	record(t, s, 7)
+	if err := s.Abandon(audit.Position{Epoch: 3, Sequence: 9}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Record(note("on"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := audit.NewDecisionIDs(s.Stream(), 4)
+	if want := (audit.Receipt{Sequence: 2, DecisionID: ids.At(2)}); got != want {
+		t.Errorf("receipt %v, want %v", got, want)
+	}
+	want := []read{{4, 1, auditv1.Kind_KIND_GAP, "", audit.GapSpoolLost, 7}, {4, 2, auditv1.Kind_KIND_LIFECYCLE, "on", "", 0}}
+	if diff := cmp.Diff(want, readAll(t, s)); diff != "" {
+		t.Errorf("record (-want +got):\n%s", diff)
+	}
+}
+
+// A disk without room shows at Open, and while recording as ErrFull.
+func TestDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skipf("cannot mount a small disk: %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 2<<20-64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := config(filepath.Join(dir, "spool"))
+	cfg.MaxBytes = 16 << 20
+	if s, err := Open(cfg); err == nil {
+		s.Close()
+		t.Fatal("Open on a full disk: no error")
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(cfg.Dir); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, cfg)
+	n := fill(t, s)
+	if n == 0 {
+		t.Error("nothing was recorded")
+	}
+	if got := contiguous(t, readAll(t, s)); got != uint64(n) {
+		t.Errorf("%d records, want %d", got, n)
+	}
+	closeSpool(t, s)
+}
+
+func TestConcurrent(t *testing.T) {
+	cfg := config(t.TempDir())
+	cfg.MaxBytes = 32 << 20
+	s := open(t, cfg)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	seen := map[string]uint64{}
+	for range 8 {
+		wg.Go(func() {
+			for range 500 {
+				got, err := s.Record(note("c"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				seen[got.DecisionID] = got.Sequence
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if n := contiguous(t, readAll(t, s)); n != 4000 || len(seen) != 4000 {
+		t.Errorf("%d records, %d ids, want 4000", n, len(seen))
+	}
+}
+
+func decision() *audit.Event {
+	return &audit.Event{
+		Kind: auditv1.Kind_KIND_DECISION, Time: time.Unix(1700000000, 0), Outcome: auditv1.Outcome_OUTCOME_ALLOW, Mode: policy.Enforce, Enforced: true,
+		Input: &policy.Input{
+			Direction: policy.Inbound, Layer: policy.LayerRequest,
+			Source:      policy.Source{ID: "spiffe://example.org/svc/a", TrustDomain: "example.org", Path: "/svc/a", Authn: policy.AuthnMTLS, Serial: make([]byte, 16)},
+			Destination: policy.Destination{Service: "web", ID: web.String(), Port: 8443},
+			Request:     policy.Request{Protocol: policy.HTTP, Method: "GET", Host: "web.local", Path: "/v1/orders/12345"},
+			Connection:  policy.Connection{PeerIP: "127.0.0.1", PeerPort: 50123, TLSVersion: "1.3", SNI: "web", ALPN: "h2", KeyExchange: "X25519MLKEM768"},
+			TokenStatus: policy.TokenAbsent,
+		},
+		Decision: &policy.Decision{
+			Verdict: policy.Allow, Tier: policy.ServiceAllow, Rules: []policy.Rule{{ID: "web-reads", File: "services/web.rego", Line: 12}},
+			Revision: policy.Revision{Epoch: 1, Number: 42, Digest: [32]byte{1}},
+		},
+		Reads: &policy.Reads{}, Latency: time.Microsecond,
+	}
+}
+
+func TestRecordAllocates(t *testing.T) {
+	s := open(t, config(t.TempDir()))
+	ev := decision()
+	if n := testing.AllocsPerRun(500, func() {
+		if _, err := s.Record(ev); err != nil {
+			t.Fatal(err)
+		}
+	}); n >= 1 {
+		t.Errorf("%v allocations, want less than one in many", n)
+	}
+}
+
+// BenchmarkRecord is what an event costs on the request path. The spool does
+// not fill: it is emptied, outside the measure, when it is nearly full.
+func BenchmarkRecord(b *testing.B) {
+	cfg := config(b.TempDir())
+	cfg.MaxBytes = 256 << 20
+	s := open(b, cfg)
+	ev := decision()
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		if n%400_000 == 399_999 {
+			b.StopTimer()
+			closeSpool(b, s)
+			cfg.Dir = b.TempDir()
+			s = open(b, cfg)
+			b.StartTimer()
+		}
+		if _, err := s.Record(ev); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
