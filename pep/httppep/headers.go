@@ -96,12 +96,15 @@ type headerValues struct{ h http.Header }
 
 // Get implements policy.Values.
 func (v headerValues) Get(name string) []string {
-	var buf [64]byte
-	if len(name) > len(buf) {
-		return v.h[http.CanonicalHeaderKey(name)]
-	}
 	if Reserved(name) {
 		return nil
+	}
+	var buf [64]byte
+	if len(name) > len(buf) {
+		if name != strings.ToLower(name) {
+			return nil
+		}
+		return v.h[http.CanonicalHeaderKey(name)]
 	}
 	upper := true
 	for i := range len(name) {
@@ -109,7 +112,7 @@ func (v headerValues) Get(name string) []string {
 		switch {
 		case upper && 'a' <= c && c <= 'z':
 			c -= 'a' - 'A'
-		case !upper && 'A' <= c && c <= 'Z':
+		case 'A' <= c && c <= 'Z':
 			return nil // not lower case, so no name of the input
 		}
 		buf[i] = c

@@ -46,7 +46,7 @@ func NewServer(cfg Config) *http.Server {
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
-		Handler: cfg.Handler,
+		Handler:           cfg.Handler,
 		ReadHeaderTimeout: cfg.PrefaceTimeout,
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    cfg.MaxHeadBytes,
