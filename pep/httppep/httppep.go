@@ -34,6 +34,8 @@ type Handler struct {
 	cfg   Config
 	ownID string
 	calls sync.Pool
+	// since is closed by the first change of policy after New.
+	since <-chan struct{}
 
 	mu   sync.Mutex
 	open map[*call]struct{}
@@ -55,7 +57,7 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Enforcer == nil || cfg.Next == nil || cfg.Peer == nil {
 		return nil, errors.New("http enforcement point needs an enforcer, a next handler, and a way to know the peer")
 	}
-	h := &Handler{cfg: cfg, ownID: cfg.Enforcer.ID().String(), open: map[*call]struct{}{}}
+	h := &Handler{cfg: cfg, ownID: cfg.Enforcer.ID().String(), since: cfg.Enforcer.Changed(), open: map[*call]struct{}{}}
 	h.calls.New = func() any { return new(call) }
 	return h, nil
 }

@@ -41,8 +41,9 @@ func (h *Handler) Open() int {
 
 // Watch decides every open request again whenever a new policy revision comes
 // into force, and ends those that it does not allow. It returns when ctx ends.
+// No revision since New is missed, however late Watch begins.
 func (h *Handler) Watch(ctx context.Context) {
-	changed := h.cfg.Enforcer.Changed()
+	changed := h.since
 	for {
 		select {
 		case <-ctx.Done():
