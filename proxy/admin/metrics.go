@@ -2,9 +2,12 @@ package admin
 
 import (
 	"net/http"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/writ-dev/writ/audit/auditv1"
@@ -55,9 +58,29 @@ func NewMetrics() *Metrics {
 			m.observed[o] = requests.WithLabelValues(name, "false")
 		}
 	}
-	m.registry.MustRegister(requests, m.unrecorded, m.latency, m.handshakes, m.outbound, m.admission,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(requests, m.unrecorded, m.latency, m.handshakes, m.outbound, m.admission)
+	// The collectors package would link database/sql for these two.
+	m.Gauge("go_goroutines", "Goroutines that exist.", func() float64 { return float64(runtime.NumGoroutine()) })
+	m.Gauge("process_resident_memory_bytes", "Resident memory.", residentBytes)
 	return m
+}
+
+// residentBytes is the second field of /proc/self/statm, in bytes; 0 where
+// there is none.
+func residentBytes() float64 {
+	data, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(data))
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, err := strconv.ParseUint(fields[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return float64(pages) * float64(os.Getpagesize())
 }
 
 // Decided counts an inbound request.
