@@ -73,6 +73,9 @@ func newRootCmd(a *app) *cobra.Command {
 	root.AddCommand(
 		newUpCmd(a),
 		newStatusCmd(a),
+		newEntryCmd(a),
+		newTokenCmd(a),
+		newAgentCmd(a),
 		newPolicyCmd(a),
 		newDecideCmd(a),
 		newAuditCmd(a),
