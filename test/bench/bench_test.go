@@ -55,7 +55,7 @@ func TestPercentileIsTheNearestRank(t *testing.T) {
 
 func TestWrkOutput(t *testing.T) {
 	const good = "Running 5s test @ http://127.0.0.1:1/\n  10 requests in 5.00s, 1.0KB read\nRequests/sec:  54321.98\nTransfer/sec:      1.0MB\n"
-	if got, err := parseWrk(good); err != nil || got != 54321.98 {
+	if got, err := parseWrk(good); err != nil || got != (answered{requests: 10, rate: 54321.98}) {
 		t.Errorf("got %v, %v", got, err)
 	}
 	for _, bad := range []string{
@@ -70,11 +70,11 @@ func TestWrkOutput(t *testing.T) {
 }
 
 func FuzzWrkOutput(f *testing.F) {
-	f.Add("Requests/sec:  1.5\n")
-	f.Add("Requests/sec:  1.5.5\n")
+	f.Add("  7 requests in 5.00s\nRequests/sec:  1.5\n")
+	f.Add("  7 requests in 5.00s\nRequests/sec:  1.5.5\n")
 	f.Fuzz(func(t *testing.T, out string) {
-		if rate, err := parseWrk(out); err == nil && !strings.Contains(out, "Requests/sec:") {
-			t.Errorf("%q gives %v", out, rate)
+		if got, err := parseWrk(out); err == nil && !strings.Contains(out, "Requests/sec:") {
+			t.Errorf("%q gives %v", out, got)
 		}
 	})
 }

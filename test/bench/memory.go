@@ -37,21 +37,21 @@ func memory(ctx context.Context, b *bench) ([]Row, error) {
 	return s.rows(), err
 }
 
-func (b *bench) memoryOfWrit(ctx context.Context, s *samples, app string) (err error) {
+func (b *bench) memoryOfWrit(ctx context.Context, s *samples, app string) error {
 	m, err := b.mesh(ctx, app)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.stop()) }()
-	var all []watched
-	for _, w := range []struct{ role, program string }{{"proxy", "writ-sidecar"}, {"writd", "writd"}, {"agent", "writ-agent"}} {
-		pids, err := m.processes(w.program)
-		if err != nil {
-			return err
-		}
-		all = append(all, watched{role: w.role, subject: ours, pids: pids})
+	sidecars := watched{role: "proxy", subject: ours}
+	for _, p := range m.sidecars {
+		sidecars.pids = append(sidecars.pids, p.PID())
 	}
-	return b.idleAndLoaded(ctx, s, m.addr, all)
+	err = b.idleAndLoaded(ctx, s, m.addr, []watched{
+		sidecars,
+		{role: "writd", subject: ours, pids: []int{m.writd.PID()}},
+		{role: "agent", subject: ours, pids: []int{m.agent.PID()}},
+	})
+	return errors.Join(m.why(ctx, err), m.stop())
 }
 
 func (b *bench) memoryOfNginx(ctx context.Context, s *samples, app string) error {

@@ -12,8 +12,9 @@ var rates = []int{1000, 4000}
 
 // pair measures client → plaintext → proxy → mTLS → proxy → plaintext → nginx
 // answering 100 bytes, with everything on one machine. The writ pair decides
-// and records each request; the nginx pair does neither.
-func pair(ctx context.Context, b *bench) (rows []Row, err error) {
+// and records each request; the nginx pair does neither. Only the pair whose
+// turn it is runs.
+func pair(ctx context.Context, b *bench) ([]Row, error) {
 	if err := b.ensure(ctx, "nginx", "wrk"); err != nil {
 		return nil, err
 	}
@@ -22,34 +23,48 @@ func pair(ctx context.Context, b *bench) (rows []Row, err error) {
 		return nil, err
 	}
 	defer stopApp()
-	peer, err := b.nginxPair(ctx, app)
-	if err != nil {
-		return nil, err
-	}
-	defer peer.stop()
-	m, err := b.mesh(ctx, app)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, m.stop()) }()
-
-	addrs := map[string]string{ours: m.addr, "nginx": peer.addr, "direct": app}
 	var s samples
 	err = b.rotate([]string{ours, "nginx", "direct"}, func(subject string) error {
-		return pairRound(ctx, b, &s, subject, addrs[subject])
+		switch subject {
+		case ours:
+			m, err := b.mesh(ctx, app)
+			if err != nil {
+				return err
+			}
+			err = pairRound(ctx, b, &s, subject, m.addr, func(requests uint64) error {
+				return m.settle(ctx, &s, requests)
+			})
+			return errors.Join(m.why(ctx, err), m.stop())
+		case "nginx":
+			p, err := b.nginxPair(ctx, app)
+			if err != nil {
+				return err
+			}
+			defer p.stop()
+			return pairRound(ctx, b, &s, subject, p.addr, nil)
+		}
+		return pairRound(ctx, b, &s, subject, app, nil)
 	})
 	return s.rows(), err
 }
 
-func pairRound(ctx context.Context, b *bench, s *samples, subject, addr string) error {
-	if _, err := wrk(ctx, addr, time.Second); err != nil { // warm
-		return err
-	}
-	rate, err := wrk(ctx, addr, b.length)
+// pairRound measures one subject once. loaded, when not nil, runs after the
+// full load, and is told how many requests were answered so far.
+func pairRound(ctx context.Context, b *bench, s *samples, subject, addr string, loaded func(requests uint64) error) error {
+	warm, err := wrk(ctx, addr, time.Second)
 	if err != nil {
 		return err
 	}
-	s.add("throughput, 32 connections", subject, "requests/s", rate)
+	full, err := wrk(ctx, addr, b.length)
+	if err != nil {
+		return err
+	}
+	s.add("throughput, 32 connections", subject, "requests/s", full.rate)
+	if loaded != nil {
+		if err := loaded(warm.requests + full.requests); err != nil {
+			return err
+		}
+	}
 	for _, rate := range rates {
 		latencies, err := load{addr: addr, rate: rate, connections: 16, length: b.length}.run(ctx)
 		if err != nil {

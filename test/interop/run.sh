@@ -48,6 +48,7 @@ for suite in "${suites[@]}"; do
 	code=$?
 	outcomes=$(leaves <"$log")
 	echo "${outcomes:-no test ran}"
+	sed -n 's/^ *[a-z0-9_]*_test.go:[0-9]*: deviates: /note: /p' "$log" | sort -u
 	p=$(grep -c '^PASS' <<<"$outcomes") f=$(grep -c '^FAIL' <<<"$outcomes") s=$(grep -c '^SKIP' <<<"$outcomes")
 	# A test that skips in CI, a suite that crashes, one that runs nothing.
 	if [ "${CI:-}" = true ]; then f=$((f + s)) s=0; fi

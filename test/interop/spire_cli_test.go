@@ -68,7 +68,7 @@ func TestSPIREServerCLI(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	cli := spireCLI{path: program(t, "spire-server"), socket: filepath.Join(conf.Dir, "data", "run", "admin.sock")}
+	cli := spireCLI{path: program(t, "spire-server"), socket: conf.AdminSocket()}
 	t.Run("healthcheck", func(t *testing.T) {
 		if out, err := cli.run(t, "healthcheck"); err != nil {
 			t.Fatalf("%v\n%s", err, out)

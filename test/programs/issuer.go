@@ -51,6 +51,9 @@ func DialIssuer(trustDomain, addr, adminSocket string) (*Issuer, error) {
 // Close closes the admin socket.
 func (i *Issuer) Close() error { return i.admin.Close() }
 
+// Admin is the connection to the admin socket.
+func (i *Issuer) Admin() *grpc.ClientConn { return i.admin }
+
 // Bundle is the trust bundle, as the admin socket tells it.
 func (i *Issuer) Bundle(ctx context.Context) (*x509bundle.Bundle, error) {
 	b, err := bundlev1.NewBundleClient(i.admin).GetBundle(ctx, &bundlev1.GetBundleRequest{})

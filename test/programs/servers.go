@@ -20,7 +20,15 @@ type ServerConfig struct {
 	TrustDomain string
 	// Ports of loopback; only writd has a control port.
 	IssuerPort, ControlPort int
+	// More is added to writd's configuration file.
+	More string
 }
+
+// AdminSocket is the path of writd's admin socket.
+func (c *ServerConfig) AdminSocket() string { return filepath.Join(c.DataDir(), "run", "admin.sock") }
+
+// DataDir is writd's data directory.
+func (c *ServerConfig) DataDir() string { return filepath.Join(c.Dir, "data") }
 
 // Server is a running issuer.
 type Server struct {
@@ -41,8 +49,7 @@ control_listen: 127.0.0.1:%d
 
 // StartWritd starts our control plane with all its roles.
 func StartWritd(ctx context.Context, c ServerConfig) (*Server, error) {
-	data := filepath.Join(c.Dir, "data")
-	conf, err := c.write("writd.yaml", fmt.Sprintf(writdConf, c.TrustDomain, data, c.IssuerPort, c.ControlPort))
+	conf, err := c.write("writd.yaml", fmt.Sprintf(writdConf, c.TrustDomain, c.DataDir(), c.IssuerPort, c.ControlPort)+c.More)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +63,7 @@ func StartWritd(ctx context.Context, c ServerConfig) (*Server, error) {
 		p.Kill()
 		return nil, err
 	}
-	return c.serve(p, filepath.Join(data, "run", "admin.sock"))
+	return c.serve(p, c.AdminSocket())
 }
 
 const spireConf = `server {
