@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -84,6 +85,13 @@ func (l *listener) Accept() (net.Conn, error) {
 		uid, err := owner(c)
 		if err == nil && slices.Contains(l.cfg.UIDs, uid) {
 			return c, nil
+		}
+		if errors.Is(err, errNoSocket) {
+			// Gone before it was let in, as a probe of the port is: nothing that
+			// it may have sent is read.
+			l.cfg.Log.Debug("local connection closed by its owner at once")
+			c.Close()
+			continue
 		}
 		reason := fmt.Sprintf("uid %d may not use %s", uid, l.cfg.Address)
 		if err != nil {
