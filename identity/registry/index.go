@@ -74,7 +74,8 @@ func (x *Index) Apply(c Change) {
 	defer x.mu.Unlock()
 	touched := ancestry{seen: map[spiffeid.ID]bool{}}
 	// Who had an old entry is found in the old tree, who gets a new one in the
-	// new tree.
+	// new tree. An ID need be climbed in one of them only: where they differ
+	// above it, they differ by an entry that is climbed from itself.
 	for _, e := range c.Entries {
 		if e.Old != nil {
 			x.ascend(e.Old, &touched)
@@ -88,9 +89,6 @@ func (x *Index) Apply(c Change) {
 			x.add(e.New)
 		}
 	}
-	// The nodes reached so far belong to the old tree; the new tree may be
-	// reached through the same IDs again.
-	touched.seen = map[spiffeid.ID]bool{}
 	for _, e := range c.Entries {
 		if e.New != nil {
 			x.ascend(e.New, &touched)
