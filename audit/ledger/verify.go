@@ -79,8 +79,14 @@ type verifier struct {
 	// named, until a segment's state sets it right.
 	upset   bool
 	streams map[audit.Stream]*streamCheck
-	// skipped are entries that the indices say are missing.
+	// next is the index after the highest one seen, skipped what the indices
+	// say is missing below it, late the frames that came after later ones.
+	next    uint64
 	skipped []span
+	late    []place
+	// settled is how many problems there were when the tree was last set
+	// right.
+	settled int
 	file    string
 	last    place
 	// since is the first entry after the last head that matched.
@@ -229,21 +235,21 @@ func (v *verifier) state(payload []byte, whole bool) {
 	case !ok || index != st.tree.size():
 		v.problem(Altered, v.last, 0, "the state at the start of the segment is not that of its name")
 		return
-	case same:
-	case v.upset:
+	case same, v.upset:
 	case index > have:
 		v.problem(Missing, place{index: have, time: v.last.time}, index-have, "entries %d to %d, in files before this one, are missing", have, index-1)
 	default:
 		v.problem(Rewritten, v.last, 0, "the state at the start of the segment is not that of what comes before")
 	}
+	v.settle()
 	if same {
 		return
 	}
-	v.tree, v.upset, v.skipped = st.tree, false, nil
+	v.tree, v.upset, v.next, v.skipped, v.late = st.tree, false, index, nil, nil
 	v.since = place{index: index}
 	for name, p := range st.streams {
 		s := v.stream(name)
-		s.Position, s.start, s.chainKnown = p.Position, p.start, true
+		s.Position, s.start, s.chainKnown, s.missing = p.Position, p.start, true, nil
 	}
 	v.checkHeads()
 }
@@ -257,13 +263,14 @@ func (v *verifier) frame(payload []byte, at int64, whole bool) {
 			v.problem(Altered, v.last, 0, "batch at offset %d, after this record, cannot be read", at)
 			return
 		}
-		if b := &v.batch; !whole && v.intact(b) {
+		b := &v.batch
+		first := place{stream: b.stream, epoch: b.epoch, sequence: b.first, time: time.Unix(0, b.received).UTC(), index: v.tree.size()}
+		if !whole && v.intact(b) {
 			// Named before the root can differ for the same reason.
-			at := place{stream: b.stream, epoch: b.epoch, sequence: b.first, time: time.Unix(0, b.received).UTC(), index: v.tree.size()}
-			v.problem(Altered, at, uint64(len(b.records)), "the head of this batch does not match its checksum")
+			v.problem(Altered, first, uint64(len(b.records)), "the head of this batch does not match its checksum")
 		}
-		v.order(v.batch.index)
-		v.records(&v.batch)
+		v.order(first, b.index, uint64(len(b.records)))
+		v.records(b)
 	case typeResume:
 		f, err := parseResume(payload)
 		if err != nil || !whole {
@@ -271,11 +278,11 @@ func (v *verifier) frame(payload []byte, at int64, whole bool) {
 			v.problem(Altered, v.last, 0, "frame at offset %d, after this record, cannot be read", at)
 			return
 		}
-		v.order(f.index)
+		v.last = place{stream: f.stream, epoch: f.at.Epoch, sequence: f.at.Sequence, time: time.Unix(0, f.received).UTC(), index: v.tree.size()}
+		v.order(v.last, f.index, 1)
 		s := v.stream(f.stream)
 		v.note("%s goes on at epoch %d sequence %d: the ledger lost what came before", f.stream, f.at.Epoch, f.at.Sequence+1)
 		s.Position, s.start, s.chainKnown = f.at, audit.ChainStart(f.stream, f.at.Epoch), true
-		v.last = place{stream: f.stream, epoch: f.at.Epoch, sequence: f.at.Sequence, time: time.Unix(0, f.received).UTC(), index: v.tree.size()}
 		v.add(leafOfResume(nil, &f))
 	default:
 		v.upset = true
@@ -284,23 +291,51 @@ func (v *verifier) frame(payload []byte, at int64, whole bool) {
 	}
 }
 
-// order compares the index that a frame carries with the entries so far.
-func (v *verifier) order(index uint64) {
-	next := v.tree.size()
-	if n := len(v.skipped); n > 0 {
-		next += v.skippedTotal()
-	}
-	if index > next {
-		v.skipped = append(v.skipped, span{next, index})
-	}
+// order compares the indices that a frame of n entries carries with those seen
+// so far. What it finds is told at the end, where no stream explains it.
+func (v *verifier) order(at place, index, n uint64) {
 	v.upset = v.upset || index != v.tree.size()
+	end := index + n
+	switch {
+	case index > v.next:
+		v.skipped = append(v.skipped, span{v.next, index})
+	case index < v.next:
+		at.index = v.tree.size()
+		v.late = append(v.late, at)
+		var left []span
+		for _, s := range v.skipped {
+			if s.from < min(index, s.to) {
+				left = append(left, span{s.from, min(index, s.to)})
+			}
+			if max(end, s.from) < s.to {
+				left = append(left, span{max(end, s.from), s.to})
+			}
+		}
+		v.skipped = left
+	}
+	v.next = max(v.next, end)
 }
 
-func (v *verifier) skippedTotal() (n uint64) {
-	for _, s := range v.skipped {
-		n += s.to - s.from
+// settle names what the indices show where nothing else has explained it: no
+// tree that differs from the signed one goes without a problem.
+func (v *verifier) settle() bool {
+	count := func() bool {
+		return slices.ContainsFunc(v.report.Problems[v.settled:], func(p Problem) bool { return p.Kind != BadHead && p.Kind != BadGap })
 	}
-	return n
+	if !count() {
+		for _, at := range v.late {
+			v.problem(Reordered, at, 1, "the batch that begins with this record stands after later ones")
+		}
+		for _, s := range v.skipped {
+			v.problem(Missing, place{index: s.from, time: v.last.time}, s.to-s.from, "entries %d to %d are missing", s.from, s.to-1)
+		}
+		if v.upset && !count() {
+			v.problem(Rewritten, v.last, 0, "entries up to this record are not where they say they are")
+		}
+	}
+	explained := count()
+	v.settled, v.late, v.skipped = len(v.report.Problems), nil, nil
+	return explained
 }
 
 // add appends a leaf and compares the root where a head was signed.

@@ -62,7 +62,8 @@ func (v *verifier) records(b *batch) {
 			here.sequence = sequence
 		}
 		if !intact {
-			v.problem(Altered, here, 1, "the event or its salt is not what was recorded")
+			v.problem(Altered, here, 1, "the event, its salt or its hash is not what was recorded")
+			s.chainKnown = false
 		}
 		v.sequence(s, here)
 		v.last = here
@@ -148,15 +149,7 @@ func eventTime(event []byte, received int64) time.Time {
 func (v *verifier) finish() {
 	size := v.tree.size()
 	v.report.Entries = size
-	explained := slices.ContainsFunc(v.report.Problems, func(p Problem) bool {
-		return p.Kind == Missing || p.Kind == Reordered || p.Kind == Added || p.Kind == Altered
-	})
-	if len(v.skipped) > 0 && !explained {
-		for _, s := range v.skipped {
-			v.problem(Missing, place{index: s.from, time: v.last.time}, s.to-s.from, "entries %d to %d are missing", s.from, s.to-1)
-		}
-		explained = true
-	}
+	explained := v.settle()
 	if n := len(v.heads); n > 0 {
 		if h := v.heads[n-1]; h.elsewhere {
 			v.problem(Truncated, v.last, 0, "the head of %s, kept elsewhere, covers %d entries, there are %d; this is the last record", h.Time.Format(time.RFC3339Nano), h.Size, size)
@@ -166,7 +159,7 @@ func (v *verifier) finish() {
 	}
 	if h := v.report.LastHead; h != nil && size > h.Size {
 		v.report.Uncovered = size - h.Size
-		if !v.report.Live {
+		if !v.report.Live && !(v.upset && explained) {
 			v.problem(Uncovered, v.since, v.report.Uncovered, "entries %d to %d follow the last signed head: the ledger was not stopped cleanly, or they were added", h.Size, size-1)
 		}
 	}
