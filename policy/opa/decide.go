@@ -16,8 +16,10 @@ import (
 	"github.com/writ-dev/writ/policy"
 )
 
-// DefaultTimeout bounds one decision.
-const DefaultTimeout = 100 * time.Millisecond
+// DefaultTimeout bounds one decision. It is there for hostile policy, and it
+// is wall-clock time: shorter, it would deny honest requests on a machine that
+// is starved of processors.
+const DefaultTimeout = time.Second
 
 // maxReason bounds the reason of a decision, bytes.
 const maxReason = 512

@@ -82,17 +82,6 @@ func (l *load) stop() {
 	l.wg.Wait()
 }
 
-// answered is how many responses came back so far.
-func (l *load) answered() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
-	for _, c := range l.status {
-		n += c
-	}
-	return n
-}
-
 // ok is how many responses with status 200 came back so far.
 func (l *load) ok() int {
 	l.mu.Lock()

@@ -178,7 +178,7 @@ func TestGoSPIFFE(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.ctl("entry", "create", "--parent", "spiffe://example.org/node/local", "--spiffe-id", "spiffe://example.org/svc/test",
+	p.ctl("entry", "create", "--parent-id", "spiffe://example.org/node/local", "--spiffe-id", "spiffe://example.org/svc/test",
 		"--selector", "unix:path:"+self)
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()

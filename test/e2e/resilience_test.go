@@ -36,7 +36,7 @@ func (m *runningMesh) export() []record {
 // Whatever a client got an answer to is on record exactly once.
 func TestKills(t *testing.T) {
 	p := startPair(t, hello, "1h")
-	l := startLoad(p.url+"/kills", 4, 2*time.Millisecond)
+	l := startLoad(p.url+"/kills", 4, 8*time.Millisecond)
 	for i := range 20 {
 		victim := []string{"/sidecars/orders/writ-sidecar", "/writd"}[i%2]
 		before := l.ok()
