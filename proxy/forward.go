@@ -67,31 +67,13 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out.Header = out.Header.Clone()
 		out.Header["Connection"], out.Header["Upgrade"] = []string{"Upgrade"}, []string{upgrade}
 	}
-	var body *requestBody
-	if r.ContentLength == 0 {
-		out.Body, out.Trailer = nil, nil
-	} else {
-		body = newRequestBody(r)
-		out.Body, out.Trailer = body, body.trailer
-		// The transport may still be reading when the response has ended, and
-		// while it waits for the client's next bytes it does not look at the
-		// context.
-		stop := context.AfterFunc(ctx, func() { interrupt(w, r, 0) })
-		defer func() {
-			stop()
-			if !body.complete() {
-				interrupt(w, r, lingering)
-			}
-			body.Close()
-		}()
-		if r.ProtoMajor == 1 {
-			// Without this net/http swallows the rest of the body before the
-			// response may begin.
-			_ = http.NewResponseController(w).EnableFullDuplex()
-		}
-	}
+	body, closeBody := f.attachBody(w, r, out)
+	defer closeBody()
 	res, err := f.transport.RoundTrip(out)
 	informational.stop()
+	if v, ok := out.Body.(*view); ok {
+		v.settle()
+	}
 	early := body != nil && !body.complete()
 	if early && r.ProtoMajor == 1 {
 		// What is left of the body must never be read as the next request.
@@ -120,6 +102,38 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // lingering is how long a client may go on sending a body that nobody wants.
 const lingering = 5 * time.Second
+
+// attachBody gives out the body of r, ready for a transport. closeBody returns
+// when nobody reads it any more.
+func (f *forwarder) attachBody(w http.ResponseWriter, r, out *http.Request) (body *requestBody, closeBody func()) {
+	if r.ContentLength == 0 {
+		out.Body, out.Trailer = nil, nil
+		return nil, func() {}
+	}
+	body = newRequestBody(r)
+	out.Body, out.Trailer = body, body.trailer
+	end := func() { body.Close() }
+	if r.ProtoMajor == 1 {
+		// Without this net/http swallows the rest of the body before the
+		// response may begin.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	} else {
+		again := newReplay(body)
+		out.Body, _ = again.view()
+		out.GetBody = again.view
+		end = again.close
+	}
+	// The transport may still be reading when the response has ended, and while
+	// it waits for the client's next bytes it does not look at the context.
+	stop := context.AfterFunc(out.Context(), func() { interrupt(w, r, 0) })
+	return body, func() {
+		stop()
+		if !body.complete() {
+			interrupt(w, r, lingering)
+		}
+		end()
+	}
+}
 
 var errTarget = errors.New("a request target that begins with // cannot be forwarded byte for byte")
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -220,4 +221,28 @@ func TestOnlyGRPCAtAGRPCService(t *testing.T) {
 	if last := events[len(events)-1]; res.StatusCode != 415 || last.Outcome != auditv1.Outcome_OUTCOME_REFUSED {
 		t.Errorf("%d, event %v", res.StatusCode, last.Outcome)
 	}
+}
+
+// Connections that have reached their age end between calls, and no call fails
+// of it.
+func TestGRPCConnectionAge(t *testing.T) {
+	srv, _, _, client := grpcPair(t)
+	srv.inbound.cfg.MaxConnectionAge = 5 * time.Millisecond
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 25 {
+				if _, err := client.UnaryCall(t.Context(), &grpctest.SimpleRequest{Payload: &grpctest.Payload{Body: []byte("hello")}}); err != nil {
+					t.Errorf("call failed: %v", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	ports := map[int]bool{}
+	for _, ev := range srv.rec.Events() {
+		ports[ev.Input.Connection.PeerPort] = true
+	}
+	t.Logf("%d connections", len(ports))
 }
