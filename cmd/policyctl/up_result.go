@@ -55,7 +55,9 @@ type requestResult struct {
 
 	latency  time.Duration
 	observed bool
-	problem  error
+	// reason is the record's, for a request refused before a decision.
+	reason  string
+	problem error
 }
 
 // unanswered is the result of a request before anything is known of it.
@@ -162,6 +164,9 @@ func (u *upRun) judge(ctx context.Context, r mesh.Request, o outcome) requestRes
 		return result
 	}
 	result.Verdict, result.Rule = event.verdict(), event.rule()
+	if result.Verdict == mesh.Refused {
+		result.reason = event.event.GetReason()
+	}
 	result.observed = event.event.GetMode() == auditv1.Mode_MODE_OBSERVE
 	return result
 }

@@ -145,6 +145,8 @@ func (v *view) request(m *mesh.Mesh, r requestResult) {
 		}
 	case r.Verdict == mesh.Denied && r.observed:
 		note = v.style(yellow, "  observed, so it passed")
+	case r.reason != "":
+		note = v.style(dim, "  "+plainText(r.reason))
 	case target.Mode == mesh.Observe:
 		note = v.style(yellow, "  observed")
 	}
