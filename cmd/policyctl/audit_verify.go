@@ -16,10 +16,10 @@ import (
 func newAuditVerifyCmd(a *app) *cobra.Command {
 	var key, expect string
 	cmd := &cobra.Command{
-		Use:   "verify DIR|TAR",
+		Use:   "verify [DIR|TAR]",
 		Short: "Verify a ledger or an archive of it, offline",
-		Long: `Verify a ledger's directory, or an archive made by "audit export", against the
-verifier key. A changed, removed, added or moved record, a record cut off at the
+		Long: `Verify a ledger's directory (audit in the data directory, unless another is
+named), or an archive made by "audit export", against the verifier key. A changed, removed, added or moved record, a record cut off at the
 end, and a history written anew are each named by stream, epoch, sequence and
 time. Nothing but the key is trusted: take it from elsewhere than the evidence.
 
@@ -28,7 +28,7 @@ names a file with heads kept elsewhere; evidence that does not reach the newest
 of them has been cut off. Exit code 2 means that the evidence does not verify.`,
 		Example: `  policyctl audit verify record.tar --key audit.vkey
   policyctl audit verify /var/lib/writ/audit --key audit.vkey --expect-head heads.txt`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if key == "" {
 				key = filepath.Join(a.dataDir, "public", "audit.vkey")
@@ -37,7 +37,10 @@ of them has been cut off. Exit code 2 means that the evidence does not verify.`,
 			if err != nil {
 				return fmt.Errorf("--key: %w", err)
 			}
-			cfg := ledger.VerifyConfig{Path: args[0], Keys: string(keys)}
+			cfg := ledger.VerifyConfig{Path: filepath.Join(a.dataDir, "audit"), Keys: string(keys)}
+			if len(args) > 0 {
+				cfg.Path = args[0]
+			}
 			if expect != "" {
 				if cfg.ExpectHeads, err = os.ReadFile(expect); err != nil {
 					return fmt.Errorf("--expect-head: %w", err)
