@@ -38,6 +38,10 @@ func Verify(ctx context.Context, cfg VerifyConfig) (*Report, error) {
 		return nil, err
 	}
 	defer e.close()
+	return verify(ctx, e, keys, cfg.ExpectHeads)
+}
+
+func verify(ctx context.Context, e *evidence, keys note.Verifiers, expect []byte) (*Report, error) {
 	v := &verifier{
 		keys: keys, tree: newTree(), streams: make(map[audit.Stream]*streamCheck),
 		report: &Report{Live: e.live, Streams: []StreamReport{}, Problems: []Problem{}, Notes: []string{}},
@@ -47,8 +51,8 @@ func Verify(ctx context.Context, cfg VerifyConfig) (*Report, error) {
 		return nil, err
 	}
 	v.readHeads(b, headsFile)
-	if len(cfg.ExpectHeads) > 0 {
-		if err := v.expect(cfg.ExpectHeads); err != nil {
+	if len(expect) > 0 {
+		if err := v.expect(expect); err != nil {
 			return nil, err
 		}
 	}
