@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -13,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
@@ -46,6 +44,7 @@ type ServerConfig struct {
 type Server struct {
 	auditv1.UnimplementedIngestServer
 	cfg       ServerConfig
+	checker   *audit.Checker
 	stop      chan struct{}
 	receivers sync.WaitGroup
 
@@ -58,7 +57,7 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, stop: make(chan struct{})}
+	return &Server{cfg: cfg, checker: audit.NewChecker(), stop: make(chan struct{})}
 }
 
 // ingest is one connection.
@@ -67,9 +66,9 @@ type ingest struct {
 	stream grpc.BidiStreamingServer[auditv1.AppendRequest, auditv1.AppendResponse]
 	name   audit.Stream
 	// at is the last record received, durable or on its way.
-	at    audit.Position
-	event auditv1.Event
-	slots chan struct{}
+	at      audit.Position
+	checker *audit.Checker
+	slots   chan struct{}
 
 	mu sync.Mutex
 	// durable is the last position committed, err why it goes no further.
@@ -134,7 +133,7 @@ func (s *Server) Close() {
 
 // greet takes the hello and answers with the position to begin at.
 func (s *Server) greet(stream grpc.BidiStreamingServer[auditv1.AppendRequest, auditv1.AppendResponse]) (*ingest, error) {
-	c := &ingest{store: s.cfg.Store, stream: stream, slots: make(chan struct{}, maxInFlight), changed: make(chan struct{}, 1)}
+	c := &ingest{store: s.cfg.Store, checker: s.checker, stream: stream, slots: make(chan struct{}, maxInFlight), changed: make(chan struct{}, 1)}
 	id, err := s.cfg.PeerID(stream.Context())
 	if err != nil {
 		s.cfg.Log.Warn("audit records refused: caller has no identity", "error", err)
@@ -203,8 +202,9 @@ func (c *ingest) batch(ctx context.Context, m *auditv1.Batch) error {
 	}
 	b := &audit.Batch{Stream: c.name, Epoch: c.at.Epoch, First: c.at.Sequence + 1, Records: m.Records[known:]}
 	for i, r := range b.Records {
-		if err := c.check(r, b.First+uint64(i)); err != nil {
-			return status.Error(codes.InvalidArgument, err.Error())
+		// Everyone after will have to read it.
+		if err := c.checker.Check(r.Event, b.First+uint64(i)); err != nil {
+			return status.Errorf(codes.InvalidArgument, "record %d: %v", b.First+uint64(i), err)
 		}
 	}
 	if err := b.Hash(c.at.Chain); err != nil {
@@ -221,22 +221,6 @@ func (c *ingest) batch(ctx context.Context, m *auditv1.Batch) error {
 	c.at.Sequence, c.at.Chain = m.First+n-1, b.Last
 	at := c.at
 	c.store.Append(b, func(err error) { c.committed(at, err) })
-	return nil
-}
-
-// check reads a record as everyone after will have to read it.
-func (c *ingest) check(r *auditv1.Record, sequence uint64) error {
-	got, ok := audit.SequenceOf(r.Event)
-	if !ok || got != sequence || len(r.Event) > audit.MaxEventBytes {
-		return fmt.Errorf("record %d: not an event of this sequence", sequence)
-	}
-	c.event.Reset()
-	if err := proto.Unmarshal(r.Event, &c.event); err != nil {
-		return fmt.Errorf("record %d: %w", sequence, err)
-	}
-	if c.event.Schema != audit.SchemaVersion || audit.KindOf(r.Event) != c.event.Kind {
-		return fmt.Errorf("record %d: schema %d, want %d", sequence, c.event.Schema, audit.SchemaVersion)
-	}
 	return nil
 }
 
