@@ -39,6 +39,9 @@ func (v *verifier) stream(name audit.Stream) *streamCheck {
 func (v *verifier) records(b *batch) {
 	s := v.stream(b.stream)
 	if b.epoch > s.Epoch {
+		if b.epoch > 1 && len(b.records) > 0 && audit.KindOf(b.records[0].event) != auditv1.Kind_KIND_GAP {
+			v.note("epoch %d of %s does not begin with a gap event: its recorder does not say why it is there", b.epoch, b.stream)
+		}
 		s.Position, s.missing, s.chainKnown = b.stream.Start(b.epoch), nil, true
 		s.start = s.Chain
 	}
