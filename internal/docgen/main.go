@@ -120,8 +120,9 @@ func (d structs) row(out *bytes.Buffer, f *ast.Field, key string, tag reflect.St
 	if comment == nil {
 		return fmt.Errorf("%s has no comment", key)
 	}
-	text := strings.Join(strings.Fields(comment.Text()), " ")
-	fmt.Fprintf(out, "| `%s` | %s | %s | %s |\n", key+suffix, kind, defaultText(def), strings.ReplaceAll(text, "|", "\\|"))
+	// Markdown takes <name> for a tag, and | for the end of the cell.
+	text := strings.NewReplacer("|", `\|`, "<", `\<`).Replace(strings.Join(strings.Fields(comment.Text()), " "))
+	fmt.Fprintf(out, "| `%s` | %s | %s | %s |\n", key+suffix, kind, defaultText(def), text)
 	if _, ok := d[nested]; !ok {
 		return nil
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/internal/mesh"
 	"github.com/writ-dev/writ/internal/writdconf"
 	"github.com/writ-dev/writ/proxy"
 )
@@ -11,5 +12,6 @@ func sections() []section {
 		{"writd", "The file of `writd --config`; each key is also a flag.", "internal/writdconf", "Config", writdconf.Default()},
 		{"writ-agent", "The file of `writ-agent --config`; each key is also a flag.", "identity/agent", "Config", agent.Default()},
 		{"writ-sidecar", "The file of `writ-sidecar --config`.", "proxy", "Config", proxy.Default()},
+		{"mesh file", "The file of `policyctl up -f`. See [its page](../mesh-file.md).", "internal/mesh", "Mesh", mesh.Mesh{}},
 	}
 }
