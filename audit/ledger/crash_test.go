@@ -1,0 +1,182 @@
+package ledger
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/audit/auditv1"
+)
+
+// A crash leaves anything after the last sync. What was acknowledged stays.
+func TestTornTail(t *testing.T) {
+	f := newFixture(t)
+	l := f.open()
+	f.append(l, webs, 5)
+	f.close(l)
+	name := filepath.Join(f.cfg.Dir, segmentName(0))
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = f.open()
+	f.append(l, webs, 5)
+	f.close(l)
+	more, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heads := filepath.Join(f.cfg.Dir, headsFile)
+	signed, err := os.ReadFile(heads)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, _ := splitHeads(signed)
+	// The heads as they were before the second run.
+	early := 0
+	for _, h := range list[:2] {
+		early += len(h) + 1
+	}
+	for cut := len(whole); cut < len(more); cut += 41 {
+		for _, garbage := range []string{"", "\x01\x00\x00\x00\x00\x00\x00\x00\x00", strings.Repeat("g", 50)} {
+			if err := os.WriteFile(name, append(slices.Clone(more[:cut]), garbage...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(heads, append(slices.Clone(signed[:early]), "writ/audit/exa"...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Open(f.cfg)
+			if err != nil {
+				t.Fatalf("cut at %d: %v", cut, err)
+			}
+			if got := l.Status().Events; got != 5 {
+				t.Fatalf("cut at %d: %d events, want 5", cut, got)
+			}
+			f.at[webs] = l.durable.streams[webs].Position
+			f.append(l, webs, 1)
+			f.close(l)
+			f.verified(6)
+		}
+	}
+	// What a head covers is never cut off.
+	if err := os.WriteFile(name, more[:len(more)-1], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(heads, signed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := Open(f.cfg); !errors.Is(err, ErrDamaged) {
+		if err == nil {
+			l.Close()
+		}
+		t.Errorf("open: %v, want ErrDamaged", err)
+	}
+	if got, err := os.ReadFile(name); err != nil || len(got) != len(more)-1 {
+		t.Error("a damaged ledger was changed")
+	}
+}
+
+// A crash while a segment is begun leaves a stump.
+func TestTornSegment(t *testing.T) {
+	f := newFixture(t)
+	l := f.open()
+	f.append(l, webs, 5)
+	f.close(l)
+	for _, stump := range []string{"", "WRIT", segmentMagic, segmentMagic + "\x40\x00\x00\x00\x00\x00\x00\x00\x01"} {
+		if err := os.WriteFile(filepath.Join(f.cfg.Dir, segmentName(5)), []byte(stump), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l := f.open()
+		if got := l.Status().Events; got != 5 {
+			t.Errorf("%q: %d events, want 5", stump, got)
+		}
+		f.close(l)
+		f.verified(5)
+	}
+}
+
+func TestCap(t *testing.T) {
+	f := newFixture(t)
+	f.cfg.MaxBytes = MinBytes
+	l := f.open()
+	rec := l.Recorder()
+	n := uint64(0)
+	for {
+		before := f.at[webs]
+		err := appendBatch(l, f.batch(webs, 100))
+		if errors.Is(err, audit.ErrFull) {
+			f.at[webs] = before
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += 100
+	}
+	if !errors.Is(l.Err(), audit.ErrFull) {
+		t.Errorf("Err: %v, want ErrFull", l.Err())
+	}
+	if _, err := rec.Record(&audit.Event{Kind: auditv1.Kind_KIND_CREDENTIAL}); !errors.Is(err, audit.ErrFull) {
+		t.Errorf("credential at the cap: %v, want ErrFull", err)
+	}
+	if _, err := rec.Record(&audit.Event{Kind: auditv1.Kind_KIND_ADMIN}); err != nil {
+		t.Errorf("a read at the cap: %v", err)
+	}
+	if got := all(t, l, &auditv1.Filter{Kinds: []auditv1.Kind{auditv1.Kind_KIND_ALARM}}, 0); len(got) != 1 {
+		t.Errorf("%d alarms, want 1", len(got))
+	}
+	if st := l.Status(); st.Bytes > MinBytes || uint64(len(all(t, l, nil, 0))) != n+2 {
+		t.Errorf("status %v", st)
+	}
+	f.close(l)
+	f.verified(n + 2)
+	// A higher cap lets it go on.
+	f.cfg.MaxBytes = 2 * MinBytes
+	l = f.open()
+	f.append(l, webs, 100)
+	f.close(l)
+	f.verified(n + 102)
+}
+
+// A disk without room is like the cap: nothing half-written stays.
+func TestDiskFull(t *testing.T) {
+	f := newFixture(t)
+	if err := os.Mkdir(f.cfg.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", f.cfg.Dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("cannot mount a small disk: %v", err)
+	}
+	defer unix.Unmount(f.cfg.Dir, unix.MNT_DETACH)
+	ballast := filepath.Join(f.cfg.Dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 512<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := f.open()
+	n := uint64(0)
+	var before audit.Position
+	var err error
+	for {
+		before = f.at[webs]
+		if err = appendBatch(l, f.batch(webs, 100)); err != nil {
+			break
+		}
+		n += 100
+	}
+	if !errors.Is(err, audit.ErrFull) {
+		t.Fatalf("error %v, want ErrFull", err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	f.at[webs] = before
+	f.append(l, webs, 100)
+	f.close(l)
+	f.verified(n + 100)
+}
