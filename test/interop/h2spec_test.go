@@ -76,7 +76,7 @@ func TestH2Spec(t *testing.T) {
 			reason, expected := deviations[c.name]
 			switch {
 			case c.failed && expected:
-				t.Logf("deviates: %s", reason)
+				t.Logf("deviates: %s: %s", c.name, reason)
 			case c.failed:
 				t.Error("failed")
 			case expected:
