@@ -15,6 +15,7 @@ import (
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
+	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 // groupBytes is how much one sync may cover.
@@ -283,7 +284,7 @@ func (l *Ledger) newSegment() error {
 	buf, start := beginFrame([]byte(segmentMagic))
 	buf = endFrame(appendState(buf, l.work), start)
 	_, err = f.Write(buf)
-	if err = errors.Join(err, f.Sync(), syncDir(l.cfg.Dir)); err != nil {
+	if err = errors.Join(err, f.Sync(), atomicfile.SyncDir(l.cfg.Dir)); err != nil {
 		return fmt.Errorf("begin segment: %w", err)
 	}
 	l.mu.Lock()

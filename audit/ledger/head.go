@@ -18,6 +18,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 // Origin is the name of a trust domain's ledger, in its heads and its key.
@@ -168,7 +169,7 @@ func makeKey(file string) ([]byte, error) {
 		return nil, fmt.Errorf("make audit key: %w", err)
 	}
 	b := []byte(base64.StdEncoding.EncodeToString(key.Seed()) + "\n")
-	if err := writeFile(file, b); err != nil {
+	if err := atomicfile.Write(file, b, 0o600); err != nil {
 		return nil, fmt.Errorf("make audit key: %w", err)
 	}
 	return b, nil

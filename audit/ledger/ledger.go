@@ -17,6 +17,7 @@ import (
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
+	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 var (
@@ -191,7 +192,7 @@ func open(cfg Config) (_ *Ledger, err error) {
 	if err := l.load(); err != nil {
 		return nil, err
 	}
-	if err := writeFile(filepath.Join(cfg.Dir, keyFile), []byte(cfg.VerifierKey+"\n")); err != nil {
+	if err := atomicfile.Write(filepath.Join(cfg.Dir, keyFile), []byte(cfg.VerifierKey+"\n"), 0o600); err != nil {
 		return nil, err
 	}
 	l.own = audit.Stream{SPIFFEID: cfg.Self.String(), Instance: uuid.UUID(l.work.id).String()}
@@ -375,29 +376,4 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("in use by another process: %w", err)
 	}
 	return f, nil
-}
-
-// writeFile replaces a file and makes that durable.
-func writeFile(name string, b []byte) error {
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(name+".new", name); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+
+	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 const (
@@ -67,32 +69,10 @@ func (m *meta) write(dir string) error {
 	if err != nil {
 		return fmt.Errorf("write spool: %w", err)
 	}
-	name := filepath.Join(dir, metaFile)
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write spool: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(name+".new", name)
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	if err != nil {
+	if err := atomicfile.Write(filepath.Join(dir, metaFile), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write spool: %w", err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // lockDir takes the directory for this process; the lock ends with it.

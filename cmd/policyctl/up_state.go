@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/writ-dev/writ/deploy"
+	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 // upDir is the data directory of a local mesh. writd keeps its state in the
@@ -141,23 +141,11 @@ func treeSum(fsys fs.FS) (string, error) {
 	return hex.EncodeToString(sum[:]), err
 }
 
-// writeFile replaces the file at path as a whole; it does nothing when the
-// content is there already.
+// writeFile replaces the file at path, and makes its directory where it is
+// missing.
 func writeFile(path string, data []byte) error {
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
-		return nil
-	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	return atomicfile.Write(path, data, 0o600)
 }

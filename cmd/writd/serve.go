@@ -24,6 +24,7 @@ import (
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/atomicfile"
 	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/version"
@@ -271,12 +272,7 @@ func (w *writd) close() error {
 
 // publish puts a file where others may read it, in one step.
 func (w *writd) publish(name string, data []byte) error {
-	path := w.path("public", name)
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o644); err != nil {
-		return fmt.Errorf("publish %s: %w", name, err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := atomicfile.Write(w.path("public", name), data, 0o644); err != nil {
 		return fmt.Errorf("publish %s: %w", name, err)
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 // maxFile bounds what is read of a key file, in bytes.
@@ -92,7 +94,7 @@ func (d *Disk) write(name string, key crypto.Signer) (err error) {
 		}
 		return err
 	}
-	return syncDir(d.dir)
+	return atomicfile.SyncDir(d.dir)
 }
 
 // Load implements Store. It refuses a file that anyone but its owner can read
@@ -140,7 +142,7 @@ func (d *Disk) Delete(name string) error {
 	} else if err != nil {
 		return fmt.Errorf("delete key %s: %w", name, err)
 	}
-	return syncDir(d.dir)
+	return atomicfile.SyncDir(d.dir)
 }
 
 func (d *Disk) path(name string) string { return filepath.Join(d.dir, name+".pem") }
@@ -176,12 +178,4 @@ func private(info fs.FileInfo) error {
 		return fmt.Errorf("belongs to uid %d, not to this process (uid %d)", st.Uid, os.Geteuid())
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/writ-dev/writ/internal/atomicfile"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 )
@@ -81,7 +82,7 @@ func (f *Follower) heard(at time.Time) {
 
 // keep writes the slice so that a crash leaves the old one or the new one.
 func (f *Follower) keep(revision policy.Revision, data []byte) {
-	if err := writeAtomically(f.cfg.Dir, data); err != nil {
+	if err := f.write(data); err != nil {
 		f.cfg.Log.Error("policy slice cannot be kept: a restart without the control plane would start from an older one or none",
 			"revision", revision.String(), "error", err)
 		return
@@ -89,28 +90,9 @@ func (f *Follower) keep(revision policy.Revision, data []byte) {
 	f.kept = revision
 }
 
-func writeAtomically(dir string, data []byte) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func (f *Follower) write(data []byte) error {
+	if err := os.MkdirAll(f.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, keptFile+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // Fails when it was renamed, as it should.
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), filepath.Join(dir, keptFile)); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return atomicfile.Write(filepath.Join(f.cfg.Dir, keptFile), data, 0o600)
 }
