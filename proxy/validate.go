@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"github.com/writ-dev/writ/audit/spool"
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/proxy/admin"
 	"github.com/writ-dev/writ/proxy/upstream"
@@ -48,7 +49,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	v.atLeast("policy.max_age", int64(c.Policy.MaxAge), 0)
 	v.need("audit.dir", c.Audit.Dir)
-	v.atLeast("audit.max_bytes", c.Audit.MaxBytes, 1)
+	v.atLeast("audit.max_bytes", c.Audit.MaxBytes, spool.MinBytes)
 	for i, name := range c.Audit.Headers {
 		if name != strings.ToLower(name) || strings.Contains(strings.TrimSuffix(name, "*"), "*") {
 			v.fail(fmt.Sprintf("audit.headers[%d]", i), "%q: want a lower-case name, or a prefix that ends in *", name)

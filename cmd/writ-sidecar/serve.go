@@ -177,8 +177,8 @@ func (s *sidecar) run(ctx context.Context) error {
 	defer stopBackground()
 	shipping, stopShipping := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopShipping()
-	serving, stopServing := context.WithCancel(ctx)
-	defer stopServing()
+	serving, stopServing := context.WithCancelCause(ctx)
+	defer stopServing(nil)
 
 	var owned sync.WaitGroup
 	failed := make(chan error, 2)
@@ -202,13 +202,15 @@ func (s *sidecar) run(ctx context.Context) error {
 	go func() {
 		select {
 		case err := <-failed:
-			s.log.Error("the sidecar ends", "error", err)
-			stopServing()
+			stopServing(err)
 		case <-background.Done():
 		}
 	}()
 
 	err := s.proxy.Serve(serving)
+	if cause := context.Cause(serving); ctx.Err() == nil && cause != nil {
+		err = errors.Join(err, cause)
+	}
 	daemon.Notify(s.log, daemon.Stopping)
 	stopped := program.Stopped(time.Now())
 	if _, rerr := s.spool.Record(&stopped); rerr != nil {

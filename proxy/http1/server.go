@@ -69,9 +69,10 @@ func NewServer(cfg Config) *Server {
 			return context.WithValue(ctx, connKey{}, w)
 		},
 		ConnState: func(c net.Conn, state http.ConnState) {
-			if w, ok := c.(*conn); ok && state == http.StateActive {
-				// A head has been read, or has failed to be one: what is written
-				// before the handler runs, net/http says by itself.
+			// From the end of a response, or the first byte of the first head, until
+			// the handler runs: what is written now, net/http says by itself. A
+			// head that came with the one before it is not announced as active.
+			if w, ok := c.(*conn); ok && (state == http.StateActive || state == http.StateIdle) {
 				w.unheard.Store(true)
 			}
 		},
@@ -88,7 +89,11 @@ type Server struct {
 type connKey struct{}
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	if c, ok := r.Context().Value(connKey{}).(*conn); ok && r.ProtoMajor == 1 {
+	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+		if r.ProtoMajor == 2 {
+			// What looks like an answer here is part of somebody's body.
+			c.framed.Store(true)
+		}
 		c.unheard.Store(false)
 	}
 	s.cfg.Handler.ServeHTTP(w, r)
@@ -123,6 +128,7 @@ type conn struct {
 	net.Conn
 	server  *Server
 	unheard atomic.Bool
+	framed  atomic.Bool
 	once    sync.Once
 }
 
@@ -138,7 +144,7 @@ func (c *conn) CloseWrite() error {
 }
 
 func (c *conn) Write(p []byte) (int, error) {
-	if !c.unheard.Load() || c.server.cfg.Malformed == nil {
+	if !c.unheard.Load() || c.framed.Load() || c.server.cfg.Malformed == nil {
 		return c.Conn.Write(p)
 	}
 	status, reason := parseAnswer(p)

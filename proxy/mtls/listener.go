@@ -26,7 +26,7 @@ type ListenerConfig struct {
 	// MaxConnections open at once, handshakes included; 10,000 when 0. A
 	// connection above it is closed at once.
 	MaxConnections int
-	// MaxHandshakes under way at once; 256 when 0. More wait to be accepted.
+	// MaxHandshakes under way at once; 1024 when 0. More wait to be accepted.
 	MaxHandshakes int
 	// Refused is called before the peer learns that it is refused. The Peer has
 	// no identity.
@@ -56,7 +56,7 @@ func Listen(tcp net.Listener, cfg ListenerConfig) *Listener {
 		cfg.MaxConnections = 10_000
 	}
 	if cfg.MaxHandshakes == 0 {
-		cfg.MaxHandshakes = 256
+		cfg.MaxHandshakes = 1024
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
