@@ -578,6 +578,9 @@ func TestJWTSVID(t *testing.T) {
 		if fetch("a") == first {
 			t.Error("other audiences got the same token")
 		}
+		if fetch("a\x00b") == first {
+			t.Error("one audience that looks like two joined got the token of the two")
+		}
 		<-time.After(2 * time.Minute)
 		if fetch("a", "b") != first {
 			t.Error("renewed before half of its life")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -41,7 +42,7 @@ func newTokens() *tokens { return &tokens{kept: map[string]token{}} }
 // JWTSVID implements workload.Source.
 func (a *Agent) JWTSVID(ctx context.Context, id *workload.Identity, audience []string) (string, error) {
 	audience = slices.Compact(slices.Sorted(slices.Values(audience)))
-	key := strings.Join(append([]string{id.EntryID, id.ID.String()}, audience...), "\x00")
+	key := tokenKey(append([]string{id.EntryID, id.ID.String()}, audience...))
 	old, ok := a.jwt.get(key)
 	if ok && time.Now().Before(old.renew) {
 		return old.svid, nil
@@ -65,6 +66,17 @@ func (a *Agent) JWTSVID(ctx context.Context, id *workload.Identity, audience []s
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
+}
+
+// tokenKey is different for different parts, whatever is in them.
+func tokenKey(parts []string) string {
+	var b strings.Builder
+	for _, p := range parts {
+		b.WriteString(strconv.Itoa(len(p)))
+		b.WriteByte(':')
+		b.WriteString(p)
+	}
+	return b.String()
 }
 
 func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identity, audience []string) (string, error) {
