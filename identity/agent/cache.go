@@ -143,8 +143,9 @@ func (c *cache) apply(entries []entry) (gone []string) {
 		changed = true
 		r := &record{entry: e, identity: &workload.Identity{EntryID: e.id, ID: e.spiffeID, Hint: e.hint}}
 		// Until the new SVID is signed the old one serves, unless it is of
-		// another name.
-		if old != nil && old.spiffeID == e.spiffeID {
+		// another name, or its key is with workloads that the entry is no
+		// longer, or not only, for.
+		if old != nil && old.spiffeID == e.spiffeID && sameSelectors(old.selectors, e.selectors) {
 			r.identity.Chain, r.identity.Key, r.notAfter = old.identity.Chain, old.identity.Key, old.notAfter
 		}
 		next[e.id] = r
@@ -162,6 +163,11 @@ func (c *cache) apply(entries []entry) (gone []string) {
 	c.reindex()
 	c.wake()
 	return gone
+}
+
+// sameSelectors compares without regard to order.
+func sameSelectors(x, y []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(x)), slices.Sorted(slices.Values(y)))
 }
 
 func (c *cache) reindex() {
