@@ -51,10 +51,20 @@ func (s *slots) all() []*authority {
 
 func (a *authority) expired(now time.Time) bool { return !now.Before(a.notAfter) }
 
-// prepareAt and activateAt are when its successor is made, and when it takes
-// over.
-func (a *authority) prepareAt() time.Time  { return a.notAfter.Add(-a.life / 2) }
-func (a *authority) activateAt() time.Time { return a.notAfter.Add(-a.life / 6) }
+// prepareAt is when its successor is made.
+func (a *authority) prepareAt() time.Time { return a.notAfter.Add(-a.life / 2) }
+
+// takesOverAt is when it replaces active: with a sixth of active's life left,
+// but not before everybody has had time to learn of it. That is a twelfth of its
+// life, or half of what active has left, whichever is less.
+func (a *authority) takesOverAt(active *authority) time.Time {
+	published := a.notBefore.Add(Backdate)
+	known := published.Add(min(a.life/12, active.notAfter.Sub(published)/2))
+	if due := active.notAfter.Add(-active.life / 6); due.After(known) {
+		return due
+	}
+	return known
+}
 
 func (c *CA) newAuthority(kind string, now time.Time) (*authority, error) {
 	now = now.UTC().Truncate(time.Second) // certificates know no fractions

@@ -2,8 +2,10 @@
 //
 // An authority is prepared and published in the bundle well before it signs,
 // so that everyone knows it by then: with a life of L it is prepared when its
-// predecessor has lived L/2 and activated when that has L/6 left. X.509 and
-// JWT authorities rotate alike.
+// predecessor has lived L/2 and activated when that has L/6 left. One that is
+// prepared late, after a stop, is activated L/12 later, or after half of what
+// its predecessor has left. Only where nothing else can sign is one activated as
+// it is made. X.509 and JWT authorities rotate alike.
 //
 // Issuing takes two steps. Prepare checks what is asked for and returns a
 // ticket; only a ticket can be issued, and only once. Between the two the

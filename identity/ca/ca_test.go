@@ -234,13 +234,67 @@ func TestRestart(t *testing.T) {
 	}
 	issue(t, c, ca.X509Request{})
 
-	// In the last sixth of the prepared one's life there is no time to use it.
+	// A prepared one is known to everybody, so even in the last sixth of its
+	// life it signs rather than one that nobody has seen.
 	f.now = f.now.Add(12 * time.Hour)
 	f.rotate(c)
+	prepared, _ := c.Bundle()
 	f.now = f.now.Add(22 * time.Hour)
 	c = f.open()
-	if cert := issue(t, c, ca.X509Request{}); !cert.NotAfter.Equal(f.now.Add(time.Hour)) {
+	cert := issue(t, c, ca.X509Request{})
+	if !cert.NotAfter.Equal(f.now.Add(time.Hour)) {
 		t.Errorf("SVID ends %v, want a whole hour", cert.NotAfter.Sub(f.now))
+	}
+	if string(cert.AuthorityKeyId) != string(prepared.X509Authorities[1].SubjectKeyId) {
+		t.Error("the prepared authority does not sign")
+	}
+}
+
+// A stop that outlasts the time to prepare a successor: the authority that
+// everybody knows goes on until they can know the next one.
+func TestRestartPublishesBeforeUse(t *testing.T) {
+	for _, tc := range []struct{ stopped, delay time.Duration }{
+		{13 * time.Hour, 7 * time.Hour}, // in time: activated by the schedule
+		{19 * time.Hour, 2 * time.Hour}, // a twelfth of the life
+		{21 * time.Hour, 90 * time.Minute},
+		{24*time.Hour - 20*time.Second, 10 * time.Second},
+		{24 * time.Hour, 0},
+	} {
+		t.Run(tc.stopped.String(), func(t *testing.T) {
+			f := newFixture(t)
+			c := f.open()
+			f.now = f.now.Add(tc.stopped)
+			old, _ := c.Bundle()
+			signed := func(life time.Duration) (byOldX509, byOldJWT bool) {
+				t.Helper()
+				cert := issue(t, c, ca.X509Request{Life: life})
+				ticket, err := c.PrepareJWT(ca.JWTRequest{ID: web, Audience: []string{"a"}, Life: life})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(cert.AuthorityKeyId) == string(old.X509Authorities[0].SubjectKeyId), ticket.KeyID() == old.JWTAuthorities[0].KeyID
+			}
+			check := func(want bool) {
+				t.Helper()
+				if x, j := signed(time.Minute); x != want || j != want {
+					t.Errorf("%v after the stop, signed by the old ones: X.509 %v, JWT %v, want %v", f.now.Sub(old.X509Authorities[0].NotAfter), x, j, want)
+				}
+			}
+			c = f.open()
+			if tc.delay > 0 {
+				if b, _ := c.Bundle(); len(b.X509Authorities) != 2 || len(b.JWTAuthorities) != 2 {
+					t.Errorf("published %d and %d authorities, want the next ones too", len(b.X509Authorities), len(b.JWTAuthorities))
+				}
+				check(true)
+				c = f.open() // another restart does not begin the wait anew
+				f.now = f.now.Add(tc.delay - time.Second)
+				f.rotate(c)
+				check(true)
+				f.now = f.now.Add(time.Second)
+				f.rotate(c)
+			}
+			check(false)
+		})
 	}
 }
 

@@ -128,18 +128,26 @@ func (c *CA) turn(kind string, s slots, now time.Time) (t turned, err error) {
 		})
 	}
 	s.old = slices.Clone(s.old)
-	// After a long stop the prepared one may have no time left to sign in.
-	if s.next != nil && !now.Before(s.next.activateAt()) {
+	prepare := func() error {
+		if s.next, err = c.newAuthority(kind, now); err != nil {
+			return err
+		}
+		t.made = append(t.made, s.next)
+		act("prepared", s.next)
+		return nil
+	}
+	// After a long stop the prepared one may have expired, too.
+	if s.next != nil && s.next.expired(now) {
 		s.old, s.next = append(s.old, s.next), nil
 	}
-	if s.active == nil || !now.Before(s.active.activateAt()) {
-		if s.next == nil {
-			if s.next, err = c.newAuthority(kind, now); err != nil {
-				return t, err
-			}
-			t.made = append(t.made, s.next)
-			act("prepared", s.next)
+	idle := s.active == nil || s.active.expired(now)
+	if idle && s.next == nil {
+		// One that nobody knows yet is better than none.
+		if err := prepare(); err != nil {
+			return t, err
 		}
+	}
+	if idle || s.next != nil && !now.Before(s.next.takesOverAt(s.active)) {
 		if s.active != nil {
 			s.old = append(s.old, s.active)
 		}
@@ -147,11 +155,9 @@ func (c *CA) turn(kind string, s slots, now time.Time) (t turned, err error) {
 		act("activated", s.active)
 	}
 	if s.next == nil && !now.Before(s.active.prepareAt()) {
-		if s.next, err = c.newAuthority(kind, now); err != nil {
+		if err := prepare(); err != nil {
 			return t, err
 		}
-		t.made = append(t.made, s.next)
-		act("prepared", s.next)
 	}
 	s.old = slices.DeleteFunc(s.old, func(a *authority) bool {
 		if a.expired(now) {
@@ -196,9 +202,11 @@ func (c *CA) nextRotation() time.Time {
 			earlier(a.notAfter)
 		}
 		if s.active != nil {
-			earlier(s.active.activateAt())
+			earlier(s.active.notAfter)
 			if s.next == nil {
 				earlier(s.active.prepareAt())
+			} else {
+				earlier(s.next.takesOverAt(s.active))
 			}
 		}
 	}
