@@ -148,12 +148,13 @@ func (s *agentService) CreateJoinToken(ctx context.Context, req *agentv1.CreateJ
 		if alias, err = s.workloadID("agent_id", req.GetAgentId()); err != nil {
 			return nil, err
 		}
-		if err := s.checkReserved(callerOf(ctx), alias); err != nil {
-			return nil, err
-		}
 	}
 	token := registry.JoinToken{Hash: registry.HashToken(value), ExpiresAt: s.now().Add(life).UTC().Truncate(time.Second), Alias: alias}
 	err := s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
+		// Here nothing changes between the check and the token.
+		if err := s.checkAbove(callerOf(ctx), alias); err != nil {
+			return err
+		}
 		// A token that was made before, even if it was used, must not come back
 		// to life.
 		taken, err := tx.HasJoinToken(token.Hash)

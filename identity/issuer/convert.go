@@ -60,6 +60,24 @@ func (i *Issuer) checkReserved(c Caller, id spiffeid.ID) error {
 	return nil
 }
 
+// checkAbove keeps names from everyone but a local administrator under which one
+// of the control plane's own hangs, at any depth: who has a name has what is
+// below it.
+func (i *Issuer) checkAbove(c Caller, id spiffeid.ID) error {
+	if err := i.checkReserved(c, id); err != nil || c.kind == local {
+		return err
+	}
+	return i.checkBelow(id)
+}
+
+func (i *Issuer) checkBelow(id spiffeid.ID) error {
+	own := i.index.FindBelow(id, func(e *registry.Entry) bool { return strings.HasPrefix(e.SPIFFEID.Path(), ownPrefix) })
+	if own != nil {
+		return status.Errorf(codes.PermissionDenied, "%q: %q hangs below it, and is given on the admin socket only", id, own.SPIFFEID)
+	}
+	return nil
+}
+
 func memberOf(td spiffeid.TrustDomain, pb *types.SPIFFEID) (spiffeid.ID, error) {
 	if pb == nil {
 		return spiffeid.ID{}, errors.New("missing")

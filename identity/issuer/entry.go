@@ -103,7 +103,7 @@ func (s *entryService) createEntry(ctx context.Context, tx *sqlstore.Tx, record 
 	if err != nil {
 		return nil, codes.InvalidArgument, err
 	}
-	if err := s.checkReserved(callerOf(ctx), asked.SPIFFEID); err != nil {
+	if err := s.checkAbove(callerOf(ctx), asked.SPIFFEID); err != nil {
 		return nil, codes.PermissionDenied, err
 	}
 	e, err := tx.CreateEntry(asked)
@@ -165,9 +165,10 @@ func (s *entryService) updateEntry(ctx context.Context, tx *sqlstore.Tx, record 
 	if err != nil {
 		return nil, codes.InvalidArgument, err
 	}
-	// Neither what it was nor what it becomes may be the control plane's name.
+	// Neither what it was nor what it becomes may be the control plane's name,
+	// or lead to one.
 	for _, id := range []registry.Entry{*old, asked} {
-		if err := s.checkReserved(callerOf(ctx), id.SPIFFEID); err != nil {
+		if err := s.checkAbove(callerOf(ctx), id.SPIFFEID); err != nil {
 			return nil, codes.PermissionDenied, err
 		}
 	}

@@ -257,6 +257,28 @@ func (x *Index) reaches(e *Entry, a *Agent, now time.Time, climbed *[]spiffeid.I
 	return false
 }
 
+// FindBelow returns an entry below id, at any depth, that is wanted; nil if there
+// is none. Expired entries count: their time can be changed.
+func (x *Index) FindBelow(id spiffeid.ID, wanted func(*Entry) bool) *Entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	seen := map[spiffeid.ID]bool{id: true}
+	for left := []spiffeid.ID{id}; len(left) > 0; {
+		parent := left[len(left)-1]
+		left = left[:len(left)-1]
+		for _, e := range x.byParent[parent] {
+			if wanted(e) {
+				return e
+			}
+			if !seen[e.SPIFFEID] {
+				seen[e.SPIFFEID] = true
+				left = append(left, e.SPIFFEID)
+			}
+		}
+	}
+	return nil
+}
+
 // NextExpiry is when the next entry or agent expires; zero if none does.
 func (x *Index) NextExpiry() time.Time {
 	x.mu.RLock()
