@@ -149,7 +149,7 @@ func (s *agentService) CreateJoinToken(ctx context.Context, req *agentv1.CreateJ
 			return nil, err
 		}
 	}
-	token := registry.JoinToken{Hash: registry.HashToken(value), ExpiresAt: s.now().Add(life).UTC().Truncate(time.Second), Alias: alias}
+	token := registry.JoinToken{Hash: registry.HashToken(value), ExpiresAt: s.now().Add(life).UTC().Truncate(time.Second), Alias: alias, Local: callerOf(ctx).kind == local}
 	err := s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
 		// Here nothing changes between the check and the token.
 		if err := s.checkAbove(callerOf(ctx), alias); err != nil {

@@ -114,6 +114,12 @@ func (s *agentService) claim(tx *sqlstore.Tx, attested *server.Attested, record 
 	if err != nil {
 		return &claimError{hash: tokens.hash, err: err}
 	}
+	// Since a token was made, something may have been put below its alias.
+	if !tokens.local && !alias.IsZero() {
+		if err := s.checkBelow(alias); err != nil {
+			return err
+		}
+	}
 	if tokens.used {
 		act := tokenAct(identity.ActCredential, "used", tokens.hash)
 		act.Details = append(act.Details, [2]string{"agent", attested.ID.String()})
@@ -136,16 +142,19 @@ func (s *agentService) claim(tx *sqlstore.Tx, attested *server.Attested, record 
 	return record(entryAct("created", entry))
 }
 
-// observedTokens remembers which token a method used.
+// observedTokens remembers which token a method used, and whether a local
+// administrator made it.
 type observedTokens struct {
 	server.Tokens
-	hash [sha256.Size]byte
-	used bool
+	hash        [sha256.Size]byte
+	used, local bool
 }
 
 func (o *observedTokens) UseJoinToken(hash [sha256.Size]byte) (registry.JoinToken, error) {
 	o.hash, o.used = hash, true
-	return o.Tokens.UseJoinToken(hash)
+	token, err := o.Tokens.UseJoinToken(hash)
+	o.local = token.Local
+	return token, err
 }
 
 // claimError is a token that could not be used.

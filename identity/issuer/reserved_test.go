@@ -60,3 +60,21 @@ func TestNamesAboveReserved(t *testing.T) {
 	w.create(entry("/node/b", "/node/c", "uid:9"))
 	w.token("/node/b")
 }
+
+// A token made before there was anything below its alias is no way around that.
+func TestTokenOlderThanReserved(t *testing.T) {
+	w := newWorld(t)
+	boss := w.asWorkload(t, "/boss")
+	e := entry("/boss", "/node/a", "uid:1")
+	e.Admin = true
+	w.create(e)
+	tok, err := boss.agents().CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{AgentId: id("/node/b")})
+	must(t, err)
+	local := w.token("/node/b")
+	own := w.create(entry("/writ/server", "/node/b", "uid:1"))[0]
+	_, err = w.tryJoin(tok.Value)
+	wantCode(t, err, codes.PermissionDenied)
+	w.join(local)
+	w.deleteEntry(own.Id)
+	w.join(tok.Value) // it was refused, not used up
+}

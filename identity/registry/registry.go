@@ -152,6 +152,8 @@ type JoinToken struct {
 	// Alias is an entry's SPIFFE ID that the agent gets on attestation; zero
 	// for none.
 	Alias spiffeid.ID
+	// Local tells that a local administrator made it.
+	Local bool
 }
 
 // NewToken makes the value of a join token: 130 random bits, letters and

@@ -183,7 +183,7 @@ func (t *Tx) CreateJoinToken(token registry.JoinToken) error {
 	if !token.Alias.IsZero() {
 		alias = token.Alias.String()
 	}
-	err := t.exec(`INSERT INTO registry_join_tokens (hash, expires_at, alias, used_at) VALUES (?, ?, ?, 0)`, token.Hash[:], unix(token.ExpiresAt), alias)
+	err := t.exec(`INSERT INTO registry_join_tokens (hash, expires_at, alias, local, used_at) VALUES (?, ?, ?, ?, 0)`, token.Hash[:], unix(token.ExpiresAt), alias, token.Local)
 	if err != nil {
 		return fmt.Errorf("create join token: %w", err)
 	}
@@ -203,7 +203,7 @@ func (t *Tx) UseJoinToken(hash [sha256.Size]byte) (registry.JoinToken, error) {
 	token := registry.JoinToken{Hash: hash}
 	var alias string
 	var expires, used int64
-	err := t.queryRow(`SELECT expires_at, alias, used_at FROM registry_join_tokens WHERE hash = ?`, hash[:]).Scan(&expires, &alias, &used)
+	err := t.queryRow(`SELECT expires_at, alias, local, used_at FROM registry_join_tokens WHERE hash = ?`, hash[:]).Scan(&expires, &alias, &token.Local, &used)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return token, registry.ErrNotFound
