@@ -48,3 +48,6 @@ func WithRoot(root string, timeout time.Duration) (*policy.Snapshot, error) {
 	p := &Program{data: ast.NewObject(), compiler: compiler, parsed: modules, rules: ruleIndex{}}
 	return p.Snapshot(SnapshotConfig{Timeout: timeout})
 }
+
+// Within is how a test run is held to its time.
+var Within = within

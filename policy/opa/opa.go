@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/storage"
@@ -66,7 +65,8 @@ func Load(content bundle.Content) (*Program, error) {
 //   - what does not parse or does not type-check; `input` has the type of
 //     rego/schemas/input.json, so a misspelt field is found;
 //   - builtins that look outside of the input: http.send, opa.runtime,
-//     net.lookup_ip_addr, rego.parse_module, random numbers and the like;
+//     net.lookup_ip_addr, rego.parse_module, random numbers and the like, and
+//     those whose time or memory has no bound;
 //   - packages that are not a publisher's (writ, system), and rules of a
 //     service that is not in the catalogue;
 //   - allow and deny that are neither partial sets of ids nor booleans;
@@ -218,21 +218,3 @@ func (l *loader) compile(modules map[string]*ast.Module) (*ast.Compiler, error) 
 	}
 	return compiler, nil
 }
-
-// outside are the builtins whose answer is not made of their arguments alone,
-// or that bring code in. time.now_ns stays: it is input.time.
-var outside = [...]string{
-	"http.send", "net.lookup_ip_addr", "opa.runtime", "rego.parse_module", "rand.intn", "uuid.rfc4122",
-	"io.jwt.encode_sign", "io.jwt.encode_sign_raw",
-	"json.match_schema", "json.verify_schema", // They follow $ref to URLs and files.
-}
-
-// capabilities are what a policy may use. Nobody changes them.
-var capabilities = sync.OnceValue(func() *ast.Capabilities {
-	c := ast.CapabilitiesForThisVersion()
-	c.AllowNet = []string{} // Not nil: nil is every host.
-	c.Builtins = slices.DeleteFunc(slices.Clone(c.Builtins), func(b *ast.Builtin) bool {
-		return slices.Contains(outside[:], b.Name)
-	})
-	return c
-})

@@ -85,8 +85,10 @@ func hint(e *ast.Error) string {
 		return ": " + strings.Join(lines, ", ")
 	}
 	if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok {
-		if slices.Contains(outside[:], name) {
-			return ": policy decides by its input alone and may not use it"
+		for _, b := range refusedBuiltins {
+			if b.name == name {
+				return ": policy may not use it: " + b.why
+			}
 		}
 		var known []string
 		for _, b := range capabilities().Builtins {

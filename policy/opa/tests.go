@@ -1,6 +1,7 @@
 package opa
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -20,6 +21,8 @@ import (
 const (
 	testTimeout    = 5 * time.Second
 	allTestTimeout = 60 * time.Second
+	// What a run may take to notice that its time is over.
+	testGrace = time.Second
 )
 
 // TestOptions says how to run tests.
@@ -88,16 +91,53 @@ func (r *TestReport) Problems() []policy.Problem {
 // As in a decision, an error in a builtin is an error. A test that does not
 // end in time has failed.
 func (p *Program) Test(ctx context.Context, opts TestOptions) (*TestReport, error) {
-	report := &TestReport{Cases: []TestCase{}}
 	if len(p.tests) == 0 && !opts.Coverage {
-		return report, nil
+		return &TestReport{Cases: []TestCase{}}, nil
 	}
-	timeout := opts.Timeout
-	if timeout == 0 {
-		timeout = allTestTimeout
-	}
+	timeout := cmp.Or(opts.Timeout, allTestTimeout)
+	return within(ctx, timeout, func(ctx context.Context) (*TestReport, error) { return p.test(ctx, opts.Coverage) })
+}
+
+// within ends when run does, and soon after the timeout at the latest. The
+// evaluator does not look at its context within a step, such as a comparison
+// of two values, and Go cannot end a goroutine from outside: one that is stuck
+// there is left behind, so that at least no push waits for it forever.
+func within(ctx context.Context, timeout time.Duration, run func(context.Context) (*TestReport, error)) (*TestReport, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	type result struct {
+		report *TestReport
+		err    error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				done <- result{nil, fmt.Errorf("test policy: evaluation panicked: %v", r)}
+			}
+		}()
+		report, err := run(ctx)
+		done <- result{report, err}
+	}()
+	var r result
+	select {
+	case r = <-done:
+	case <-ctx.Done():
+		grace := time.NewTimer(testGrace)
+		defer grace.Stop()
+		select {
+		case r = <-done:
+		case <-grace.C:
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("test policy: not done within %v: %w", timeout, err)
+	}
+	return r.report, r.err
+}
+
+func (p *Program) test(ctx context.Context, withCoverage bool) (*TestReport, error) {
+	report := &TestReport{Cases: []TestCase{}}
 	compiler, err := newCompiler()
 	if err != nil {
 		return nil, fmt.Errorf("test policy: %w", err)
@@ -119,7 +159,7 @@ func (p *Program) Test(ctx context.Context, opts TestOptions) (*TestReport, erro
 		RaiseBuiltinErrors(true).
 		SetTimeout(testTimeout)
 	coverage := cover.New()
-	if opts.Coverage {
+	if withCoverage {
 		runner.SetCoverageQueryTracer(coverage)
 	}
 	results, err := runner.RunTests(ctx, txn)
@@ -129,13 +169,10 @@ func (p *Program) Test(ctx context.Context, opts TestOptions) (*TestReport, erro
 	for r := range results { // To the end, also when ctx ends: its goroutines wait for us.
 		report.add(r)
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("test policy: not done within %v: %w", timeout, err)
-	}
 	slices.SortFunc(report.Cases, func(a, b TestCase) int {
 		return comparePlace(policy.Problem{File: a.File, Line: a.Line}, policy.Problem{File: b.File, Line: b.Line})
 	})
-	if opts.Coverage {
+	if withCoverage {
 		report.Coverage = p.coverage(coverage)
 	}
 	return report, nil
