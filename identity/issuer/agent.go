@@ -204,6 +204,9 @@ func (s *agentService) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRe
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	if err := s.waitToSign(ctx, 1); err != nil {
+		return nil, err
+	}
 	ticket, err := s.ca.PrepareX509(ca.X509Request{ID: id, PublicKey: csr.PublicKey, Life: s.cfg.AgentSVIDLife})
 	if err != nil {
 		return nil, s.unsigned(ctx, err)

@@ -32,7 +32,7 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 	if err != nil {
 		return err
 	}
-	if err := s.limiter.wait(ctx, callerOf(ctx).addr); err != nil {
+	if err := s.waitToAttest(ctx); err != nil {
 		return err
 	}
 	params := first.GetParams()

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -27,6 +29,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/attest/server"
 	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/watchv1"
@@ -52,6 +55,10 @@ type Config struct {
 	// seconds, or are refused with ResourceExhausted.
 	AttestPerSecond float64
 	AttestBurst     int
+	// SignPerSecond bounds the SVIDs signed for one agent, each of a batch
+	// counted, with a burst of one second's worth; 500 if zero, no limit if
+	// negative, for benchmarks. More wait, as above.
+	SignPerSecond float64
 }
 
 // Issuer issues SVIDs. Its Run must be running.
@@ -63,7 +70,8 @@ type Issuer struct {
 	log       *slog.Logger
 	rights    map[string]right
 	attestors map[string]server.Attestor
-	limiter   *limiter
+	attesting *limit.Limits[netip.Prefix]
+	signing   *limit.Limits[spiffeid.ID] // nil: no limit
 	self      *selfSVID
 	// closing ends the streams that would never end by themselves.
 	closing   chan struct{}
@@ -96,6 +104,9 @@ func New(cfg Config) (*Issuer, error) {
 	if cfg.AttestBurst == 0 {
 		cfg.AttestBurst = 10
 	}
+	if cfg.SignPerSecond == 0 {
+		cfg.SignPerSecond = 500
+	}
 	if cfg.AgentSVIDLife < ca.MinSVIDLife || cfg.JoinTokenLife < time.Second || cfg.AttestPerSecond < 0 || cfg.AttestBurst < 0 {
 		return nil, fmt.Errorf("issuer: agent SVID life %v (at least %v), join token life %v (at least 1s), %v attestations per second, burst %d: out of range",
 			cfg.AgentSVIDLife, ca.MinSVIDLife, cfg.JoinTokenLife, cfg.AttestPerSecond, cfg.AttestBurst)
@@ -107,8 +118,11 @@ func New(cfg Config) (*Issuer, error) {
 		ca:      cfg.CA,
 		log:     cfg.Log,
 		rights:  methodRights(),
-		limiter: newLimiter(cfg.AttestPerSecond, cfg.AttestBurst),
 		closing: make(chan struct{}),
+	}
+	i.attesting = limit.New[netip.Prefix](cfg.AttestPerSecond, cfg.AttestBurst)
+	if cfg.SignPerSecond > 0 {
+		i.signing = limit.New[spiffeid.ID](cfg.SignPerSecond, int(math.Ceil(cfg.SignPerSecond)))
 	}
 	joinToken := server.JoinToken{TrustDomain: cfg.TrustDomain}
 	i.attestors = map[string]server.Attestor{joinToken.Type(): joinToken}

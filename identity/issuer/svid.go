@@ -1,8 +1,13 @@
 package issuer
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +43,9 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 		return nil, status.Error(codes.InvalidArgument, "params is empty")
 	case len(params) > maxSVIDs:
 		return nil, status.Errorf(codes.InvalidArgument, "batch has %d items, at most %d are accepted", len(params), maxSVIDs)
+	}
+	if err := s.waitToSign(ctx, len(params)); err != nil {
+		return nil, err
 	}
 	results := make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))
 	var failed atomic.Pointer[error]
@@ -122,6 +130,9 @@ func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	if e == nil {
 		return nil, status.Error(codes.NotFound, "entry not found, or not authorized for this agent")
 	}
+	if err := s.waitToSign(ctx, 1); err != nil {
+		return nil, err
+	}
 	svid, err := s.newJWT(ctx, "issued", ca.JWTRequest{ID: e.SPIFFEID, Audience: req.GetAudience(), Life: e.JWTSVIDTTL}, [2]string{"entry", e.ID})
 	if err != nil {
 		return nil, err
@@ -138,8 +149,8 @@ func (s *svidService) newJWT(ctx context.Context, verb string, r ca.JWTRequest, 
 		if len(a) > maxAudienceLength {
 			return nil, status.Errorf(codes.InvalidArgument, "audience[%d] has %d bytes, at most %d are accepted", n, len(a), maxAudienceLength)
 		}
-		details = append(details, [2]string{"audience", a})
 	}
+	details = append(details, audienceDetails(r.Audience)...)
 	ticket, err := s.ca.PrepareJWT(r)
 	if err != nil {
 		return nil, s.unsigned(ctx, err)
@@ -152,6 +163,29 @@ func (s *svidService) newJWT(ctx context.Context, verb string, r ca.JWTRequest, 
 		return nil, s.internal(ctx, "sign a JWT-SVID", err)
 	}
 	return &types.JWTSVID{Token: token, Id: idToProto(r.ID), ExpiresAt: ticket.ExpiresAt().Unix(), IssuedAt: ticket.IssuedAt().Unix()}, nil
+}
+
+// maxAudienceRecorded is how many bytes of audiences are put on record as they
+// are. Workloads choose them, and the record must not grow as they please.
+const maxAudienceRecorded = 256
+
+// audienceDetails is the audiences, or of a long list the number and a digest:
+// the first half of the SHA-256 of the list as compact JSON.
+func audienceDetails(audience []string) (details [][2]string) {
+	total := 0
+	for _, a := range audience {
+		total += len(a)
+		details = append(details, [2]string{"audience", a})
+	}
+	if total <= maxAudienceRecorded {
+		return details
+	}
+	var list bytes.Buffer
+	enc := json.NewEncoder(&list)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(audience) // strings can be encoded, and a Buffer takes everything
+	sum := sha256.Sum256(bytes.TrimSuffix(list.Bytes(), []byte("\n")))
+	return [][2]string{{"audiences", strconv.Itoa(len(audience))}, {"audience_sha256", hex.EncodeToString(sum[:len(sum)/2])}}
 }
 
 // lifeFromProto reads a wished-for life; 0 is the default.

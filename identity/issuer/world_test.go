@@ -87,7 +87,7 @@ func newWorld(t testing.TB, options ...option) *world {
 	w.store, err = sqlstore.Open(ctx, db, w.clock.now)
 	must(t, err)
 	caConfig := ca.Config{TrustDomain: td, Keys: w.keys, Journal: w.store, Emit: w.emit, Clock: w.clock.now}
-	config := issuer.Config{TrustDomain: td, Store: w.store, Emit: w.emit, Clock: w.clock.now, AttestPerSecond: 1e6, AttestBurst: 1e6}
+	config := issuer.Config{TrustDomain: td, Store: w.store, Emit: w.emit, Clock: w.clock.now, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1}
 	for _, o := range options {
 		o(&config, &caConfig)
 	}

@@ -59,7 +59,7 @@ func Start(t testing.TB, life time.Duration) *Issuer {
 	emit := func(context.Context, identity.Act) error { return nil }
 	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &keys.Memory{}, Journal: store, Emit: emit, X509SVIDLife: life})
 	must(t, err)
-	iss, err := issuer.New(issuer.Config{TrustDomain: TrustDomain, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6})
+	iss, err := issuer.New(issuer.Config{TrustDomain: TrustDomain, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1})
 	must(t, err)
 	tlsServer, adminServer := grpc.NewServer(iss.ServerOptions()...), grpc.NewServer()
 	iss.Register(tlsServer, issuer.TLSCaller)
