@@ -169,3 +169,27 @@ func FuzzBenchmarkOutput(f *testing.F) {
 		}
 	})
 }
+
+func TestCPUTime(t *testing.T) {
+	got, err := parseCPU([]byte("cpu  10 20 30 400 50 1 2 3 100 0\ncpu0 1 2 3 4 5\n"))
+	if err != nil || got != (ticks{idle: 450, total: 516}) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for _, bad := range []string{"", "cpu 1 2\n", "cpu a b c d e\n", "intr 1 2 3 4 5 6\n"} {
+		if got, err := parseCPU([]byte(bad)); err == nil {
+			t.Errorf("%q gives %+v", bad, got)
+		}
+	}
+	if now, err := cpuTime(); err != nil || now.total <= now.idle {
+		t.Errorf("of this machine: %+v, %v", now, err)
+	}
+}
+
+func FuzzCPUTime(f *testing.F) {
+	f.Add([]byte("cpu  10 20 30 400 50 1 2 3 100 0\n"))
+	f.Fuzz(func(t *testing.T, stat []byte) {
+		if _, err := parseCPU(stat); err == nil && !bytes.HasPrefix(bytes.TrimSpace(stat), []byte("cpu")) {
+			t.Errorf("%q was read", stat)
+		}
+	})
+}

@@ -23,7 +23,7 @@ func decide(ctx context.Context, b *bench) ([]Row, error) {
 	turns := *b
 	turns.rounds, turns.length = 5*b.rounds, b.length/5
 	var s samples
-	err := turns.rotate([]string{ours, "opa"}, func(subject string) error {
+	err := turns.rotate(ctx, []string{ours, "opa"}, func(subject string) error {
 		for _, verdict := range []string{"allow", "deny"} {
 			cmd := exec.CommandContext(ctx, program, "-test.run", "^$", "-test.benchmem", "-test.benchtime", turns.length.String(),
 				"-test.bench", fmt.Sprintf("^BenchmarkDecide$/^%s$/^%s$", verdict, subject))

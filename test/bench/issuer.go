@@ -44,7 +44,7 @@ func issuer(ctx context.Context, b *bench) (rows []Row, err error) {
 		nodes[subject] = n
 	}
 	var s samples
-	err = b.rotate(subjects, func(subject string) error {
+	err = b.rotate(ctx, subjects, func(subject string) error {
 		return nodes[subject].round(ctx, b.length, &s, subject)
 	})
 	return s.rows(), err

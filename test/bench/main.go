@@ -139,11 +139,14 @@ func (b *bench) measure(ctx context.Context, chosen []suite, bin, out string, st
 }
 
 // rotate calls f once per subject in each round; each round begins with
-// another subject.
-func (b *bench) rotate(subjects []string, f func(subject string) error) error {
+// another subject. A turn begins when the machine is quiet.
+func (b *bench) rotate(ctx context.Context, subjects []string, f func(subject string) error) error {
 	for round := range b.rounds {
 		for i := range subjects {
 			subject := subjects[(round+i)%len(subjects)]
+			if err := b.quiet(ctx); err != nil {
+				return err
+			}
 			b.say("  round %d of %d: %s", round+1, b.rounds, subject)
 			if err := f(subject); err != nil {
 				return fmt.Errorf("%s: %w", subject, err)

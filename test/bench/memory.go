@@ -28,7 +28,7 @@ func memory(ctx context.Context, b *bench) ([]Row, error) {
 	}
 	defer stopApp()
 	var s samples
-	err = b.rotate([]string{ours, "nginx"}, func(subject string) error {
+	err = b.rotate(ctx, []string{ours, "nginx"}, func(subject string) error {
 		if subject == ours {
 			return b.memoryOfWrit(ctx, &s, app)
 		}

@@ -24,7 +24,7 @@ func pair(ctx context.Context, b *bench) ([]Row, error) {
 	}
 	defer stopApp()
 	var s samples
-	err = b.rotate([]string{ours, "nginx", "direct"}, func(subject string) error {
+	err = b.rotate(ctx, []string{ours, "nginx", "direct"}, func(subject string) error {
 		switch subject {
 		case ours:
 			m, err := b.mesh(ctx, app)
