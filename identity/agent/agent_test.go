@@ -569,7 +569,7 @@ func TestJWTSVID(t *testing.T) {
 		g, _ := b.lookup("unix:uid:1")
 		fetch := func(audience ...string) string {
 			t.Helper()
-			return need(b.agent.JWTSVID(t.Context(), g.Identities[0], audience))
+			return need(b.agent.JWTSVID(t.Context(), 1, g.Identities[0], audience))
 		}
 		first := fetch("a", "b")
 		if fetch("b", "a", "a") != first || b.f.count("NewJWTSVID") != 1 {
@@ -596,7 +596,7 @@ func TestJWTSVID(t *testing.T) {
 			t.Error("without the issuer, the valid token was not given")
 		}
 		<-time.After(2 * time.Minute)
-		if token, err := b.agent.JWTSVID(t.Context(), g.Identities[0], []string{"a", "b"}); err == nil {
+		if token, err := b.agent.JWTSVID(t.Context(), 1, g.Identities[0], []string{"a", "b"}); err == nil {
 			t.Errorf("gave %s, which has expired", token)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
 
+	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/workload"
 )
 
@@ -22,9 +23,18 @@ import (
 // has to be an end.
 const maxTokens = 1024
 
+// newPerSecond and newBurst are how many JWT-SVIDs that are not kept a user may
+// ask for. What the issuer signs for one agent is limited, and for all of its
+// users.
+const (
+	newPerSecond = 50
+	newBurst     = 100
+)
+
 // tokens keeps JWT-SVIDs until half of their life.
 type tokens struct {
 	flight singleflight.Group
+	limits *limit.Limits[uint32] // of calls to the issuer, by user
 
 	mu   sync.Mutex
 	kept map[string]token
@@ -37,19 +47,24 @@ type token struct {
 	renew   time.Time
 }
 
-func newTokens() *tokens { return &tokens{kept: map[string]token{}} }
+func newTokens() *tokens {
+	return &tokens{limits: limit.New[uint32](newPerSecond, newBurst), kept: map[string]token{}}
+}
 
 // JWTSVID implements workload.Source.
-func (a *Agent) JWTSVID(ctx context.Context, id *workload.Identity, audience []string) (string, error) {
+func (a *Agent) JWTSVID(ctx context.Context, uid uint32, id *workload.Identity, audience []string) (string, error) {
 	audience = slices.Compact(slices.Sorted(slices.Values(audience)))
 	key := tokenKey(append([]string{id.EntryID, id.ID.String()}, audience...))
 	old, ok := a.jwt.get(key)
 	if ok && time.Now().Before(old.renew) {
 		return old.svid, nil
 	}
-	// Callers that want the same token share one call. It is not any single
-	// caller's to cancel; the link bounds it.
-	result := a.jwt.flight.DoChan(key, func() (any, error) {
+	// Processes of a user that want the same token share one call. It is not any
+	// single caller's to cancel; the link bounds it.
+	result := a.jwt.flight.DoChan(strconv.FormatUint(uint64(uid), 10)+":"+key, func() (any, error) {
+		if !a.jwt.limits.Allow(uid) {
+			return nil, workload.ErrTooMany
+		}
 		return a.newJWTSVID(context.WithoutCancel(ctx), key, id, audience)
 	})
 	select {

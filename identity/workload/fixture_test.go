@@ -12,7 +12,9 @@ import (
 	"log/slog"
 	"math/big"
 	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -134,7 +136,10 @@ func (m *memory) Lookup([]string) (Grant, <-chan struct{}, error) {
 	return m.grant, m.changed, m.err
 }
 
-func (m *memory) JWTSVID(_ context.Context, id *Identity, audience []string) (string, error) {
+func (m *memory) JWTSVID(_ context.Context, uid uint32, id *Identity, audience []string) (string, error) {
+	if slices.Contains(audience, "too many") && uid == uint32(os.Getuid()) {
+		return "", ErrTooMany
+	}
 	if m.ca == nil {
 		return "", errors.New("secret reason")
 	}

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -46,7 +47,11 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workloadpb.JWTSVIDReques
 		if !wanted.IsZero() && id.ID != wanted {
 			continue
 		}
-		token, err := s.c.Source.JWTSVID(ctx, id, req.Audience)
+		token, err := s.c.Source.JWTSVID(ctx, p.UID, id, req.Audience)
+		if errors.Is(err, ErrTooMany) {
+			s.c.Log.WarnContext(ctx, "a user asks for too many JWT-SVIDs", "pid", p.PID, "uid", p.UID)
+			return nil, status.Errorf(codes.ResourceExhausted, "user %d asks for too many new JWT-SVIDs, try again later", p.UID)
+		}
 		if err != nil {
 			s.c.Log.ErrorContext(ctx, "no JWT-SVID for a workload", "spiffe_id", id.ID.String(), "error", err)
 			return nil, status.Errorf(codes.Unavailable, "no JWT-SVID for %s at the moment: the issuer has not signed one", id.ID)

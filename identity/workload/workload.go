@@ -29,6 +29,10 @@ import (
 // to try again.
 var ErrStarting = errors.New("identities are not known yet")
 
+// ErrTooMany is returned by a Source to a user who asks for more than there is
+// for one user. Others get theirs.
+var ErrTooMany = errors.New("too many requests of this user")
+
 // Source says what processes may have.
 type Source interface {
 	// Lookup returns what a process with these selectors may have now, and a
@@ -36,8 +40,9 @@ type Source interface {
 	// as well: SVIDs that have expired are not among them.
 	Lookup(selectors []string) (Grant, <-chan struct{}, error)
 
-	// JWTSVID returns a valid JWT-SVID of an identity that Lookup gave.
-	JWTSVID(ctx context.Context, id *Identity, audience []string) (string, error)
+	// JWTSVID returns a valid JWT-SVID of an identity that Lookup gave, to a
+	// process of user uid.
+	JWTSVID(ctx context.Context, uid uint32, id *Identity, audience []string) (string, error)
 }
 
 // Attest returns the selectors of a caller, each as type:value. It fails where

@@ -414,6 +414,15 @@ func TestGoSPIFFE(t *testing.T) {
 	}
 }
 
+func TestTooManyJWTSVIDs(t *testing.T) {
+	ca := newAuthority(domain)
+	_, socket := serve(t, newMemory(ca, ca.identity(1, "/web", "")))
+	_, err := raw(t, socket).FetchJWTSVID(secured(t.Context()), &workloadpb.JWTSVIDRequest{Audience: []string{"too many"}})
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("got %v, want ResourceExhausted", err)
+	}
+}
+
 func TestIssuerErrorsStayInside(t *testing.T) {
 	ca := newAuthority(domain)
 	source := newMemory(ca, ca.identity(1, "/web", ""))
