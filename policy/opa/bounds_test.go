@@ -116,3 +116,26 @@ func TestTestsEndInTime(t *testing.T) {
 		t.Error("a panic passed for a report")
 	}
 }
+
+// TestPatternsAreForgotten: patterns made from requests do not pile up.
+func TestPatternsAreForgotten(t *testing.T) {
+	s := snapshot(t, catalogue+`
+-- orders.rego --
+package services.orders
+
+allow if regex.match(concat("", ["^", input.request.path, "$"]), "/1")
+`)
+	kept := 0
+	const requests = 2000
+	for i := range requests {
+		decide(t, s, request(func(in *policy.Input) { in.Request.Path = fmt.Sprintf("/%d", i) }))
+	}
+	for i := range requests {
+		if opa.Cached(s, fmt.Sprintf("^/%d$", i)) {
+			kept++
+		}
+	}
+	if kept == 0 || kept > 256 {
+		t.Errorf("%d patterns of %d requests are kept", kept, requests)
+	}
+}

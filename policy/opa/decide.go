@@ -24,6 +24,10 @@ const DefaultTimeout = time.Second
 // maxReason bounds the reason of a decision, bytes.
 const maxReason = 512
 
+// maxPatterns bounds the compiled globs and regular expressions that are kept
+// between decisions. A policy may make one from each request.
+const maxPatterns = 256
+
 // SnapshotConfig says under which revision a program is put in force.
 type SnapshotConfig struct {
 	Revision  policy.Revision
@@ -38,16 +42,14 @@ func (p *Program) Snapshot(cfg SnapshotConfig) (*policy.Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare policy: %w", err)
 	}
-	caching, err := cache.ParseCachingConfig(nil)
-	if err != nil {
-		return nil, fmt.Errorf("prepare policy: %w", err)
-	}
+	patterns := maxPatterns
 	d := &decider{
-		query:      compiled,
-		compiler:   p.compiler,
-		store:      inmem.NewFromASTObject(p.data),
-		cache:      cache.NewInterQueryCache(caching),
-		valueCache: cache.NewInterQueryValueCache(context.Background(), caching),
+		query:    compiled,
+		compiler: p.compiler,
+		store:    inmem.NewFromASTObject(p.data),
+		valueCache: cache.NewInterQueryValueCache(context.Background(), &cache.Config{
+			InterQueryBuiltinValueCache: cache.InterQueryBuiltinValueCacheConfig{MaxNumEntries: &patterns},
+		}),
 		reads:      readsOf(p.parsed),
 		rules:      p.rules,
 		breakGlass: map[string]time.Time{},
@@ -76,8 +78,7 @@ type decider struct {
 	query      ast.Body
 	compiler   *ast.Compiler
 	store      storage.Store
-	cache      cache.InterQueryCache
-	valueCache cache.InterQueryValueCache
+	valueCache cache.InterQueryValueCache // compiled patterns
 	reads      *reads
 	rules      ruleIndex
 	breakGlass map[string]time.Time // expiry by id
@@ -165,7 +166,6 @@ func (d *decider) evaluate(ctx context.Context, input ast.Value, at time.Time) (
 		WithInput(ast.NewTerm(input)).
 		WithTime(at).
 		WithCancel(cancel).
-		WithInterQueryBuiltinCache(d.cache).
 		WithInterQueryBuiltinValueCache(d.valueCache).
 		// An error in a builtin is no answer, in any tier: as undefined it
 		// would silence a deny, and satisfy a `not`.

@@ -51,3 +51,9 @@ func WithRoot(root string, timeout time.Duration) (*policy.Snapshot, error) {
 
 // Within is how a test run is held to its time.
 var Within = within
+
+// Cached reports whether the compiled pattern is kept between decisions.
+func Cached(s *policy.Snapshot, pattern string) bool {
+	_, ok := s.Decider.(*decider).valueCache.Get(ast.String(pattern))
+	return ok
+}
