@@ -5,6 +5,7 @@ import (
 	"io"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -18,7 +19,7 @@ import (
 // raw speaks to the collector without Ship.
 func raw(t *testing.T, c *collector, id spiffeid.ID) grpc.BidiStreamingClient[auditv1.AppendRequest, auditv1.AppendResponse] {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	stream, err := auditv1.NewIngestClient(dial(t, id, func() *collector { return c })).Append(ctx)
 	if err != nil {
