@@ -115,6 +115,9 @@ func (l *loader) checkRules() {
 		for _, rule := range m.Rules {
 			tier := tierOf(m.Package.Path, rule.Head.Ref()[0].Value.String())
 			if tier == 0 {
+				if l.checkName(path, rule, m.Package.Path) {
+					speaks[m.Package.Path.String()] = true // Once is enough.
+				}
 				continue
 			}
 			speaks[m.Package.Path.String()] = true

@@ -69,6 +69,8 @@ func Load(content bundle.Content) (*Program, error) {
 //     those whose time or memory has no bound;
 //   - packages that are not a publisher's (writ, system), and rules of a
 //     service that is not in the catalogue;
+//   - rules of services and guardrails whose name is nearly allow, deny or
+//     deny_overridable, so that they would decide nothing;
 //   - allow and deny that are neither partial sets of ids nor booleans;
 //   - references from one service to another, to all of data, or to data.writ;
 //   - guardrails that read input.request without testing input.layer;
