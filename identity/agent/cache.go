@@ -46,7 +46,8 @@ type cache struct {
 
 	// index holds each served record under the rarest of its selectors.
 	index map[string][]*record
-	// kinds are the types of selector that occur, as unix:sha256.
+	// kinds are the types of selector that occur, or did, as unix:sha256. They
+	// are not forgotten: what is attested should only grow.
 	kinds map[string]bool
 
 	changed chan struct{} // closed at the next change
@@ -56,7 +57,7 @@ type cache struct {
 }
 
 func newCache() *cache {
-	return &cache{records: map[string]*record{}, federated: map[spiffeid.TrustDomain]*workload.Bundle{}, changed: make(chan struct{})}
+	return &cache{records: map[string]*record{}, kinds: map[string]bool{}, federated: map[spiffeid.TrustDomain]*workload.Bundle{}, changed: make(chan struct{})}
 }
 
 // Lookup implements workload.Source.
@@ -64,7 +65,8 @@ func (a *Agent) Lookup(selectors []string) (workload.Grant, <-chan struct{}, err
 	return a.cache.lookup(selectors, time.Now())
 }
 
-// Asked tells whether any entry has a selector of this kind, as in unix:sha256.
+// Asked tells whether any entry has, or had, a selector of this kind, as in
+// unix:sha256.
 func (a *Agent) Asked(kind string) bool {
 	a.cache.mu.Lock()
 	defer a.cache.mu.Unlock()
@@ -77,7 +79,7 @@ func (c *cache) lookup(selectors []string, now time.Time) (workload.Grant, <-cha
 	if !c.synced || c.bundle == nil {
 		return workload.Grant{}, nil, workload.ErrStarting
 	}
-	g := workload.Grant{Bundle: c.bundle}
+	g := workload.Grant{Bundle: c.bundle, Asked: len(c.kinds)}
 	hints := map[string]bool{"": true}
 	federated := map[spiffeid.TrustDomain]bool{}
 	for _, r := range c.match(selectors) {
@@ -172,13 +174,13 @@ func sameSelectors(x, y []string) bool {
 
 func (c *cache) reindex() {
 	count := map[string]int{}
-	c.kinds = map[string]bool{}
 	for _, r := range c.records {
 		for _, s := range r.selectors {
 			count[s]++
 			typ, value, _ := strings.Cut(s, ":")
-			kind, _, _ := strings.Cut(value, ":")
-			c.kinds[typ+":"+kind] = true
+			if kind, _, ok := strings.Cut(value, ":"); ok {
+				c.kinds[typ+":"+kind] = true
+			}
 		}
 	}
 	c.index = map[string][]*record{}

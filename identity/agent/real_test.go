@@ -2,12 +2,15 @@ package agent_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
 
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/agent/agenttest"
@@ -39,7 +43,8 @@ type node struct {
 	agent  *agent.Agent
 	socket string
 	stop   func() error
-	done   chan error // gets what Run returned
+	done   chan error    // gets what Run returned
+	ended  *atomic.Int64 // calls of the Workload API
 }
 
 func startNode(t testing.TB, cfg agent.Config, token string) *node {
@@ -50,8 +55,10 @@ func startNode(t testing.TB, cfg agent.Config, token string) *node {
 	})
 	must(t, err)
 	attestor := unix.New(unix.Config{Log: slog.New(slog.DiscardHandler)})
+	ended := new(atomic.Int64)
 	s, err := workload.NewServer(workload.Config{
-		Source: a, MaxConnectionsPerUID: 100, MaxStreamsPerUID: 100, Log: slog.New(slog.DiscardHandler),
+		Observe: func(string, codes.Code) { ended.Add(1) },
+		Source:  a, MaxConnectionsPerUID: 100, MaxStreamsPerUID: 100, Log: slog.New(slog.DiscardHandler),
 		Attest: func(ctx context.Context, p peercred.Peer) ([]string, error) { return attestor.Attest(ctx, p, a.Asked) },
 	})
 	must(t, err)
@@ -62,7 +69,7 @@ func startNode(t testing.TB, cfg agent.Config, token string) *node {
 	serving.Go(func() { _ = s.Serve(ln) })
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
-	n := &node{agent: a, socket: "unix://" + unixsock.Path(cfg.Socket), done: done}
+	n := &node{agent: a, socket: "unix://" + unixsock.Path(cfg.Socket), done: done, ended: ended}
 	n.stop = sync.OnceValue(func() error {
 		cancel()
 		err := <-done
@@ -129,6 +136,35 @@ func TestTokenToWorkload(t *testing.T) {
 	r.Create("/svc/zeta", "/node/n1", myUID())
 	for pathOf(t, source) != "/svc/zeta" {
 		<-source.Updated()
+	}
+}
+
+// A process that streams already gets what the first entry with a kind of
+// selector gives it, without connecting again.
+func TestNewKindOfSelector(t *testing.T) {
+	r := agenttest.Start(t, time.Hour)
+	r.Create("/svc/a", "/node/n1", myUID())
+	n := startNode(t, config(t, r), r.Token("/node/n1"))
+	source, err := workloadapi.NewX509Source(t.Context(), workloadapi.WithClientOptions(workloadapi.WithAddr(n.socket)), workloadapi.WithDefaultX509SVIDPicker(newest))
+	must(t, err)
+	defer source.Close()
+	if got := pathOf(t, source); got != "/svc/a" {
+		t.Fatalf("begins as %s", got)
+	}
+	exe, err := os.Executable()
+	must(t, err)
+	program, err := os.ReadFile(exe)
+	must(t, err)
+	r.Create("/svc/b", "/node/n1", "path:"+exe)
+	for pathOf(t, source) != "/svc/b" {
+		<-source.Updated()
+	}
+	r.Create("/svc/c", "/node/n1", fmt.Sprintf("sha256:%x", sha256.Sum256(program)), "path:"+exe)
+	for pathOf(t, source) != "/svc/c" {
+		<-source.Updated()
+	}
+	if ended := n.ended.Load(); ended != 0 {
+		t.Errorf("%d calls ended, want the one stream to go on", ended)
 	}
 }
 

@@ -45,8 +45,9 @@ type Source interface {
 	JWTSVID(ctx context.Context, uid uint32, id *Identity, audience []string) (string, error)
 }
 
-// Attest returns the selectors of a caller, each as type:value. It fails where
-// the process is not, or no longer, the one that connected.
+// Attest returns the selectors of a caller, each as type:value, at least of the
+// kinds that are asked for. It fails where the process is not, or no longer, the
+// one that connected.
 type Attest func(ctx context.Context, p peercred.Peer) ([]string, error)
 
 // Grant is what one process may have.
@@ -59,6 +60,9 @@ type Grant struct {
 	// Federated bundles: those of the trust domains that the identities
 	// federate with.
 	Federated []*Bundle
+	// Asked grows when entries ask for a kind of selector that none asked for
+	// before. Attest may then find more than it did.
+	Asked int
 }
 
 // Identity is one name of a process. It does not change once made.

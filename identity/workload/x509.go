@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"slices"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
@@ -61,12 +62,21 @@ func follow[M any, P interface {
 	proto.Message
 }](s *Server, stream grpc.ServerStreamingServer[M], make func(Grant) (P, error)) error {
 	ctx := stream.Context()
+	// What is asked for is read first: then the selectors are no older than it.
+	before, _, _ := s.c.Source.Lookup(nil)
 	p, selectors, err := s.attest(ctx)
 	if err != nil {
 		return err
 	}
-	for last := P(nil); ; {
+	for asked, last := before.Asked, P(nil); ; {
 		g, changed, err := s.grant(ctx, p, selectors)
+		if g.Asked > asked {
+			asked = g.Asked
+			if selectors, err = s.attestAgain(ctx, selectors); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -107,7 +117,25 @@ func (s *Server) attest(ctx context.Context) (peercred.Peer, []string, error) {
 	return p, selectors, nil
 }
 
-// grant returns what the caller may have, which is at least one identity.
+// attestAgain finds out more about a caller. What was found before must still be
+// there: a process whose file was replaced, or that runs another, is for this
+// stream what it was, and never a mixture of the two.
+func (s *Server) attestAgain(ctx context.Context, before []string) ([]string, error) {
+	p, now, err := s.attest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, old := range before {
+		if !slices.Contains(now, old) {
+			s.c.Log.InfoContext(ctx, "workload is not what it was when it called; it keeps what it was given", "pid", p.PID, "uid", p.UID, "lost", old)
+			return before, nil
+		}
+	}
+	return now, nil
+}
+
+// grant returns what the caller may have, which is at least one identity. With
+// an error it returns what is asked for, all the same.
 func (s *Server) grant(ctx context.Context, p peercred.Peer, selectors []string) (Grant, <-chan struct{}, error) {
 	g, changed, err := s.c.Source.Lookup(selectors)
 	switch {
@@ -115,7 +143,7 @@ func (s *Server) grant(ctx context.Context, p peercred.Peer, selectors []string)
 		return Grant{}, nil, status.Errorf(codes.Unavailable, "not ready: %v", err)
 	case len(g.Identities) == 0:
 		s.c.Log.InfoContext(ctx, "workload without identity", "pid", p.PID, "uid", p.UID, "selectors", selectors)
-		return Grant{}, nil, status.Error(codes.PermissionDenied, "no identity issued")
+		return Grant{Asked: g.Asked}, nil, status.Error(codes.PermissionDenied, "no identity issued")
 	}
 	return g, changed, nil
 }
