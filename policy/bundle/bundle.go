@@ -100,7 +100,8 @@ func (f File) isSource() bool {
 	return f.IsModule() || f.IsData() || f.Path == manifestFile
 }
 
-// collector gathers the files of a Content within the limits.
+// collector gathers the files of a Content within the limits, none of which
+// grows when it is decoded.
 type collector struct {
 	files Content
 	bytes int
@@ -115,6 +116,9 @@ func (c *collector) add(f File) error {
 	}
 	if c.bytes += len(f.Content); c.bytes > MaxContentBytes {
 		return refuse(f.Path, "the policy is larger than %d bytes in all", MaxContentBytes)
+	}
+	if problem := checkPlain(f); problem != nil {
+		return policy.Refused{*problem}
 	}
 	c.files = append(c.files, f)
 	return nil

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -139,9 +140,57 @@ func (m *merger) definedIn(at []string) string {
 	return "another data file"
 }
 
+// checkPlain refuses anchors and aliases in a file that OPA reads as YAML,
+// which it does with all that is not JSON, whatever it is called. A text with
+// one anchor and thousands of aliases takes gigabytes as soon as it is decoded,
+// so this comes before anything else reads the file, its signature included.
+func checkPlain(f File) *policy.Problem {
+	if !f.IsData() && f.Path != manifestFile || json.Valid(f.Content) {
+		return nil
+	}
+	problem := &policy.Problem{File: f.Path, Code: policy.ProblemParse}
+	var doc yaml.Node // Of nodes, an alias only points to its anchor.
+	err := yaml.Unmarshal(f.Content, &doc)
+	if err != nil && path.Ext(f.Path) == ".json" {
+		// The reason is wanted in terms of JSON.
+		_, jsonErr := strictjson.Decode(f.Content, MaxDataDepth)
+		var where *strictjson.Error
+		if errors.As(jsonErr, &where) {
+			problem.Line, problem.Column, problem.Message = where.Line, where.Column, where.Message
+			return problem
+		}
+	}
+	if err != nil {
+		problem.Line, problem.Message = yamlError(err)
+		return problem
+	}
+	if n := anchored(&doc); n != nil {
+		problem.Line, problem.Column = n.Line, n.Column
+		problem.Message = "anchors and aliases are not supported: write the value out"
+		return problem
+	}
+	return nil
+}
+
+// anchored is the first anchor or alias, or nil.
+func anchored(n *yaml.Node) *yaml.Node {
+	if n.Kind == yaml.AliasNode || n.Anchor != "" {
+		return n
+	}
+	for _, item := range n.Content {
+		if found := anchored(item); found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
 // parseData reads a data file as the signature's hash does, so that what is
 // signed is what is used, and refuses what that reading is lax about.
 func parseData(f File) (any, *policy.Problem) {
+	if problem := checkPlain(f); problem != nil {
+		return nil, problem
+	}
 	fail := func(line, column int, message string) *policy.Problem {
 		return &policy.Problem{File: f.Path, Line: line, Column: column, Code: policy.ProblemParse, Message: message}
 	}
@@ -154,7 +203,7 @@ func parseData(f File) (any, *policy.Problem) {
 	} else {
 		dec := yaml.NewDecoder(bytes.NewReader(f.Content))
 		var v, second any
-		if err := dec.Decode(&v); err != nil { // Finds duplicate keys and alias bombs.
+		if err := dec.Decode(&v); err != nil { // Finds duplicate keys.
 			line, message := yamlError(err)
 			return nil, fail(line, 0, message)
 		}

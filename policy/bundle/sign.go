@@ -19,6 +19,8 @@ import (
 	"github.com/go-jose/go-jose/v4/cryptosigner"
 	opa "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/util"
+
+	"github.com/writ-dev/writ/policy"
 )
 
 // Scopes keep a signature to its purpose: a publisher's signature of sources
@@ -134,6 +136,9 @@ func hashFile(f File) ([]byte, error) {
 	var value any = f.Content
 	if opa.IsStructuredDoc(f.Path) {
 		value = nil
+		if problem := checkPlain(f); problem != nil {
+			return nil, policy.Refused{*problem}
+		}
 		if err := util.Unmarshal(f.Content, &value); err != nil {
 			return nil, fmt.Errorf("sign policy: %s: %w", f.Path, err)
 		}
@@ -205,6 +210,9 @@ func (a *Archive) compare(files []opa.FileInfo) error {
 		left[f.Name] = f
 	}
 	for _, f := range a.Content {
+		if problem := checkPlain(f); problem != nil { // OPA decodes data to hash it.
+			return policy.Refused{*problem}
+		}
 		info, ok := left[f.Path]
 		if !ok {
 			return fmt.Errorf("%s is not covered by the signature", f.Path)
