@@ -24,8 +24,11 @@ func prepare(r *http.Request) *http.Request {
 	if _, ok := r.Header["User-Agent"]; !ok {
 		r.Header["User-Agent"] = nil // or net/http adds its own
 	}
-	// HTTP/2 has no upgrade (RFC 9113, section 8.6).
-	if r.ProtoMajor == 1 && isToken(upgrade) {
+	// What goes through a tunnel is decided once. A WebSocket is one exchange
+	// (RFC 6455, section 4.1); h2c, or TLS, would carry requests that nobody
+	// decides. A server may ignore an upgrade (RFC 9110, section 7.8), and HTTP/2
+	// has none (RFC 9113, section 8.6).
+	if r.Method == http.MethodGet && r.ProtoMajor == 1 && r.ProtoMinor == 1 && strings.EqualFold(upgrade, "websocket") {
 		return r.WithContext(context.WithValue(r.Context(), upgradeKey{}, upgrade))
 	}
 	return r

@@ -7,10 +7,12 @@ import (
 )
 
 // hopHeaders end at each hop (RFC 9110, section 7.6.1), whether Connection
-// lists them or not.
+// lists them or not. Http2-Settings belongs to an upgrade to h2c (RFC 7540,
+// section 3.2.1).
 var hopHeaders = [...]string{
 	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate",
 	"Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	"Http2-Settings",
 }
 
 // stripHop removes what ends at this hop and what Connection lists, and
@@ -54,16 +56,4 @@ func hasToken(lines []string, token string) bool {
 		}
 	}
 	return false
-}
-
-// isToken reports whether s can be a protocol name in an Upgrade header
-// (RFC 9110, section 7.8): one, with an optional version.
-func isToken(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		if c <= ' ' || c >= 0x7f || strings.IndexByte(`(),;<=>?@[\]{}":`, c) >= 0 {
-			return false
-		}
-	}
-	return s != ""
 }
