@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -28,6 +30,7 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	server         string
+	serverOwner    string
 	dataDir        string
 	output         string
 }
@@ -64,6 +67,7 @@ func newRootCmd(a *app) *cobra.Command {
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&a.server, "server", os.Getenv("WRIT_SERVER"), "admin socket of writd (WRIT_SERVER; default <data-dir>/run/admin.sock)")
+	f.StringVar(&a.serverOwner, "server-owner", os.Getenv("WRIT_SERVER_OWNER"), "user, beside root and yourself, whose admin socket is trusted (WRIT_SERVER_OWNER)")
 	f.StringVar(&a.dataDir, "data-dir", defaultDataDir(), "directory of the local mesh (WRIT_DATA_DIR)")
 	f.StringVarP(&a.output, "output", "o", "text", "form of the result: text or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
@@ -117,8 +121,9 @@ func defaultDataDir() string {
 	return filepath.Join(home, ".local", "state", "writ")
 }
 
-// dial connects to writd's admin socket. The socket must belong to this user
-// or to root: whoever owns it is believed.
+// dial connects to writd's admin socket. The socket must belong to this user,
+// to root, or to the user that --server-owner names: whoever owns it is
+// believed.
 func (a *app) dial() (*grpc.ClientConn, error) {
 	path := a.server
 	if path == "" {
@@ -132,14 +137,29 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	if info.Mode().Type() != os.ModeSocket {
 		return nil, fmt.Errorf("%s is not a socket", path)
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
-		return nil, fmt.Errorf("socket %s belongs to uid %d, neither root nor you: not trusting it", path, st.Uid)
+	if err := a.checkOwner(path, info); err != nil {
+		return nil, err
 	}
 	return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// A server on this machine is back as soon as it can be.
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
+		// A server on this machine is back as soon as it can be, and may be busy.
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.Config{
 			BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: time.Second,
 		}}))
+}
+
+func (a *app) checkOwner(path string, info os.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Uid == 0 || int(st.Uid) == os.Getuid() {
+		return nil
+	}
+	owner := strconv.FormatUint(uint64(st.Uid), 10)
+	if u, err := user.LookupId(owner); err == nil {
+		owner = u.Username
+	}
+	if a.serverOwner == owner {
+		return nil
+	}
+	return fmt.Errorf("socket %s belongs to %s, neither root nor you: not trusting it; if that is the user of writd, say --server-owner %s", path, owner, owner)
 }
 
 // rpcError is what the server said, without gRPC's wrapping.
@@ -148,6 +168,8 @@ func rpcError(err error) error {
 	switch {
 	case !ok:
 		return err
+	case s.Code() == codes.Unimplemented:
+		return fmt.Errorf("this control plane does not serve that (see its --roles): %s", s.Message())
 	case s.Code() == codes.Unavailable:
 		return fmt.Errorf("the control plane does not answer: %s", s.Message())
 	}

@@ -235,7 +235,7 @@ func (u *upRun) run(ctx context.Context) (*upResult, error) {
 		return u.conclude(ctx, result)
 	}
 	u.tail.goLive(u.view.live)
-	u.view.byHand(u.mesh, string(u.dir))
+	u.view.byHand(u.mesh, callable(u.programs.policyctl), string(u.dir))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	err := u.watchPolicy(ctx)
 	u.view.printf("\nstopping")

@@ -50,6 +50,18 @@ func findPrograms(self string) (programs, error) {
 	return p, nil
 }
 
+// callable is how a person at this prompt starts the program: by its name
+// where PATH finds it, otherwise by its path.
+func callable(program string) string {
+	name := filepath.Base(program)
+	if found, err := exec.LookPath(name); err == nil {
+		if abs, err := filepath.Abs(found); err == nil && abs == program {
+			return name
+		}
+	}
+	return display(program)
+}
+
 // linkSidecar puts the sidecar's program where only this service's sidecar
 // runs from, so that its path tells it from the others, and returns the path.
 func (d upDir) linkSidecar(program, service string) (string, error) {

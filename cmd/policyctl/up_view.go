@@ -226,7 +226,7 @@ func or(s, otherwise string) string {
 }
 
 // byHand prints lines to paste: requests of the mesh file, as their callers.
-func (v *view) byHand(m *mesh.Mesh, dataDir string) {
+func (v *view) byHand(m *mesh.Mesh, policyctl, dataDir string) {
 	v.printf("\n%s", v.style(bold, "by hand"))
 	shown := map[string]bool{}
 	for _, r := range m.Requests {
@@ -244,7 +244,7 @@ func (v *view) byHand(m *mesh.Mesh, dataDir string) {
 			}
 		}
 	}
-	v.printf("  policyctl status --data-dir %s", shellWord(display(dataDir)))
+	v.printf("  %s status --data-dir %s", shellWord(policyctl), shellWord(display(dataDir)))
 	v.printf("\nCtrl-C stops everything.\n")
 }
 

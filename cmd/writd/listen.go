@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -100,6 +102,9 @@ func (w *writd) listenControl() (*listener, error) {
 			MaxConnectionAgeGrace: 10 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		// A sidecar has two streams; more is somebody's mistake or attack.
+		grpc.MaxConcurrentStreams(16),
+		grpc.ChainStreamInterceptor(endWithSVID),
 	)
 	if w.decision != nil {
 		w.decision.RegisterDistribution(s)
@@ -108,22 +113,50 @@ func (w *writd) listenControl() (*listener, error) {
 	return grpcListener("control", s, l), nil
 }
 
+// endWithSVID ends a stream when the SVID that opened it expires: what it
+// proved then is proved no longer.
+func endWithSVID(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	leaf, err := peerLeaf(stream.Context())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithDeadlineCause(stream.Context(), leaf.NotAfter, errors.New("the peer's SVID has expired"))
+	defer cancel()
+	return handler(srv, &boundedStream{ServerStream: stream, ctx: ctx})
+}
+
+// boundedStream is a stream with a context of its own, which handlers heed.
+type boundedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *boundedStream) Context() context.Context { return s.ctx }
+
 // peerID is the SPIFFE ID that the peer of a call has proved: the handshake
 // verified the chain, so the leaf's name stands.
 func peerID(ctx context.Context) (spiffeid.ID, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return spiffeid.ID{}, status.Error(codes.Unauthenticated, "no peer")
+	leaf, err := peerLeaf(ctx)
+	if err != nil {
+		return spiffeid.ID{}, err
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.PeerCertificates) == 0 {
-		return spiffeid.ID{}, status.Error(codes.Unauthenticated, "no verified SPIFFE ID")
-	}
-	id, err := x509svid.IDFromCert(info.State.PeerCertificates[0])
+	id, err := x509svid.IDFromCert(leaf)
 	if err != nil {
 		return spiffeid.ID{}, status.Error(codes.Unauthenticated, "peer certificate is not an X509-SVID")
 	}
 	return id, nil
+}
+
+func peerLeaf(ctx context.Context) (*x509.Certificate, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, status.Error(codes.Unauthenticated, "no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return nil, status.Error(codes.Unauthenticated, "no verified SPIFFE ID")
+	}
+	return info.State.PeerCertificates[0], nil
 }
 
 // listenAdmin serves administration on a Unix socket that only this user and
