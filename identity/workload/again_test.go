@@ -66,12 +66,12 @@ func TestAttestAgain(t *testing.T) {
 			second, err := stream.Recv()
 			if tc.want == 0 {
 				if status.Code(err) != codes.PermissionDenied {
-					t.Errorf("got %v, %v, want PermissionDenied", second, err)
+					t.Errorf("got %v, want PermissionDenied", err)
 				}
 				return
 			}
 			if err != nil || len(second.Svids) != tc.want {
-				t.Errorf("got %v, %v, want %d SVIDs", second, err, tc.want)
+				t.Errorf("got %d SVIDs, %v, want %d", len(second.GetSvids()), err, tc.want)
 			}
 			if n := attested.Load(); n != 2 {
 				t.Errorf("attested %d times", n)

@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/ca"
@@ -42,6 +43,8 @@ type Issuer struct {
 	Address string
 	Bundle  string // file with the trust bundle
 	Admin   *grpc.ClientConn
+	// Dial connects to an issuer of StartInMemory, which has no Address.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	t testing.TB
 }
@@ -49,6 +52,35 @@ type Issuer struct {
 // Start runs an issuer whose X509-SVIDs have the given life, until the test
 // ends.
 func Start(t testing.TB, life time.Duration) *Issuer {
+	t.Helper()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	local, err := unixsock.Listen(socket)
+	must(t, err)
+	r := &Issuer{t: t, Address: tcp.Addr().String()}
+	r.Admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(t, err)
+	r.serve(life, tcp, local)
+	return r
+}
+
+// StartInMemory is Start without sockets, for tests in a bubble of synctest: a
+// goroutine that waits for a socket would hold up the bubble's time.
+func StartInMemory(t testing.TB, life time.Duration) *Issuer {
+	t.Helper()
+	tcp, local := bufconn.Listen(1<<20), bufconn.Listen(1<<20)
+	r := &Issuer{t: t, Address: "issuer:1", Dial: func(ctx context.Context, _ string) (net.Conn, error) { return tcp.DialContext(ctx) }}
+	var err error
+	r.Admin, err = grpc.NewClient("passthrough:admin", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return local.DialContext(ctx) }))
+	must(t, err)
+	r.serve(life, tcp, local)
+	return r
+}
+
+func (r *Issuer) serve(life time.Duration, tcp, local net.Listener) {
+	t := r.t
 	t.Helper()
 	ctx := t.Context()
 	db, err := sqldb.OpenSQLite(ctx, filepath.Join(t.TempDir(), "writ.db"))
@@ -64,19 +96,12 @@ func Start(t testing.TB, life time.Duration) *Issuer {
 	tlsServer, adminServer := grpc.NewServer(iss.ServerOptions()...), grpc.NewServer()
 	iss.Register(tlsServer, issuer.TLSCaller)
 	iss.Register(adminServer, func(context.Context) (issuer.Caller, error) { return issuer.LocalCaller(0), nil })
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	socket := filepath.Join(t.TempDir(), "admin.sock")
-	local, err := unixsock.Listen(socket)
-	must(t, err)
 	runCtx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = iss.Run(runCtx) })
 	wg.Go(func() { _ = tlsServer.Serve(tcp) })
 	wg.Go(func() { _ = adminServer.Serve(local) })
-	r := &Issuer{t: t, Address: tcp.Addr().String(), Bundle: filepath.Join(t.TempDir(), "bundle.pem")}
-	r.Admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(t, err)
+	r.Bundle = filepath.Join(t.TempDir(), "bundle.pem")
 	t.Cleanup(func() {
 		r.Admin.Close()
 		stop()
@@ -86,7 +111,6 @@ func Start(t testing.TB, life time.Duration) *Issuer {
 	})
 	bundle, _ := authority.Bundle()
 	must(t, os.WriteFile(r.Bundle, bundle.PEM(), 0o600))
-	return r
 }
 
 // Token makes a join token for the node that has the alias.
