@@ -63,6 +63,9 @@ func bounded(f topdown.BuiltinFunc, arity int, check func([]*ast.Term) error) to
 			}
 		}
 		return f(bctx, operands, func(result *ast.Term) error {
+			if result == nil { // a builtin without a result, such as print
+				return iter(nil)
+			}
 			switch v := result.Value.(type) {
 			case ast.String:
 				if len(v) > maxText {
