@@ -65,13 +65,13 @@ func (m *merger) file(f File) {
 		m.fail(f, nil, policy.ProblemParse, "want an object at the top")
 		return
 	}
-	if d := depth(object); d > MaxDataDepth {
-		m.fail(f, nil, policy.ProblemLimit, "nested deeper than %d", MaxDataDepth)
-		return
-	}
 	var prefix []string
 	if dir := path.Dir(f.Path); dir != "." {
 		prefix = strings.Split(dir, "/")
+	}
+	if d := len(prefix) + depth(object); d > MaxDataDepth { // As deep as it is in a slice.
+		m.fail(f, nil, policy.ProblemLimit, "nested deeper than %d, its directories counted", MaxDataDepth)
+		return
 	}
 	for i := len(prefix) - 1; i >= 0; i-- {
 		object = map[string]any{prefix[i]: object}

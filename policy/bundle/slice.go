@@ -3,6 +3,7 @@ package bundle
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -74,7 +75,8 @@ type Cutter struct {
 func NewCutter(c Content) (*Cutter, error) {
 	data, problems := c.Data()
 	cat, more := c.Catalogue(data)
-	if problems = append(problems, more...); len(problems) > 0 {
+	problems = append(append(problems, more...), c.SliceProblems(data)...)
+	if len(problems) > 0 {
 		return nil, policy.Refused(problems)
 	}
 	cutter := &Cutter{content: c, data: data, catalogue: cat, service: map[string]string{}}
@@ -148,8 +150,58 @@ func sliceData(data map[string]any, services []string) map[string]any {
 	return out
 }
 
-// Seal signs the slice with the decision key and writes it as an OPA bundle.
+// SliceProblems are what keeps slices of the content from being opened where
+// they are needed: data is within the limits of a file, and all together within
+// those of a content. It looks at the widest slice, of a workload that is every
+// service. Data is what Data returned.
+func (c Content) SliceProblems(data map[string]any) []policy.Problem {
+	doc, err := json.Marshal(data)
+	if err != nil {
+		return []policy.Problem{{Code: policy.ProblemParse, Message: fmt.Sprintf("data: %v", err)}}
+	}
+	if len(doc) > MaxFileBytes {
+		return []policy.Problem{{Code: policy.ProblemLimit, Message: fmt.Sprintf(
+			"data: %d bytes of JSON in all: a slice is one document, of at most %d", len(doc), MaxFileBytes)}}
+	}
+	// The manifest is the other file that a slice has of its own; its list of
+	// services is as long as the data at most.
+	files, size := 2, 2*len(doc)+1024
+	for _, f := range c {
+		if f.IsModule() && !f.IsTest() {
+			files++
+			size += len(f.Content)
+		}
+	}
+	if files > MaxFiles || size > MaxContentBytes {
+		return []policy.Problem{{Code: policy.ProblemLimit, Message: fmt.Sprintf(
+			"a slice could have %d files and %d bytes: at most %d and %d", files, size, MaxFiles, MaxContentBytes)}}
+	}
+	return nil
+}
+
+// Seal signs the slice with the decision key and writes it as an OPA bundle. It
+// opens what it wrote, so that a slice that no workload would open is an error
+// here.
 func (s *Slice) Seal(key crypto.Signer) ([]byte, error) {
+	data, err := s.seal(key)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := key.Public().(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("seal slice: want an ECDSA key, got %T", key.Public())
+	}
+	keys, err := NewKeys(public)
+	if err != nil {
+		return nil, fmt.Errorf("seal slice: %w", err)
+	}
+	if _, err := OpenSlice(data, keys, s.SPIFFEID); err != nil {
+		return nil, fmt.Errorf("seal slice: it would not open: %w", err)
+	}
+	return data, nil
+}
+
+func (s *Slice) seal(key crypto.Signer) ([]byte, error) {
 	m, err := json.Marshal(manifest{
 		Revision:    s.Revision.String(),
 		Roots:       []string{""},

@@ -142,6 +142,37 @@ func (x *fixture) slice(epoch, number uint64, change ...func(*bundle.Slice)) []b
 	return data
 }
 
+// ofAnother makes it a slice of a workload that is no service.
+func ofAnother(s *bundle.Slice) {
+	s.SPIFFEID = spiffeid.RequireFromString("spiffe://example.org/svc/x")
+	s.Services = nil
+	s.Content = bundle.Content{{Path: "data.json", Content: []byte(`{}`)}}
+}
+
+// resigned is the slice with another text in a file: what a control plane
+// could sign that does not look at what it signs.
+func (x *fixture) resigned(sealed []byte, path, text string) []byte {
+	x.t.Helper()
+	a, err := bundle.ReadArchive(sealed)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	for i := range a.Content {
+		if a.Content[i].Path == path {
+			a.Content[i].Content = []byte(text)
+		}
+	}
+	signatures, err := a.Content.Sign(x.key, bundle.ScopeSlice)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	data, err := a.Content.Archive(signatures)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return data
+}
+
 func TestFollow(t *testing.T) {
 	x := newFixture(t)
 	f, stop := x.run()
@@ -171,10 +202,8 @@ func TestFollow(t *testing.T) {
 		{"older number", good, 6, "is not newer than 1.6"},
 		{"same number, other content", x.slice(1, 6, func(s *bundle.Slice) { s.Revision.Digest[0] = 77 }), 6, "is not newer than"},
 		{"forged", forged, 6, "not trusted here"},
-		{"foreign", x.slice(1, 7, func(s *bundle.Slice) { s.SPIFFEID = spiffeid.RequireFromString("spiffe://example.org/svc/x") }), 6, "is for spiffe://example.org/svc/x"},
-		{"foreign service", x.slice(1, 7, func(s *bundle.Slice) {
-			s.Content[0].Content = []byte(`{"writ": {"services": {"orders": {"spiffe_ids": ["spiffe://example.org/svc/x"]}}}}`)
-		}), 6, "not a service of"},
+		{"foreign", x.slice(1, 7, ofAnother), 6, "is for spiffe://example.org/svc/x"},
+		{"foreign service", x.resigned(x.slice(1, 7), "data.json", `{"writ": {"services": {"orders": {"spiffe_ids": ["spiffe://example.org/svc/x"]}}}}`), 6, "not a service of"},
 		{"does not compile", x.slice(1, 8, func(s *bundle.Slice) { s.Content[1].Content = []byte("package services.orders\n\nallow if nothing\n") }), 6, "orders.rego:3"},
 		{"heartbeat", []byte{}, 6, "orders.rego:3"},
 		{"epoch raised", x.slice(2, 1), 1, ""},
@@ -253,7 +282,7 @@ func TestKeptSlice(t *testing.T) {
 	// A kept slice that was tampered with, or is not ours, is not used.
 	for name, data := range map[string][]byte{
 		"cut off": kept[:len(kept)/2],
-		"foreign": x.slice(1, 6, func(s *bundle.Slice) { s.SPIFFEID = spiffeid.RequireFromString("spiffe://example.org/svc/x") }),
+		"foreign": x.slice(1, 6, ofAnother),
 		"flipped": flip(kept),
 	} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {

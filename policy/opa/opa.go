@@ -76,6 +76,7 @@ func Load(content bundle.Content) (*Program, error) {
 //   - guardrails that read input.request without testing input.layer;
 //   - comparisons of a field such as input.layer with a word it never holds;
 //   - a catalogue that is not well formed;
+//   - data that is too large for a slice;
 //   - tests that define rules of the policy.
 //
 // With problems there is no Program.
@@ -108,6 +109,7 @@ func (l *loader) load() {
 	data, problems := l.content.Data()
 	catalogue, more := l.content.Catalogue(data)
 	l.problems = append(append(l.problems, problems...), more...)
+	l.problems = append(l.problems, l.content.SliceProblems(data)...)
 	p.catalogue = catalogue
 	p.parsed, p.tests = map[string]*ast.Module{}, map[string]*ast.Module{}
 	for _, f := range l.content {
