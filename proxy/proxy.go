@@ -217,7 +217,8 @@ func (p *Proxy) UpstreamAddr(name string) net.Addr {
 // Serve runs the proxy until ctx ends, then drains: it is not ready, accepts
 // nothing more, and gives open requests the configured time before it ends
 // them. Requests out are carried until the requests in have ended. Recorder
-// and source are left to their owner, who closes them afterwards.
+// and source are left to their owner, who closes them afterwards: closing a
+// recorder that blocks ends what still waits for it.
 func (p *Proxy) Serve(ctx context.Context) error {
 	if err := p.Listen(ctx); err != nil {
 		return err
@@ -246,8 +247,32 @@ func (p *Proxy) Serve(ctx context.Context) error {
 	stopAccepting()
 	p.drain()
 	stopWatching()
-	run.wait()
+	p.finish(run)
 	return failed
+}
+
+// finish records what was only counted, and waits for what Serve started. A
+// recorder that blocks must not block the end: what waits for it then ends
+// with it.
+func (p *Proxy) finish(run *runner) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		run.wait()
+		if p.inbound != nil {
+			p.inbound.refusals.flush()
+		}
+		for _, o := range p.outbound {
+			o.refusals.flush()
+		}
+	}()
+	limit := time.NewTimer(time.Second)
+	defer limit.Stop()
+	select {
+	case <-ended:
+	case <-limit.C:
+		p.log.Warn("the recorder blocks: refusals that were counted are not on record yet")
+	}
 }
 
 func (p *Proxy) drain() {
@@ -267,12 +292,10 @@ func (p *Proxy) drain() {
 	if p.inbound != nil {
 		p.inbound.close()
 		p.inbound.inflight.wait(last)
-		p.inbound.refusals.flush()
 	}
 	for _, o := range p.outbound {
 		o.close()
 		o.inflight.wait(last)
-		o.refusals.flush()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
 	"github.com/writ-dev/writ/audit/spool"
 	"github.com/writ-dev/writ/internal/testpki"
@@ -99,4 +100,40 @@ func TestFullSpoolDenies(t *testing.T) {
 		}
 	}
 	t.Error("a spool of one megabyte took a thousand events of seven kilobytes")
+}
+
+// A recorder that blocks does not block the end.
+func TestBlockedRecorderDoesNotBlockTheEnd(t *testing.T) {
+	cfg := spool.Config{Dir: t.TempDir(), MaxBytes: spool.MinBytes, OnFull: spool.Deny, Stream: spiffeid.RequireFromString(serverID)}
+	rec, err := spool.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ev := audit.Event{Kind: auditv1.Kind_KIND_LIFECYCLE, Time: time.Unix(1, 0), Reason: "r"}
+	for err == nil {
+		_, err = rec.Record(&ev)
+	}
+	if err := rec.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.OnFull = spool.Block
+	if rec, err = spool.Open(cfg); err != nil {
+		t.Fatal(err)
+	}
+	ca := testpki.New(t, "example.org")
+	source := testpki.NewSource(ca.SVID(t, "/svc/orders", time.Hour), ca.Bundle())
+	srv := startWith(t, source, serverConfig(app(t, echo())), func(o *Options) { o.Recorder, o.Log = rec, nil })
+	// A handshake that fails waits for its record, and others are counted.
+	if c, err := dial(t, srv.InboundAddr(), nil, "http/1.1"); err == nil {
+		c.Close()
+	}
+	srv.inbound.refusals.mu.Lock()
+	srv.inbound.refusals.suppressed = 3
+	srv.inbound.refusals.mu.Unlock()
+	if err := srv.end(); err != nil {
+		t.Error(err)
+	}
+	if err := rec.Close(); err != nil {
+		t.Error(err)
+	}
 }

@@ -34,6 +34,10 @@ import (
 // flushTime is what the record gets to reach the collector at shutdown.
 const flushTime = time.Second
 
+// lifecycleTime is how long the program waits for its own events to find room
+// in the spool.
+const lifecycleTime = time.Second
+
 // sidecar is the running program.
 type sidecar struct {
 	cfg      proxy.Config
@@ -48,6 +52,8 @@ type sidecar struct {
 	// decided is closed when there is a policy, or none is needed.
 	decided     chan struct{}
 	decidedOnce sync.Once
+	// recording ends with the spool.
+	recording sync.WaitGroup
 }
 
 // serve runs the sidecar until ctx ends: identity first, then the record, then
@@ -169,10 +175,6 @@ func (s *sidecar) follow() error {
 
 func (s *sidecar) run(ctx context.Context) error {
 	program := audit.Program{Name: "writ-sidecar", Version: version.String(), Actor: s.id.String()}
-	started := program.Started(time.Now())
-	if _, err := s.spool.Record(&started); err != nil {
-		return err
-	}
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBackground()
 	shipping, stopShipping := context.WithCancel(context.WithoutCancel(ctx))
@@ -180,6 +182,17 @@ func (s *sidecar) run(ctx context.Context) error {
 	serving, stopServing := context.WithCancelCause(ctx)
 	defer stopServing(nil)
 
+	// Before anything is recorded: a spool that the last process left full has
+	// no room until the collector has it.
+	shipped := make(chan error, 1)
+	go func() {
+		shipped <- collect.Ship(shipping, collect.Config{Conn: s.conn, Spool: s.spool, Log: s.log, Flush: flushTime})
+	}()
+	if err := s.lifecycle(program.Started(time.Now())); err != nil {
+		stopShipping()
+		<-shipped
+		return err
+	}
 	var owned sync.WaitGroup
 	failed := make(chan error, 2)
 	if s.follower != nil {
@@ -195,10 +208,6 @@ func (s *sidecar) run(ctx context.Context) error {
 		}
 	})
 	owned.Go(func() { s.ready(serving) })
-	shipped := make(chan error, 1)
-	go func() {
-		shipped <- collect.Ship(shipping, collect.Config{Conn: s.conn, Spool: s.spool, Log: s.log, Flush: flushTime})
-	}()
 	go func() {
 		select {
 		case err := <-failed:
@@ -212,15 +221,35 @@ func (s *sidecar) run(ctx context.Context) error {
 		err = errors.Join(err, cause)
 	}
 	daemon.Notify(s.log, daemon.Stopping)
-	stopped := program.Stopped(time.Now())
-	if _, rerr := s.spool.Record(&stopped); rerr != nil {
-		err = errors.Join(err, rerr)
-	}
+	err = errors.Join(err, s.lifecycle(program.Stopped(time.Now())))
 	stopBackground()
 	owned.Wait()
 	stopShipping()
 	if serr := <-shipped; serr != nil {
 		s.log.Warn("the record is kept here until the collector has it", "error", serr)
+	}
+	return err
+}
+
+// lifecycle records an event of the program itself. A spool without room does
+// not keep the program from running or from ending: it denies requests, or has
+// them wait, and only a sidecar that runs can empty it.
+func (s *sidecar) lifecycle(ev audit.Event) error {
+	recorded := make(chan error, 1)
+	s.recording.Go(func() {
+		_, err := s.spool.Record(&ev)
+		recorded <- err
+	})
+	limit := time.NewTimer(lifecycleTime)
+	defer limit.Stop()
+	err := audit.ErrFull
+	select {
+	case err = <-recorded:
+	case <-limit.C: // on_full: block; it goes on waiting for room
+	}
+	if errors.Is(err, audit.ErrFull) {
+		s.log.Warn("the spool is full until the collector takes what it holds", "event", ev.Action.Verb, "pending", s.spool.Status().Pending)
+		return nil
 	}
 	return err
 }
@@ -244,6 +273,7 @@ func (s *sidecar) close() error {
 	}
 	if s.spool != nil {
 		errs = append(errs, s.spool.Close())
+		s.recording.Wait()
 	}
 	if s.source != nil {
 		errs = append(errs, s.source.Close())
