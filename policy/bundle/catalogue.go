@@ -13,7 +13,10 @@ import (
 	"github.com/writ-dev/writ/policy/internal/nearmiss"
 )
 
-// BreakGlassLimit is the longest that a break-glass entry may allow.
+// BreakGlassLimit is the longest that a break-glass entry may allow. It is also
+// the shortest time between two entries that allow the same, and the longest
+// that one may be granted ahead: otherwise a row of entries would be one that
+// allows for years.
 const BreakGlassLimit = time.Hour
 
 // maxBreakGlass bounds the entries of data.writ.break_glass.
@@ -51,6 +54,7 @@ func (c Content) Catalogue(data map[string]any) (Catalogue, []policy.Problem) {
 	r.each(writ, "break_glass", func(id string, entry map[string]any) {
 		cat.BreakGlass = append(cat.BreakGlass, r.breakGlass(id, entry, cat.Services))
 	})
+	r.apart(cat.BreakGlass)
 	return cat, r.problems
 }
 
@@ -142,6 +146,43 @@ func (r *catalogueReader) breakGlass(id string, entry map[string]any, services m
 		r.fail(at("expires"), "must be after granted and at most %v later, not %v", BreakGlassLimit, d)
 	}
 	return b
+}
+
+// apart checks that entries for one service and source do not overlap or follow
+// one another at once.
+func (r *catalogueReader) apart(entries []BreakGlass) {
+	inOrder := slices.SortedStableFunc(slices.Values(entries), func(a, b BreakGlass) int { return a.Granted.Compare(b.Granted) })
+	last := map[[2]string]BreakGlass{} // by service and source, the one that expires last
+	for _, b := range inOrder {
+		if b.Granted.IsZero() || b.Expires.IsZero() {
+			continue // Reported already.
+		}
+		told := false
+		for _, source := range b.SourceIDs {
+			key := [2]string{b.Service, source}
+			before, ok := last[key]
+			if ok && !told && b.Granted.Sub(before.Expires) < BreakGlassLimit {
+				r.fail([]string{"break_glass", b.ID, "granted"}, "less than %v after break_glass.%s expires, which is for the same service and %q",
+					BreakGlassLimit, before.ID, source)
+				told = true
+			}
+			if !ok || b.Expires.After(before.Expires) {
+				last[key] = b
+			}
+		}
+	}
+}
+
+// GrantedAhead are the break-glass entries of the content that are granted too
+// far ahead of now, the time of activation.
+func (c Content) GrantedAhead(cat Catalogue, now time.Time) []policy.Problem {
+	r := &catalogueReader{content: c}
+	for _, b := range cat.BreakGlass {
+		if b.Granted.After(now.Add(BreakGlassLimit)) {
+			r.fail([]string{"break_glass", b.ID, "granted"}, "more than %v ahead: the glass is broken when it is needed", BreakGlassLimit)
+		}
+	}
+	return r.problems
 }
 
 func (r *catalogueReader) known(at func(string) []string, entry map[string]any, keys ...string) {

@@ -92,7 +92,7 @@ func (s *Server) examine(ctx context.Context, data []byte) (*candidate, []policy
 		}
 	}
 	var problems []policy.Problem
-	if c.program, problems = opa.Check(c.content); len(problems) > 0 {
+	if c.program, problems = s.check(c.content); len(problems) > 0 {
 		return nil, problems, nil
 	}
 	report, err := c.program.Test(ctx, opa.TestOptions{})
@@ -104,6 +104,15 @@ func (s *Server) examine(ctx context.Context, data []byte) (*candidate, []policy
 	}
 	c.tests = revisions.Tests{Passed: report.Passed, Failed: report.Failed, Skipped: report.Skipped}
 	return c, report.Problems(), nil
+}
+
+// check compiles a content that is to be put in force now.
+func (s *Server) check(c bundle.Content) (*opa.Program, []policy.Problem) {
+	program, problems := opa.Check(c)
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	return program, c.GrantedAhead(program.Catalogue(), s.cfg.Clock())
 }
 
 // activate records, stores and swaps in, in this order: after an error nothing
@@ -199,7 +208,7 @@ func (s *adminService) Rollback(ctx context.Context, req *policyv1.RollbackReque
 	if err != nil {
 		return nil, err
 	}
-	program, problems := opa.Check(content)
+	program, problems := s.check(content)
 	if len(problems) > 0 {
 		return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, policy.Refused(problems))
 	}
