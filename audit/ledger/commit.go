@@ -352,6 +352,6 @@ func (l *Ledger) signHead() ([]segmentRef, error) {
 		return nil, fmt.Errorf("keep head: %w", errors.Join(err, l.heads.Truncate(l.headBytes), seek))
 	}
 	l.headBytes += int64(len(b))
-	l.last = h
+	l.last, l.haveHead = h, true
 	return covered, nil
 }

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -179,4 +180,80 @@ func TestDiskFull(t *testing.T) {
 	f.append(l, webs, 100)
 	f.close(l)
 	f.verified(n + 100)
+}
+
+// A ledger does not sign what it finds without a head of its own: that is how
+// an altered record would become a signed one.
+func TestNoHead(t *testing.T) {
+	otherSigner, otherKey, err := LoadSigner(domain, filepath.Join(t.TempDir(), "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, segmentBytes := range map[string]int64{"one segment": 0, "many segments": 2 << 10} {
+		for _, otherKeys := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, another key %v", name, otherKeys), func(t *testing.T) {
+				f := newFixture(t)
+				f.cfg.SegmentBytes = segmentBytes
+				l := f.open()
+				for range 11 {
+					f.append(l, webs, 3)
+				}
+				segments, _ := l.view()
+				f.close(l)
+				cfg := f.cfg
+				if otherKeys {
+					cfg.Signer, cfg.VerifierKey = otherSigner, otherKey
+				} else if err := os.Remove(filepath.Join(f.cfg.Dir, headsFile)); err != nil {
+					t.Fatal(err)
+				}
+				last := segments[len(segments)-1]
+				fo := forge(t, f.cfg.Dir, last.index)
+				if len(fo.frames) > 1 {
+					fo.edit(1, func(b *batch) { b.records[1] = forged(b.first + 1) })
+					fo.rehash()
+					fo.write()
+				}
+				if l, err := Open(cfg); !errors.Is(err, ErrDamaged) {
+					if err == nil {
+						l.Close()
+					}
+					t.Errorf("open: %v, want ErrDamaged", err)
+				}
+			})
+		}
+	}
+}
+
+// A first start that was killed leaves a ledger that opens.
+func TestKilledAtFirstStart(t *testing.T) {
+	f := newFixture(t)
+	l := f.open()
+	f.close(l)
+	heads := filepath.Join(f.cfg.Dir, headsFile)
+	segment := filepath.Join(f.cfg.Dir, segmentName(0))
+	whole, err := os.ReadFile(segment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, head := range []string{"", "writ/audit/exa"} {
+		for _, cut := range []int{0, 4, len(segmentMagic) + 5, len(whole)} {
+			if err := os.WriteFile(segment, whole[:cut], 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(heads, []byte(head), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Open(f.cfg)
+			if err != nil {
+				t.Fatalf("head %q, segment of %d bytes: %v", head, cut, err)
+			}
+			if !l.haveHead {
+				t.Error("a ledger is open without a head")
+			}
+			clear(f.at)
+			f.append(l, webs, 2)
+			f.close(l)
+			f.verified(2)
+		}
+	}
 }

@@ -146,7 +146,9 @@ type Ledger struct {
 	headMu    sync.Mutex
 	heads     *os.File
 	headBytes int64
-	last      Head
+	// last is the newest head, if there is one that the audit key signed.
+	last     Head
+	haveHead bool
 }
 
 // seen is what a recorder last said of itself.
@@ -157,7 +159,7 @@ type seen struct {
 
 // Open opens the ledger in cfg.Dir, or makes one. What a crash left unfinished
 // at the end is cut off; it was never acknowledged. It returns ErrDamaged when
-// a signed head is not matched.
+// a signed head is not matched, or entries have no head at all.
 func Open(cfg Config) (*Ledger, error) {
 	l, err := open(cfg)
 	if err != nil {
@@ -198,7 +200,8 @@ func open(cfg Config) (_ *Ledger, err error) {
 	l.own = audit.Stream{SPIFFEID: cfg.Self.String(), Instance: uuid.UUID(l.work.id).String()}
 	l.durable.streams = maps.Clone(l.work.streams)
 	l.publish()
-	// What a crash left without a head is signed at once.
+	// What a crash left without a head is signed at once; and a new ledger has
+	// one before it takes a record.
 	if _, err := l.signHead(); err != nil {
 		return nil, err
 	}

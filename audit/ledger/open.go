@@ -50,11 +50,11 @@ func (l *Ledger) openHeads() error {
 	}
 	h, err := OpenHead(heads[len(heads)-1], l.keys)
 	if err != nil {
-		// A new key may have taken over. Verify wants both.
-		l.cfg.Log.Warn("the last head is not signed by the present key", "error", err)
+		// What it covers is not known: no better than none.
+		l.cfg.Log.Warn("the last head is not signed by the audit key", "error", err)
 		return nil
 	}
-	l.last = h
+	l.last, l.haveHead = h, true
 	return nil
 }
 
@@ -82,7 +82,7 @@ func (l *Ledger) load() error {
 			return err
 		}
 	}
-	if l.last.Size > 0 {
+	if l.haveHead && l.last.Size > 0 {
 		return fmt.Errorf("%w: no segment, though a head was signed for %d entries", ErrDamaged, l.last.Size)
 	}
 	l.work = &state{id: uuid.New(), tree: newTree(), streams: make(map[audit.Stream]position)}
@@ -99,7 +99,7 @@ func (l *Ledger) loadLast() (bool, error) {
 	}
 	l.file = f
 	end, rootAtHead, err := l.replay(f, ref)
-	if err != nil && l.work == nil && l.last.Size > ref.index {
+	if err != nil && l.work == nil && l.haveHead && l.last.Size > ref.index {
 		return false, fmt.Errorf("%w: segment %s: %v", ErrDamaged, filepath.Base(ref.name), err)
 	}
 	if l.work == nil {
@@ -108,8 +108,15 @@ func (l *Ledger) loadLast() (bool, error) {
 		l.segments = l.segments[:len(l.segments)-1]
 		return false, errors.Join(f.Close(), os.Remove(f.Name()))
 	}
-	if size := l.work.tree.size(); l.last.Size > size {
+	if size := l.work.tree.size(); l.haveHead && l.last.Size > size {
 		return false, fmt.Errorf("%w: it holds %d entries, the head of %s covers %d", ErrDamaged, size, l.last.Time, l.last.Size)
+	}
+	if size := l.work.tree.size(); !l.haveHead && size > 0 {
+		// A head of the empty ledger is synced before the first record is
+		// taken, so one has been lost. To sign what is here would make it true.
+		return false, fmt.Errorf("%w: there are %d entries, and %q does not end in a head that the audit key signed: "+
+			"put back that file, or the audit key that was changed; or else keep this directory as evidence and begin with an empty one",
+			ErrDamaged, size, headsFile)
 	}
 	if rootAtHead != nil && *rootAtHead != l.last.Root {
 		return false, fmt.Errorf("%w: the root differs from the head of %s", ErrDamaged, l.last.Time)
@@ -149,7 +156,7 @@ func (l *Ledger) replay(f *os.File, ref *segmentRef) (end int64, rootAtHead *aud
 	}
 	l.work = st
 	atHead := func() {
-		if rootAtHead == nil && st.tree.size() == l.last.Size {
+		if l.haveHead && rootAtHead == nil && st.tree.size() == l.last.Size {
 			root := st.tree.root()
 			rootAtHead = &root
 		}
