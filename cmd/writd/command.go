@@ -46,6 +46,7 @@ func flags(f *pflag.FlagSet, cfg *writdconf.Config) {
 	f.DurationVar(&cfg.SVIDTTL, "svid-ttl", cfg.SVIDTTL, "life of an X509-SVID whose entry sets none")
 	f.DurationVar(&cfg.JWTTTL, "jwt-ttl", cfg.JWTTTL, "life of a JWT-SVID whose entry sets none")
 	f.IntVar(&cfg.AttestRate, "attest-rate", cfg.AttestRate, "attestation attempts per second and address")
+	f.IntVar(&cfg.SignRate, "sign-rate", cfg.SignRate, "SVIDs per second that one agent may have signed; 0 is no limit")
 	f.StringSliceVar(&cfg.PublisherKeys, "publisher-keys", cfg.PublisherKeys, "public key files (PEM) of publishers that may push policy")
 	f.BoolVar(&cfg.AllowUnsignedPolicy, "allow-unsigned-policy", cfg.AllowUnsignedPolicy, "take policy that no publisher signed; for experiments only")
 	f.Int64Var(&cfg.AuditMaxBytes, "audit-max-bytes", cfg.AuditMaxBytes, "bytes that the audit ledger may take")

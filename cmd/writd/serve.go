@@ -154,6 +154,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 	w.issuer, err = issuer.New(issuer.Config{
 		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, Log: w.log,
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
+		SignPerSecond: signRate(w.cfg.SignRate),
 	})
 	if err != nil {
 		return err
@@ -164,6 +165,15 @@ func (w *writd) openIdentity(ctx context.Context) error {
 	}
 	w.source, err = w.issuer.SelfSource(identity.ServerID(w.td))
 	return err
+}
+
+// signRate is the issuer's form of the limit, where 0 is its default and less
+// is none.
+func signRate(configured int) float64 {
+	if configured == 0 {
+		return -1
+	}
+	return float64(configured)
 }
 
 // emit puts an act on record, and alarms where a person can see them.

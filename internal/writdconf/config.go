@@ -36,6 +36,8 @@ type Config struct {
 	JWTTTL time.Duration `yaml:"jwt_ttl"`
 	// Attestation attempts per second that one address may make.
 	AttestRate int `yaml:"attest_rate"`
+	// SVIDs per second that one agent may have signed; 0 is no limit.
+	SignRate int `yaml:"sign_rate"`
 	// Files with the public keys (PEM) of publishers that may push policy.
 	PublisherKeys []string `yaml:"publisher_keys"`
 	// Take policy that no publisher signed. For experiments only.
@@ -59,6 +61,7 @@ func Default() Config {
 		SVIDTTL:       time.Hour,
 		JWTTTL:        5 * time.Minute,
 		AttestRate:    10,
+		SignRate:      500,
 		AuditMaxBytes: 10 << 30,
 		Drain:         5 * time.Second,
 	}
@@ -111,6 +114,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.AttestRate <= 0 {
 		bad("attest_rate", "want more than 0, got %d", c.AttestRate)
+	}
+	if c.SignRate < 0 {
+		bad("sign_rate", "want 0 (no limit) or more, got %d", c.SignRate)
 	}
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")
