@@ -46,6 +46,10 @@ func (s *distributionService) Watch(stream watchStream) error {
 	s.mu.Unlock()
 	defer s.streams.Done()
 	peer := s.peers.connect(id, first.Report, s.cfg.Clock())
+	if peer == nil {
+		s.streams.Done() // Nothing receives.
+		return status.Errorf(codes.ResourceExhausted, "%s has %d streams already", id, maxConnectedPerID)
+	}
 	defer func() { s.peers.disconnect(peer, s.cfg.Clock()) }()
 	received := make(chan error, 1)
 	go func() {

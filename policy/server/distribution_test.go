@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"runtime"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -69,21 +71,50 @@ func TestDistribution(t *testing.T) {
 		t.Errorf("second slice: %v", second.Revision)
 	}
 	// The acknowledgement travels by itself; heartbeats carry it again.
-	for {
-		if r := p.server.Reports(); len(r) == 1 && r[0].Report.Revision.GetNumber() == 2 && r[0].Connected && r[0].SPIFFEID.String() == ordersID {
-			break
-		}
-		runtime.Gosched()
-	}
+	p.await(func(r []server.PeerReport) bool {
+		return len(r) == 1 && r[0].Report.Revision.GetNumber() == 2 && r[0].Connected && r[0].SPIFFEID.String() == ordersID
+	})
 	if f.LastContact().IsZero() {
 		t.Error("no contact")
 	}
 	stop()
-	for {
-		if r := p.server.Reports(); len(r) == 1 && !r[0].Connected {
-			break
+	p.await(func(r []server.PeerReport) bool { return len(r) == 1 && !r[0].Connected })
+}
+
+// TestPeersAreBounded: one workload can neither hold any number of streams nor
+// be remembered under any number of names, and takes nothing from others.
+func TestPeersAreBounded(t *testing.T) {
+	p := newPlane(t, nil)
+	conn := p.dial(ordersID)
+	watch := func(ctx context.Context, conn *grpc.ClientConn, service string) error {
+		t.Helper()
+		stream, err := policyv1.NewDistributionClient(conn).Watch(ctx)
+		if err != nil {
+			t.Fatal(err)
 		}
-		runtime.Gosched()
+		if err := stream.Send(&policyv1.WatchRequest{Report: &policyv1.Report{Service: service}}); err != nil && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		return stream.RecvMsg(&policyv1.Slice{})
+	}
+	// With a policy in force each stream is answered, and so is connected.
+	p.push(sources("GET"))
+	ctx, cancel := context.WithCancel(t.Context())
+	for i := range 64 {
+		if err := watch(ctx, conn, fmt.Sprintf("s%d", i)); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	if err := watch(ctx, conn, "orders"); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("one more: %v", err)
+	}
+	if err := watch(t.Context(), p.dial("spiffe://example.org/svc/payments"), "payments"); err != nil {
+		t.Errorf("another workload: %v", err)
+	}
+	cancel()
+	p.await(func(r []server.PeerReport) bool { return len(r) == 9 && !r[0].Connected && r[8].Connected })
+	if err := watch(t.Context(), conn, "orders"); err != nil {
+		t.Errorf("after they left: %v", err)
 	}
 }
 

@@ -17,6 +17,10 @@ import (
 const (
 	// Peers that are remembered after they left; the longest gone is forgotten.
 	maxGone = 4096
+	// Of one SPIFFE ID. Replicas share one, and what a peer calls its service
+	// is its own choice: one workload must not fill the memory.
+	maxConnectedPerID = 64
+	maxGonePerID      = 8
 	// Bounds of what a peer may say of itself.
 	maxReportText  = 512
 	maxReportItems = 32
@@ -56,9 +60,19 @@ type goneKey struct {
 	service string
 }
 
+// connect is nil when the SPIFFE ID has too many streams already.
 func (p *peers) connect(id spiffeid.ID, report *policyv1.Report, now time.Time) *peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	replicas := 0
+	for other := range p.connected {
+		if other.id == id {
+			replicas++
+		}
+	}
+	if replicas >= maxConnectedPerID {
+		return nil
+	}
 	if p.connected == nil {
 		p.connected, p.gone = map[*peer]bool{}, map[goneKey]*peer{}
 	}
@@ -92,15 +106,29 @@ func (p *peers) disconnect(c *peer, now time.Time) {
 	}
 	c.lastSeen = now
 	p.gone[goneKey{c.id, c.report.Service}] = c
-	if len(p.gone) > maxGone {
-		var oldest goneKey
-		for key, g := range p.gone {
-			if o := p.gone[oldest]; o == nil || g.lastSeen.Before(o.lastSeen) {
-				oldest = key
-			}
+	ofSame := 0
+	for key := range p.gone {
+		if key.id == c.id {
+			ofSame++
 		}
-		delete(p.gone, oldest)
 	}
+	if ofSame > maxGonePerID {
+		p.forget(func(key goneKey) bool { return key.id == c.id })
+	}
+	if len(p.gone) > maxGone {
+		p.forget(func(goneKey) bool { return true })
+	}
+}
+
+// forget drops the longest gone of these.
+func (p *peers) forget(of func(goneKey) bool) {
+	var oldest goneKey
+	for key, g := range p.gone {
+		if o := p.gone[oldest]; of(key) && (o == nil || g.lastSeen.Before(o.lastSeen)) {
+			oldest = key
+		}
+	}
+	delete(p.gone, oldest)
 }
 
 func (p *peers) list() []PeerReport {
@@ -130,7 +158,7 @@ func bounded(r *policyv1.Report) *policyv1.Report {
 		Service: clean(r.Service), Version: clean(r.Version), Refused: clean(r.Refused), SvidExpires: r.SvidExpires,
 	}
 	if rev := r.Revision; rev != nil && len(rev.Digest) == 32 {
-		out.Revision = &policyv1.Revision{Epoch: rev.Epoch, Number: rev.Number, Digest: rev.Digest}
+		out.Revision = &policyv1.Revision{Epoch: rev.Epoch, Number: rev.Number, Digest: slices.Clone(rev.Digest)}
 	}
 	for _, text := range r.NotEnforced[:min(len(r.NotEnforced), maxReportItems)] {
 		out.NotEnforced = append(out.NotEnforced, clean(text))
@@ -138,8 +166,9 @@ func bounded(r *policyv1.Report) *policyv1.Report {
 	return out
 }
 
+// clean does not hold on to s, which may be much longer than what is kept.
 func clean(s string) string {
-	s = strings.ToValidUTF8(s[:min(len(s), maxReportText)], "")
+	s = strings.ToValidUTF8(strings.Clone(s[:min(len(s), maxReportText)]), "")
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r

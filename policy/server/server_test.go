@@ -42,6 +42,9 @@ type plane struct {
 	admin     policyv1.AdminClient
 	config    server.Config
 
+	// progress has a token after a stream took in a message or ended.
+	progress chan struct{}
+
 	mu       sync.Mutex
 	acts     []identity.Act
 	emitFail error
@@ -113,7 +116,12 @@ func (p *plane) start() {
 	}
 	p.server = s
 	p.listener = bufconn.Listen(1 << 20)
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(server.MaxMessageBytes), grpc.MaxSendMsgSize(server.MaxMessageBytes))
+	p.progress = make(chan struct{}, 1)
+	g := grpc.NewServer(grpc.MaxRecvMsgSize(server.MaxMessageBytes), grpc.MaxSendMsgSize(server.MaxMessageBytes),
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			defer p.advanced()
+			return handler(srv, watched{stream, p})
+		}))
 	s.RegisterAdmin(g)
 	s.RegisterDistribution(g)
 	served := make(chan struct{})
@@ -127,6 +135,32 @@ func (p *plane) start() {
 		<-served
 	})
 	p.admin = policyv1.NewAdminClient(p.dial(""))
+}
+
+func (p *plane) advanced() {
+	select {
+	case p.progress <- struct{}{}:
+	default: // Nobody has looked since the last one.
+	}
+}
+
+// watched tells when the next message is asked for: the last one is done.
+type watched struct {
+	grpc.ServerStream
+	plane *plane
+}
+
+func (w watched) RecvMsg(m any) error {
+	w.plane.advanced()
+	return w.ServerStream.RecvMsg(m)
+}
+
+// await waits until the reports are as wanted.
+func (p *plane) await(wanted func([]server.PeerReport) bool) {
+	p.t.Helper()
+	for !wanted(p.server.Reports()) {
+		<-p.progress
+	}
 }
 
 func (p *plane) dial(peer string) *grpc.ClientConn {
