@@ -41,10 +41,12 @@ func (s *Server) Stop() error {
 	return errors.Join(s.Issuer.Close(), s.Program.Stop(20*time.Second))
 }
 
+// Limits of signing are off, as they are in the SPIRE that runs beside.
 const writdConf = `trust_domain: %s
 data_dir: %s
 issuer_listen: 127.0.0.1:%d
 control_listen: 127.0.0.1:%d
+sign_rate: 0
 `
 
 // StartWritd starts our control plane with all its roles.
