@@ -24,6 +24,10 @@ func prepare(r *http.Request) *http.Request {
 	if _, ok := r.Header["User-Agent"]; !ok {
 		r.Header["User-Agent"] = nil // or net/http adds its own
 	}
+	if r.Host == "" && !r.ProtoAtLeast(1, 1) {
+		// HTTP/1.0 knows no Host; the other side gets one.
+		r.Host = noHost
+	}
 	// What goes through a tunnel is decided once. A WebSocket is one exchange
 	// (RFC 6455, section 4.1); h2c, or TLS, would carry requests that nobody
 	// decides. A server may ignore an upgrade (RFC 9110, section 7.8), and HTTP/2
@@ -47,6 +51,9 @@ type forwarder struct {
 	failed func(w http.ResponseWriter, r *http.Request, err error)
 	log    *slog.Logger
 }
+
+// noHost is the host of a request that came without one.
+const noHost = "upstream"
 
 // upgradeKey holds the protocol of an upgrade in a request's context.
 type upgradeKey struct{}
@@ -142,7 +149,7 @@ var errTarget = errors.New("a request target that begins with // cannot be forwa
 
 // target gives a URL that net/http writes as r.RequestURI, byte for byte.
 func (f *forwarder) target(r *http.Request) (*url.URL, bool) {
-	u := &url.URL{Scheme: f.scheme, Host: "upstream", Opaque: r.RequestURI}
+	u := &url.URL{Scheme: f.scheme, Host: noHost, Opaque: r.RequestURI}
 	if strings.HasPrefix(r.RequestURI, "//") {
 		// net/http takes an opaque // for a host; path and query then go by
 		// their parts, which is exact for all that RFC 3986 allows in a path.

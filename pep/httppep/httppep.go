@@ -166,6 +166,10 @@ func (h *Handler) describe(in *policy.Input, peer *pep.Peer, r *http.Request) (r
 		}
 		delete(r.Header, "Host")
 	}
+	if why := pep.CheckHost(r.Host); why != "" {
+		bad(http.StatusBadRequest, why)
+		req.Host = strings.ToValidUTF8(r.Host, "\uFFFD")
+	}
 	if h.cfg.GRPC {
 		h.describeCall(req, r, bad)
 	}
