@@ -13,24 +13,21 @@ import (
 // Archive writes the verifier key, the heads and the segments to w as a tar
 // file. It signs a head first, so that a head covers all of it.
 func (l *Ledger) Archive(ctx context.Context, w io.Writer) error {
-	segments, err := l.signHead()
+	c, err := l.signHead()
 	if err != nil {
 		return fmt.Errorf("archive ledger: %w", err)
 	}
-	l.headMu.Lock()
-	headBytes, at := l.headBytes, l.last.Time
-	l.headMu.Unlock()
 	key, err := os.Stat(filepath.Join(l.cfg.Dir, keyFile))
 	if err != nil {
 		return fmt.Errorf("archive ledger: %w", err)
 	}
 	files := append([]segmentRef{
 		{name: filepath.Join(l.cfg.Dir, keyFile), size: key.Size()},
-		{name: filepath.Join(l.cfg.Dir, headsFile), size: headBytes},
-	}, segments...)
+		{name: filepath.Join(l.cfg.Dir, headsFile), size: c.headBytes},
+	}, c.segments...)
 	tw := tar.NewWriter(w)
 	for _, ref := range files {
-		if err := addFile(ctx, tw, ref, at); err != nil {
+		if err := addFile(ctx, tw, ref, c.at); err != nil {
 			return fmt.Errorf("archive ledger: %w", err)
 		}
 	}

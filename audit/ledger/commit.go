@@ -328,13 +328,20 @@ func (l *Ledger) roomForHead() bool {
 	return used+l.bytesLocked() < l.cfg.MaxBytes
 }
 
+// covered is what a head covers, and how much of the file of heads tells so.
+type covered struct {
+	segments  []segmentRef
+	headBytes int64
+	at        time.Time
+}
+
 // signHead signs what is durable, appends the head to the file of heads, and
 // returns what it covers.
-func (l *Ledger) signHead() ([]segmentRef, error) {
+func (l *Ledger) signHead() (covered, error) {
 	l.headMu.Lock()
 	defer l.headMu.Unlock()
 	l.mu.Lock()
-	covered := slices.Clone(l.segments)
+	c := covered{segments: slices.Clone(l.segments)}
 	h := Head{Origin: Origin(l.cfg.TrustDomain), Size: l.durable.tree.size(), Root: l.durable.tree.root(), Time: l.cfg.Clock().UTC()}
 	l.mu.Unlock()
 	if h.Time.Before(l.last.Time) {
@@ -342,16 +349,17 @@ func (l *Ledger) signHead() ([]segmentRef, error) {
 	}
 	b, err := h.sign(l.cfg.Signer)
 	if err != nil {
-		return nil, err
+		return covered{}, err
 	}
 	b = append(b, '\n')
 	_, err = l.heads.Write(b)
 	if err = errors.Join(err, l.heads.Sync()); err != nil {
 		// Whatever part of it was written must not stand before the next one.
 		_, seek := l.heads.Seek(l.headBytes, io.SeekStart)
-		return nil, fmt.Errorf("keep head: %w", errors.Join(err, l.heads.Truncate(l.headBytes), seek))
+		return covered{}, fmt.Errorf("keep head: %w", errors.Join(err, l.heads.Truncate(l.headBytes), seek))
 	}
 	l.headBytes += int64(len(b))
 	l.last, l.haveHead = h, true
-	return covered, nil
+	c.headBytes, c.at = l.headBytes, h.Time
+	return c, nil
 }

@@ -1,0 +1,60 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// An archive holds no head that covers more than the archive does, whatever is
+// recorded and signed meanwhile.
+func TestArchiveWhileSigning(t *testing.T) {
+	f := newFixture(t)
+	l := f.open()
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := appendBatch(l, f.batch(webs, 1)); err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := l.signHead(); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	dir := t.TempDir()
+	for i := range 40 {
+		name := filepath.Join(dir, fmt.Sprint(i))
+		w, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Archive(context.Background(), w); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Verify(context.Background(), VerifyConfig{Path: name, Keys: f.cfg.VerifierKey})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range r.Problems {
+			t.Errorf("archive %d: %v", i, p)
+		}
+	}
+	close(stop)
+	busy.Wait()
+	f.close(l)
+}
