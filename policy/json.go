@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/writ-dev/writ/policy/internal/nearmiss"
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy/internal/strictjson"
 )
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/internal/strictyaml"
 )
 
@@ -146,7 +147,7 @@ func (c *checker) words(key string, s *Service, text string) {
 	}
 	for _, m := range upstreamWord.FindAllStringSubmatch(text, -1) {
 		if s.Upstream(m[1]) == nil {
-			c.fail(key, "%s: %q is not an upstream of %q%s", m[0], m[1], s.Name, strictyaml.NearMiss(m[1], upstreamNames(s)))
+			c.fail(key, "%s: %q is not an upstream of %q%s", m[0], m[1], s.Name, nearmiss.Hint(m[1], upstreamNames(s)))
 		}
 	}
 }
@@ -264,7 +265,7 @@ func (c *checker) callee(key, name string) *Service {
 	s := c.Service(name)
 	switch {
 	case s == nil:
-		c.fail(key, "no service is called %q%s", name, strictyaml.NearMiss(name, c.names))
+		c.fail(key, "no service is called %q%s", name, nearmiss.Hint(name, c.names))
 		return nil
 	case !s.Listens():
 		c.fail(key, "%q has neither command nor address, so nobody can call it", name)

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
-	"github.com/writ-dev/writ/internal/strictyaml"
+	"github.com/writ-dev/writ/internal/nearmiss"
 )
 
 // own are headers that whoever drives a request sets.
@@ -76,7 +76,7 @@ func (c *checker) caller(key string, r *Request, target *Service) {
 		c.fail(key+".caller", "missing: name the service that calls, or none for a caller without an SVID")
 	case r.Caller == NoCaller:
 	case caller == nil:
-		c.fail(key+".caller", "no service is called %q%s", r.Caller, strictyaml.NearMiss(r.Caller, append(slices.Clone(c.names), NoCaller)))
+		c.fail(key+".caller", "no service is called %q%s", r.Caller, nearmiss.Hint(r.Caller, append(slices.Clone(c.names), NoCaller)))
 	case target != nil && caller.Upstream(target.Name) == nil:
 		c.fail(key+".caller", "%q cannot call %q: add it to the upstreams of %q", r.Caller, target.Name, r.Caller)
 	}

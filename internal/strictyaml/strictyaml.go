@@ -22,8 +22,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/agnivade/levenshtein"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/writ-dev/writ/internal/nearmiss"
 )
 
 // Error is one finding.
@@ -218,7 +219,7 @@ func (d *decoder) object(n *yaml.Node, v reflect.Value, key string) {
 		f, ok := fields[k.Value]
 		switch {
 		case !ok:
-			d.fail(k, join(key, k.Value), "unknown key%s", NearMiss(k.Value, names))
+			d.fail(k, join(key, k.Value), "unknown key%s", nearmiss.Hint(k.Value, names))
 		case seen[k.Value]:
 			d.fail(k, join(key, k.Value), "given twice")
 		default:
@@ -245,7 +246,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, key, enum string) {
 	if enum != "" {
 		words := strings.Split(enum, "|")
 		if !slices.Contains(words, n.Value) {
-			d.fail(n, key, "%q is not one of %s%s", n.Value, strings.Join(words, ", "), NearMiss(n.Value, words))
+			d.fail(n, key, "%q is not one of %s%s", n.Value, strings.Join(words, ", "), nearmiss.Hint(n.Value, words))
 			return
 		}
 	}
@@ -327,22 +328,4 @@ func join(key, name string) string {
 		return name
 	}
 	return key + "." + name
-}
-
-// NearMiss ends an error message about an unknown word: it suggests the one
-// that was probably meant, or lists what there is.
-func NearMiss(got string, words []string) string {
-	best, distance := "", len(got)/3+2
-	for _, w := range words {
-		if n := levenshtein.ComputeDistance(strings.ToLower(got), strings.ToLower(w)); n < distance {
-			best, distance = w, n
-		}
-	}
-	switch {
-	case best != "":
-		return fmt.Sprintf(": did you mean %q?", best)
-	case len(words) == 0:
-		return "; none is known here"
-	}
-	return "; known here: " + strings.Join(slices.Sorted(slices.Values(words)), ", ")
 }

@@ -9,8 +9,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
-	"github.com/writ-dev/writ/policy/internal/nearmiss"
 )
 
 // BreakGlassLimit is the longest that a break-glass entry may allow. It is also

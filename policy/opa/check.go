@@ -11,9 +11,9 @@ import (
 	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/types"
 
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
-	"github.com/writ-dev/writ/policy/internal/nearmiss"
 )
 
 // maxRuleID bounds the ids that a policy names, bytes.

@@ -11,8 +11,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
-	"github.com/writ-dev/writ/policy/internal/nearmiss"
 )
 
 func newReader(data []byte) io.Reader { return bytes.NewReader(data) }

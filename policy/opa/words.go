@@ -7,8 +7,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
-	"github.com/writ-dev/writ/policy/internal/nearmiss"
 )
 
 // words are the fields of input that hold one of a few words, and these.

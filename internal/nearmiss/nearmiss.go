@@ -10,7 +10,7 @@ import (
 )
 
 // Hint ends a message about an unknown word: it names the known word that is
-// nearly the same, or all there are.
+// nearly the same, or the first of those there are.
 func Hint(got string, known []string) string {
 	best, distance := "", len(got)/3+2
 	sorted := slices.Sorted(slices.Values(known))
@@ -26,7 +26,7 @@ func Hint(got string, known []string) string {
 	case best != "":
 		return fmt.Sprintf(": did you mean %q?", best)
 	case len(sorted) == 0:
-		return ""
+		return "; none is known here"
 	case len(sorted) > 20:
 		return fmt.Sprintf("; known here: %s and %d more", strings.Join(sorted[:20], ", "), len(sorted)-20)
 	}
