@@ -213,7 +213,7 @@ func TestJWT(t *testing.T) {
 	if svid.ID != web || !svid.Expiry.Equal(ticket.ExpiresAt()) || ticket.ExpiresAt().Sub(ticket.IssuedAt()) != 5*time.Minute {
 		t.Errorf("%v until %v", svid.ID, svid.Expiry)
 	}
-	jws, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
+	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,8 +48,10 @@ func TestWaitRefuses(t *testing.T) {
 			t.Errorf("got %v, want the end of the context", err)
 		}
 		// What was not waited for was given back.
-		if !l.Allow("a") || !l.Allow("a") || l.Allow("a") {
-			t.Error("want two seconds' worth")
+		for i, want := range []bool{true, true, false} {
+			if got := l.Allow("a"); got != want {
+				t.Errorf("attempt %d: %v, want two seconds' worth", i+1, got)
+			}
 		}
 		done := make(chan error)
 		go func() { done <- l.Wait(t.Context(), "a", 5) }()
