@@ -132,12 +132,15 @@ func (l *Ledger) stageAlarm(buf []byte, reason string) []byte {
 		return buf
 	}
 	l.alarmed = true
-	ev := audit.Event{
-		Kind: auditv1.Kind_KIND_ALARM, Time: l.cfg.Clock(), Outcome: auditv1.Outcome_OUTCOME_FAILURE, Reason: reason,
-		Action: &auditv1.Action{Verb: "alarmed", Actor: l.own.SPIFFEID, Object: "audit", ObjectId: "ledger"},
-	}
-	buf, _ = l.stage(buf, request{event: audit.NewEncoder(nil).Append(nil, &ev), reserve: true})
+	buf, _ = l.stage(buf, request{event: l.alarm(reason), reserve: true})
 	return buf
+}
+
+func (l *Ledger) alarm(reason string) []byte {
+	return audit.NewEncoder(nil).Append(nil, &audit.Event{
+		Kind: auditv1.Kind_KIND_ALARM, Time: l.cfg.Clock(), Outcome: auditv1.Outcome_OUTCOME_FAILURE, Reason: reason,
+		Action: &auditv1.Action{Verb: "alarmed", Actor: l.cfg.Self.String(), Object: "audit", ObjectId: "ledger"},
+	})
 }
 
 func (r *request) size() int {

@@ -56,13 +56,25 @@ func TestTornTail(t *testing.T) {
 			if err != nil {
 				t.Fatalf("cut at %d: %v", cut, err)
 			}
-			if got := l.Status().Events; got != 5 {
-				t.Fatalf("cut at %d: %d events, want 5", cut, got)
+			got, err := l.Resume(webs, &auditv1.Hello{Epoch: 1, First: 1, Chain: make([]byte, 32)})
+			if err != nil || got.Sequence != 5 {
+				t.Fatalf("cut at %d: at %v, %v, want 5 events", cut, got, err)
 			}
-			f.at[webs] = l.durable.streams[webs].Position
+			f.at[webs] = got
 			f.append(l, webs, 1)
 			f.close(l)
-			f.verified(6)
+			// What no killed process leaves is kept, with an alarm.
+			kept, err := filepath.Glob(filepath.Join(f.cfg.Dir, damagedPrefix+"*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(kept) > 0 && garbage == "" {
+				t.Errorf("cut at %d: an unfinished frame was kept", cut)
+			}
+			f.verified(6 + uint64(len(kept)))
+			for _, name := range kept {
+				os.Remove(name)
+			}
 		}
 	}
 	// What a head covers is never cut off.
@@ -254,6 +266,102 @@ func TestKilledAtFirstStart(t *testing.T) {
 			f.append(l, webs, 2)
 			f.close(l)
 			f.verified(2)
+		}
+	}
+}
+
+// Damage before the end is not an unfinished end: what follows it was
+// acknowledged. It is kept, and an alarm tells of it.
+func TestDamageBeforeTheEnd(t *testing.T) {
+	for name, at := range map[string]int{"length": 0, "checksum": 4, "payload": frameHead + 60} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			l := f.open()
+			f.close(l)
+			heads, err := os.ReadFile(filepath.Join(f.cfg.Dir, headsFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l = f.open()
+			var off int64
+			for i := range 10 {
+				if i == 4 {
+					segments, _ := l.view()
+					off = segments[0].size
+				}
+				f.append(l, webs, 1)
+			}
+			f.close(l)
+			segment := filepath.Join(f.cfg.Dir, segmentName(0))
+			b, err := os.ReadFile(segment)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[off+int64(at)] ^= 1
+			if err := errors.Join(os.WriteFile(segment, b, 0o600), os.WriteFile(filepath.Join(f.cfg.Dir, headsFile), heads, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			l = f.open()
+			// The alarm is on record when what comes after it is.
+			if _, err := l.Recorder().Record(&audit.Event{Kind: auditv1.Kind_KIND_LIFECYCLE}); err != nil {
+				t.Fatal(err)
+			}
+			if got := all(t, l, &auditv1.Filter{Kinds: []auditv1.Kind{auditv1.Kind_KIND_ALARM}}, 0); len(got) != 1 {
+				t.Errorf("%d alarms, want 1", len(got))
+			}
+			f.close(l)
+			f.verified(6)
+			kept, err := filepath.Glob(filepath.Join(f.cfg.Dir, damagedPrefix+"*"))
+			if err != nil || len(kept) != 1 {
+				t.Fatalf("kept %v, %v", kept, err)
+			}
+			if got, err := os.ReadFile(kept[0]); err != nil || !slices.Equal(got, b[off:]) {
+				t.Errorf("kept %d bytes, %v, want %d", len(got), err, len(b[off:]))
+			}
+		})
+	}
+}
+
+// A segment whose state is damaged is not removed while there are records in it.
+func TestDamagedState(t *testing.T) {
+	f := newFixture(t)
+	f.cfg.SegmentBytes = 1 << 10
+	l := f.open()
+	for segments, _ := l.view(); len(segments) < 3; segments, _ = l.view() {
+		f.append(l, webs, 2)
+	}
+	f.append(l, webs, 1)
+	segments, _ := l.view()
+	f.close(l)
+	last := segments[len(segments)-1]
+	if fo := forge(t, f.cfg.Dir, last.index); len(fo.frames) < 2 {
+		t.Fatal("the last segment holds nothing")
+	}
+	heads := filepath.Join(f.cfg.Dir, headsFile)
+	signed, err := os.ReadFile(heads)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The heads as they were at the start.
+	list, _ := splitHeads(signed)
+	b, err := os.ReadFile(last.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int{2, len(segmentMagic) + 1, len(segmentMagic) + 5, len(segmentMagic) + frameHead + 20} {
+		changed := slices.Clone(b)
+		changed[at] ^= 1
+		if err := errors.Join(os.WriteFile(last.name, changed, 0o600), os.WriteFile(heads, append(slices.Clone(list[0]), '\n'), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := Open(f.cfg); !errors.Is(err, ErrDamaged) {
+			if err == nil {
+				l.Close()
+			}
+			t.Errorf("byte %d: open: %v, want ErrDamaged", at, err)
+		}
+		if got, err := os.ReadFile(last.name); err != nil || !slices.Equal(got, changed) {
+			t.Errorf("byte %d: a damaged segment was changed: %v", at, err)
 		}
 	}
 }

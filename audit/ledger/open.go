@@ -76,11 +76,17 @@ func (l *Ledger) load() error {
 		l.segments = append(l.segments, segmentRef{name: filepath.Join(l.cfg.Dir, e.Name()), index: index, size: info.Size()})
 	}
 	slices.SortFunc(l.segments, func(a, b segmentRef) int { return strings.Compare(a.name, b.name) })
+	var begun uint64
 	for len(l.segments) > 0 {
-		ok, err := l.loadLast()
+		index := l.segments[len(l.segments)-1].index
+		ok, err := l.loadLast(begun)
 		if err != nil || ok {
 			return err
 		}
+		begun = max(begun, index)
+	}
+	if begun > 0 {
+		return fmt.Errorf("%w: no segment, though one was begun after %d entries", ErrDamaged, begun)
 	}
 	if l.haveHead && l.last.Size > 0 {
 		return fmt.Errorf("%w: no segment, though a head was signed for %d entries", ErrDamaged, l.last.Size)
@@ -90,8 +96,9 @@ func (l *Ledger) load() error {
 }
 
 // loadLast rebuilds the state from the last segment. It reports false when
-// that was never begun in earnest, and removes it.
-func (l *Ledger) loadLast() (bool, error) {
+// that was never begun in earnest, and removes it. A segment removed before began
+// after begun entries.
+func (l *Ledger) loadLast(begun uint64) (bool, error) {
 	ref := &l.segments[len(l.segments)-1]
 	f, err := os.OpenFile(ref.name, os.O_RDWR, 0)
 	if err != nil {
@@ -99,10 +106,17 @@ func (l *Ledger) loadLast() (bool, error) {
 	}
 	l.file = f
 	end, rootAtHead, err := l.replay(f, ref)
-	if err != nil && l.work == nil && l.haveHead && l.last.Size > ref.index {
-		return false, fmt.Errorf("%w: segment %s: %v", ErrDamaged, filepath.Base(ref.name), err)
+	if err != nil && !isDamage(err) {
+		return false, err
 	}
 	if l.work == nil {
+		earnest, readErr := begunInEarnest(f, ref)
+		if readErr != nil {
+			return false, readErr
+		}
+		if earnest || l.haveHead && l.last.Size > ref.index {
+			return false, fmt.Errorf("%w: segment %s: %v", ErrDamaged, filepath.Base(ref.name), err)
+		}
 		// The crash came while the segment was begun; its predecessor is whole.
 		l.cfg.Log.Warn("an unfinished segment was removed", "file", ref.name, "error", err)
 		l.segments = l.segments[:len(l.segments)-1]
@@ -110,6 +124,9 @@ func (l *Ledger) loadLast() (bool, error) {
 	}
 	if size := l.work.tree.size(); l.haveHead && l.last.Size > size {
 		return false, fmt.Errorf("%w: it holds %d entries, the head of %s covers %d", ErrDamaged, size, l.last.Time, l.last.Size)
+	}
+	if size := l.work.tree.size(); size < begun {
+		return false, fmt.Errorf("%w: it holds %d entries, the next segment was begun after %d", ErrDamaged, size, begun)
 	}
 	if size := l.work.tree.size(); !l.haveHead && size > 0 {
 		// A head of the empty ledger is synced before the first record is
@@ -122,14 +139,9 @@ func (l *Ledger) loadLast() (bool, error) {
 		return false, fmt.Errorf("%w: the root differs from the head of %s", ErrDamaged, l.last.Time)
 	}
 	if end < ref.size {
-		l.cfg.Log.Warn("unfinished records were cut off; they were never acknowledged", "file", ref.name, "bytes", ref.size-end)
-		if err := f.Truncate(end); err != nil {
+		if err := l.cutTail(f, ref, end, err); err != nil {
 			return false, err
 		}
-		if err := f.Sync(); err != nil {
-			return false, err
-		}
-		ref.size = end
 	}
 	_, err = f.Seek(end, io.SeekStart)
 	return true, err
@@ -144,6 +156,9 @@ func (l *Ledger) replay(f *os.File, ref *segmentRef) (end int64, rootAtHead *aud
 		return 0, nil, err
 	}
 	payload, err := fr.next()
+	if err == io.EOF {
+		err = errTorn
+	}
 	if err != nil {
 		return 0, nil, err
 	}
