@@ -35,7 +35,8 @@ type Inbound struct {
 	App string `yaml:"app"`
 	// Protocol of the application: http (HTTP/1.1) or grpc (HTTP/2 without TLS).
 	Protocol string `yaml:"protocol" enum:"http|grpc"`
-	// Maximum age of a connection; afterwards it is closed between requests.
+	// Maximum age of a connection, give or take a tenth, so that not all end at
+	// once; afterwards it is closed between requests. 1h when left out.
 	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
 	// Largest request head accepted, bytes.
 	MaxHeadBytes int `yaml:"max_head_bytes"`

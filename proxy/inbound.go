@@ -34,14 +34,23 @@ type inbound struct {
 	inflight inflight
 }
 
-// connKey holds the *mtls.Conn in a request's context.
+// connKey holds the *servedConn in a request's context.
 type connKey struct{}
+
+// servedConn is a connection on which requests come.
+type servedConn struct {
+	*mtls.Conn
+	age connAge
+}
 
 // serverSlack is how much more than the limit on heads net/http reads, so that
 // it is our refusal, with a record, that a caller meets.
 const serverSlack = 16 << 10
 
 func newInbound(p *Proxy, cfg Inbound, tcp net.Listener, base context.Context) (*inbound, error) {
+	if cfg.MaxConnectionAge == 0 {
+		cfg.MaxConnectionAge = defaultMaxConnectionAge
+	}
 	in := &inbound{p: p, cfg: cfg, refusals: newRefusals(p.enforcer)}
 	_, in.port = pep.Address(tcp.Addr().String())
 	grpc := cfg.Protocol == policy.GRPC
@@ -57,6 +66,7 @@ func newInbound(p *Proxy, cfg Inbound, tcp net.Listener, base context.Context) (
 		ServerConfig:     mtls.ServerConfig{Source: p.opts.Source, TrustDomain: p.id.TrustDomain(), Protocols: protocols, Now: p.enforcer.Now},
 		HandshakeTimeout: p.opts.HeadTimeout,
 		Refused:          in.refusedConn,
+		Revoked:          in.revokedConn,
 		Log:              p.log,
 	})
 	head := cfg.MaxHeadBytes
@@ -67,7 +77,7 @@ func newInbound(p *Proxy, cfg Inbound, tcp net.Listener, base context.Context) (
 	in.pep, err = httppep.New(httppep.Config{
 		Enforcer: p.enforcer, GRPC: grpc, Port: in.port, MaxHeadBytes: head,
 		Peer: func(r *http.Request) (*pep.Peer, error) {
-			if c, ok := r.Context().Value(connKey{}).(*mtls.Conn); ok {
+			if c, ok := r.Context().Value(connKey{}).(*servedConn); ok {
 				return c.Peer(), nil
 			}
 			return nil, errors.New("no verified peer on this connection")
@@ -106,10 +116,12 @@ func (in *inbound) connContext(ctx context.Context, nc net.Conn) context.Context
 	if !ok {
 		return ctx
 	}
-	ctx = context.WithValue(ctx, connKey{}, c)
+	served := &servedConn{Conn: c}
+	ctx = context.WithValue(ctx, connKey{}, served)
 	left := c.Peer().NotAfter.Sub(in.p.enforcer.Now())
 	ctx, cancel := context.WithTimeoutCause(ctx, left, httppep.ErrRightEnded)
 	c.OnClose(cancel)
+	c.OnClose(served.age.start(in.cfg.MaxConnectionAge, func() { _ = c.Close() }))
 	return ctx
 }
 
@@ -117,10 +129,13 @@ func (in *inbound) connContext(ctx context.Context, nc net.Conn) context.Context
 func (in *inbound) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	in.inflight.enter()
 	defer in.inflight.leave()
-	if c, ok := r.Context().Value(connKey{}).(*mtls.Conn); ok && in.cfg.MaxConnectionAge > 0 && time.Since(c.Opened()) > in.cfg.MaxConnectionAge {
-		// HTTP/1.1 closes after this response; HTTP/2 sends GOAWAY and lets the
-		// open streams end.
-		w.Header()["Connection"] = []string{"close"}
+	if c, ok := r.Context().Value(connKey{}).(*servedConn); ok {
+		defer c.age.leave()
+		if c.age.enter() {
+			// HTTP/1.1 closes after this response; HTTP/2 sends GOAWAY and lets the
+			// open streams end.
+			w.Header()["Connection"] = []string{"close"}
+		}
 	}
 	in.pep.ServeHTTP(w, prepare(r))
 }
@@ -172,6 +187,15 @@ func (in *inbound) refusedConn(peer *pep.Peer, why *mtls.Error) {
 	pi.Destination.Port = in.port
 	peer.Describe(&pi)
 	in.refusals.record(&pi, why.Reason)
+}
+
+// revokedConn puts a connection on record that had to end.
+func (in *inbound) revokedConn(peer *pep.Peer, why *mtls.Error) {
+	in.p.log.Warn("connection ended", "peer", fmt.Sprintf("%s:%d", peer.IP, peer.Port), "spiffe_id", peer.ID.String(), "cause", why.Cause, "reason", why.Reason)
+	pi := policy.Input{Direction: policy.Inbound, Layer: policy.LayerConnection, TokenStatus: policy.TokenAbsent}
+	pi.Destination.Port = in.port
+	peer.Describe(&pi)
+	in.refusals.record(&pi, "open connection ended: "+why.Reason)
 }
 
 // serve runs until ctx ends, and then accepts nothing more.

@@ -24,6 +24,10 @@ import (
 // configuration says nothing.
 const defaultMaxHeadBytes = 64 << 10
 
+// defaultMaxConnectionAge is how long an inbound connection may serve when the
+// configuration says nothing.
+const defaultMaxConnectionAge = time.Hour
+
 // Options is what a Proxy is made of.
 type Options struct {
 	Config Config
@@ -323,6 +327,10 @@ func (p *Proxy) rotate(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-p.opts.Source.Updated():
+		}
+		if p.inbound != nil {
+			// An authority may be gone from the bundle.
+			p.inbound.listener.Reverify()
 		}
 		svid, err := p.opts.Source.GetX509SVID()
 		if err != nil {

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"net"
 	"sync"
-	"time"
 
 	"github.com/writ-dev/writ/pep"
 )
@@ -13,8 +12,9 @@ import (
 // what is served on it has been agreed on already.
 type Conn struct {
 	net.Conn
-	peer   *pep.Peer
-	opened time.Time
+	peer *pep.Peer
+	// state holds the chain that the peer showed.
+	state tls.ConnectionState
 
 	mu       sync.Mutex
 	isClosed bool
@@ -23,9 +23,6 @@ type Conn struct {
 
 // Peer is who is at the other end.
 func (c *Conn) Peer() *pep.Peer { return c.peer }
-
-// Opened is when the handshake ended.
-func (c *Conn) Opened() time.Time { return c.opened }
 
 // OnClose has f called once when the connection is closed from this side, or
 // at once if it is closed already.
@@ -54,6 +51,13 @@ func (c *Conn) Close() error {
 		}
 	}
 	return err
+}
+
+// abort closes the connection and waits for nobody, not even for room to say
+// goodbye.
+func (c *Conn) abort() {
+	_ = c.Conn.(*tls.Conn).NetConn().Close()
+	_ = c.Close()
 }
 
 // Queue is a net.Listener over connections that were accepted elsewhere.

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +33,9 @@ type ListenerConfig struct {
 	// Refused is called before the peer learns that it is refused. The Peer has
 	// no identity.
 	Refused func(*pep.Peer, *Error)
+	// Revoked is called when Reverify has closed a connection. The Peer has
+	// the identity that it proved once.
+	Revoked func(*pep.Peer, *Error)
 	Log     *slog.Logger
 }
 
@@ -45,6 +50,12 @@ type Listener struct {
 	slots  chan struct{}
 	open   atomic.Int64
 	wg     sync.WaitGroup
+
+	mu sync.Mutex
+	// conns are open and were handed out, or are about to be.
+	conns map[*Conn]struct{}
+	// verified counts the calls of Reverify.
+	verified uint64
 }
 
 // Listen takes over tcp, and closes it at the end of Serve.
@@ -61,7 +72,7 @@ func Listen(tcp net.Listener, cfg ListenerConfig) *Listener {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	l := &Listener{cfg: cfg, tcp: tcp, queues: map[string]*Queue{}, slots: make(chan struct{}, cfg.MaxHandshakes)}
+	l := &Listener{cfg: cfg, tcp: tcp, queues: map[string]*Queue{}, conns: map[*Conn]struct{}{}, slots: make(chan struct{}, cfg.MaxHandshakes)}
 	l.tls, l.v = server(cfg.ServerConfig)
 	for _, p := range cfg.Protocols {
 		l.queues[p] = newQueue(tcp.Addr())
@@ -144,6 +155,9 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 		}
 		said = true
 	}
+	l.mu.Lock()
+	round := l.verified
+	l.mu.Unlock()
 	var peer *pep.Peer
 	cfg := l.tls.Clone()
 	cfg.VerifyConnection = func(state tls.ConnectionState) error {
@@ -152,12 +166,8 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 			err = refuse(BadHandshake, "the peer offered no application protocol (ALPN)")
 		}
 		if err != nil {
-			var e *Error
-			if !errors.As(err, &e) {
-				e = refuse(BadSVID, "%v", err)
-			}
 			// On record before crypto/tls sends the alert.
-			refused(state, e)
+			refused(state, asError(err))
 			return err
 		}
 		peer = pep.NewPeer(raw.RemoteAddr().String(), state, id, chains)
@@ -179,10 +189,58 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 		l.open.Add(-1)
 		return
 	}
-	l.queues[protocol(conn.ConnectionState())].put(&Conn{
-		Conn: conn, peer: peer, opened: time.Now(),
-		closed: []func(){func() { l.open.Add(-1) }},
-	})
+	c := &Conn{Conn: conn, peer: peer, state: conn.ConnectionState()}
+	c.closed = []func(){func() {
+		l.open.Add(-1)
+		l.mu.Lock()
+		delete(l.conns, c)
+		l.mu.Unlock()
+	}}
+	l.mu.Lock()
+	l.conns[c] = struct{}{}
+	missed := l.verified != round
+	l.mu.Unlock()
+	if missed {
+		// Reverify did not see this connection, and the handshake may have seen
+		// the bundle of before.
+		l.reverify([]*Conn{c})
+	}
+	l.queues[protocol(c.state)].put(c)
+}
+
+// Reverify checks the peers of all open connections against the trust bundle of
+// now, and closes the connections of those that it no longer vouches for.
+func (l *Listener) Reverify() {
+	l.mu.Lock()
+	l.verified++
+	open := slices.Collect(maps.Keys(l.conns))
+	l.mu.Unlock()
+	l.reverify(open)
+}
+
+func (l *Listener) reverify(open []*Conn) {
+	revoked := map[*Conn]*Error{}
+	for _, c := range open {
+		if _, _, err := l.v.verify(c.state); err != nil {
+			c.abort()
+			revoked[c] = asError(err)
+		}
+	}
+	// All are closed before the first is recorded, which may have to wait.
+	if l.cfg.Revoked != nil {
+		for c, err := range revoked {
+			l.cfg.Revoked(c.peer, err)
+		}
+	}
+}
+
+// asError gives an error of verify its cause.
+func asError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return refuse(BadSVID, "%v", err)
 }
 
 // protocol is what is spoken on a connection: HTTP/1.1 where the client does
