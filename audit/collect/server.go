@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -37,15 +38,21 @@ type ServerConfig struct {
 	// PeerID is the SPIFFE ID that the caller proved by mTLS. It writes as
 	// nobody else.
 	PeerID func(context.Context) (spiffeid.ID, error)
-	Log    *slog.Logger
+	// Grace is how long Close waits for a recorder that does not read what is
+	// acknowledged; 5 s when 0.
+	Grace time.Duration
+	Log   *slog.Logger
 }
 
 // Server serves auditv1.Ingest.
 type Server struct {
 	auditv1.UnimplementedIngestServer
-	cfg       ServerConfig
-	checker   *audit.Checker
-	stop      chan struct{}
+	cfg     ServerConfig
+	checker *audit.Checker
+	stop    chan struct{}
+	// ended is done when the grace of Close is over.
+	ended     context.Context
+	end       context.CancelFunc
 	receivers sync.WaitGroup
 
 	mu     sync.Mutex
@@ -57,13 +64,18 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, checker: audit.NewChecker(), stop: make(chan struct{})}
+	if cfg.Grace == 0 {
+		cfg.Grace = 5 * time.Second
+	}
+	s := &Server{cfg: cfg, checker: audit.NewChecker(), stop: make(chan struct{})}
+	s.ended, s.end = context.WithCancel(context.Background())
+	return s
 }
 
 // ingest is one connection.
 type ingest struct {
 	store  Store
-	stream grpc.BidiStreamingServer[auditv1.AppendRequest, auditv1.AppendResponse]
+	stream ingestStream
 	name   audit.Stream
 	// at is the last record received, durable or on its way.
 	at      audit.Position
@@ -77,13 +89,49 @@ type ingest struct {
 	changed chan struct{}
 }
 
-// Append implements auditv1.IngestServer.
-func (s *Server) Append(stream grpc.BidiStreamingServer[auditv1.AppendRequest, auditv1.AppendResponse]) error {
+type ingestStream = grpc.BidiStreamingServer[auditv1.AppendRequest, auditv1.AppendResponse]
+
+// Append implements auditv1.IngestServer. It returns when the stream's context
+// ends even where the transport does not know of that, and even while a send
+// waits for a recorder that does not read: both end with the handler.
+func (s *Server) Append(stream ingestStream) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	result, greeted := make(chan error, 1), make(chan struct{})
+	if !s.start(func() { result <- s.serve(ctx, stream, greeted) }) {
+		return s.wire(audit.Stream{}, audit.ErrClosed)
+	}
+	// Before the greeting there is nothing to acknowledge.
+	idle := s.stop
+	for {
+		select {
+		case err := <-result:
+			return err
+		case <-greeted:
+			greeted, idle = nil, nil
+		case <-idle:
+			select {
+			case <-greeted:
+				greeted, idle = nil, nil
+			default:
+				return s.wire(audit.Stream{}, audit.ErrClosed)
+			}
+		case <-s.ended.Done():
+			return s.wire(audit.Stream{}, audit.ErrClosed)
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
+}
+
+// serve is the handler: it greets, and acknowledges what is stored.
+func (s *Server) serve(ctx context.Context, stream ingestStream, greeted chan<- struct{}) error {
 	c, err := s.greet(stream)
 	if err != nil {
 		return s.wire(c.name, err)
 	}
-	ctx, cancel := context.WithCancel(stream.Context())
+	close(greeted)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	received := make(chan error, 1)
 	if !s.start(func() { received <- c.receive(ctx) }) {
@@ -97,6 +145,8 @@ func (s *Server) Append(stream grpc.BidiStreamingServer[auditv1.AppendRequest, a
 			err = cmp.Or(c.drain(), err, io.EOF)
 		case <-s.stop:
 			err = cmp.Or(c.drain(), error(audit.ErrClosed))
+		case <-ctx.Done():
+			err = ctx.Err()
 		}
 		if err == io.EOF {
 			return nil
@@ -120,7 +170,8 @@ func (s *Server) start(f func()) bool {
 }
 
 // Close ends every connection once what it sent is durable and acknowledged,
-// and waits for that. The recorders try again elsewhere, or later.
+// and waits for that, for a recorder that does not read no longer than
+// ServerConfig.Grace. The recorders try again elsewhere, or later.
 func (s *Server) Close() {
 	s.mu.Lock()
 	if !s.closed {
@@ -128,11 +179,13 @@ func (s *Server) Close() {
 		close(s.stop)
 	}
 	s.mu.Unlock()
+	grace := time.AfterFunc(s.cfg.Grace, s.end)
+	defer grace.Stop()
 	s.receivers.Wait()
 }
 
 // greet takes the hello and answers with the position to begin at.
-func (s *Server) greet(stream grpc.BidiStreamingServer[auditv1.AppendRequest, auditv1.AppendResponse]) (*ingest, error) {
+func (s *Server) greet(stream ingestStream) (*ingest, error) {
 	c := &ingest{store: s.cfg.Store, checker: s.checker, stream: stream, slots: make(chan struct{}, maxInFlight), changed: make(chan struct{}, 1)}
 	id, err := s.cfg.PeerID(stream.Context())
 	if err != nil {
