@@ -27,7 +27,7 @@ type request struct {
 	batch  *audit.Batch
 	resume *resume
 	event  []byte
-	// administrative events may use the reserve.
+	// the owner's events may use the reserve.
 	reserve bool
 	done    func(sequence uint64, err error)
 }

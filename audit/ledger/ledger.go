@@ -42,8 +42,8 @@ const (
 	// MinBytes is the least that Config.MaxBytes may be.
 	MinBytes = 1 << 20
 	// maxReserve is the most that is kept free for what the control plane
-	// itself must still record at the cap: alarms, reads, start and stop.
-	maxReserve = 16 << 20
+	// itself must still record at the cap: credentials, policy, reads, alarms.
+	maxReserve = 1 << 30
 	// maxInstances bounds the recorders of one SPIFFE ID.
 	maxInstances = 4096
 )
@@ -52,8 +52,8 @@ const (
 type Config struct {
 	// Dir belongs to one process. It is made with mode 0700.
 	Dir string
-	// MaxBytes on disk, at least MinBytes. At the cap, less a sixteenth kept
-	// for alarms and administration, records are refused with audit.ErrFull;
+	// MaxBytes on disk, at least MinBytes. At the cap, less a sixteenth (at
+	// most 1 GiB) kept for what the owner records, records are refused with audit.ErrFull;
 	// nothing is deleted.
 	MaxBytes    int64
 	TrustDomain spiffeid.TrustDomain

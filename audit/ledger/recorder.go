@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/writ-dev/writ/audit"
-	"github.com/writ-dev/writ/audit/auditv1"
 )
 
 // recorder records the events of the ledger's owner.
@@ -15,8 +14,8 @@ type recorder struct {
 
 // Recorder records under Config.Self, in a stream of the ledger's own. An event
 // is synced to disk before Record returns; concurrent callers share a sync. At
-// the cap it returns audit.ErrFull, for alarms, lifecycle and administration
-// only when the reserve is used up as well.
+// the cap it goes on in the reserve, which remote streams have no part in, and
+// returns audit.ErrFull when that is used up as well.
 func (l *Ledger) Recorder() audit.Recorder {
 	return &recorder{l: l, ids: audit.NewDecisionIDs(l.own, 1)}
 }
@@ -27,13 +26,12 @@ func (r *recorder) Record(ev *audit.Event) (audit.Receipt, error) {
 	if len(event)+16 > audit.MaxEventBytes {
 		return audit.Receipt{}, audit.ErrTooLarge
 	}
-	reserve := ev.Kind == auditv1.Kind_KIND_ADMIN || ev.Kind == auditv1.Kind_KIND_ALARM || ev.Kind == auditv1.Kind_KIND_LIFECYCLE
 	type result struct {
 		sequence uint64
 		err      error
 	}
 	ch := make(chan result, 1)
-	r.l.enqueue(request{event: event, reserve: reserve, done: func(sequence uint64, err error) { ch <- result{sequence, err} }})
+	r.l.enqueue(request{event: event, reserve: true, done: func(sequence uint64, err error) { ch <- result{sequence, err} }})
 	got := <-ch
 	if got.err != nil {
 		return audit.Receipt{}, fmt.Errorf("record in ledger: %w", got.err)
