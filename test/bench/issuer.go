@@ -81,7 +81,6 @@ func (b *bench) server(ctx context.Context, subject string) (*programs.Server, e
 		Dir:         filepath.Join(b.work, subject),
 		TrustDomain: "bench.test",
 		IssuerPort:  ports[0], ControlPort: ports[1],
-		More: "sign_rate: 0\n", // no limit, as at SPIRE
 	}
 	if subject == ours {
 		if err := b.built("writd"); err != nil {
