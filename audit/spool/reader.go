@@ -289,12 +289,23 @@ func (s *Spool) Acknowledge(p audit.Position) {
 // Abandon gives up the epochs up to p's, since a collector is at p and this
 // spool does not continue it. What they hold that was not acknowledged is set
 // aside in files, counted, and recorded as a gap at the start of an epoch that
-// no collector has seen.
+// no collector has seen. Where the collector is further on than this spool in
+// the same epoch, it has those records, or others of the same numbers: none of
+// them is counted, and a gap of count 0 says that the loss is not known.
 func (s *Spool) Abandon(p audit.Position) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return audit.ErrClosed
+	}
+	var held uint64
+	for _, g := range s.segments {
+		if g.epoch == p.Epoch {
+			held = g.last.Load()
+		}
+	}
+	if held > 0 && held < p.Sequence && p.Epoch >= s.acked.Epoch {
+		s.acked = p
 	}
 	var lost uint64
 	var names []string
@@ -308,7 +319,7 @@ func (s *Spool) Abandon(p audit.Position) error {
 		if g.epoch == s.acked.Epoch {
 			first = max(first, s.acked.Sequence+1)
 		}
-		if last := g.last.Load(); last >= first {
+		if last := g.last.Load(); g.epoch >= s.acked.Epoch && last >= first {
 			lost += last - first + 1
 		}
 		g.close()
