@@ -40,6 +40,9 @@ type Inbound struct {
 	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
 	// Largest request head accepted, bytes.
 	MaxHeadBytes int `yaml:"max_head_bytes"`
+	// What happens to request headers with a _ in their name: strip (the
+	// default) or allow. Many applications read X_Role and X-Role as one.
+	Underscores string `yaml:"underscores" enum:"strip|allow"`
 }
 
 // Upstream is a service that this workload calls.

@@ -44,6 +44,16 @@ func stripHop(h http.Header) (upgrade string) {
 	return upgrade
 }
 
+// stripUnderscores removes what an application that folds _ into - (CGI and its
+// descendants) would take for another header than policy does.
+func stripUnderscores(h http.Header) {
+	for name := range h {
+		if strings.IndexByte(name, '_') >= 0 {
+			delete(h, name)
+		}
+	}
+}
+
 // hasToken looks for a token in comma-separated lists, ignoring case and what
 // follows a semicolon.
 func hasToken(lines []string, token string) bool {

@@ -137,7 +137,12 @@ func (in *inbound) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header()["Connection"] = []string{"close"}
 		}
 	}
-	in.pep.ServeHTTP(w, prepare(r))
+	r = prepare(r)
+	if in.cfg.Underscores != "allow" {
+		stripUnderscores(r.Header)
+		stripUnderscores(r.Trailer)
+	}
+	in.pep.ServeHTTP(w, r)
 }
 
 // appFailed answers a request that was allowed and recorded, and that the

@@ -115,6 +115,9 @@ func (v *validator) inbound(in *Inbound) {
 	if in.Protocol == "" {
 		in.Protocol = "http"
 	}
+	if in.Underscores == "" {
+		in.Underscores = "strip"
+	}
 	v.atLeast("inbound.max_connection_age", int64(in.MaxConnectionAge), 0)
 	v.atLeast("inbound.max_head_bytes", int64(in.MaxHeadBytes), 0)
 }

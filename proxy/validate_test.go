@@ -48,7 +48,7 @@ func TestWholeConfig(t *testing.T) {
 	}
 	want := Default()
 	want.TrustDomain, want.Service, want.WorkloadAPI = "example.org", "orders", "unix:///run/writ/agent.sock"
-	want.Inbound = &Inbound{Listen: "0.0.0.0:8443", App: "unix:///run/orders/app.sock", Protocol: "grpc", MaxConnectionAge: time.Hour, MaxHeadBytes: 32768}
+	want.Inbound = &Inbound{Listen: "0.0.0.0:8443", App: "unix:///run/orders/app.sock", Protocol: "grpc", MaxConnectionAge: time.Hour, MaxHeadBytes: 32768, Underscores: "strip"}
 	want.Upstreams = []Upstream{{Name: "payments", Listen: "127.0.0.1:9001", Address: "payments.internal:8443", SPIFFEID: "spiffe://example.org/svc/payments", Protocol: "http", AllowUIDs: []int{1000}}}
 	want.Control = Control{Address: "writd:8444", SPIFFEID: "spiffe://example.org/writ/server"}
 	want.Policy.Keys, want.Policy.Dir, want.Policy.MaxAge, want.Policy.MaxAgeAction = []string{"/etc/writ/decision.pem"}, "/var/lib/writ/policy", 10*time.Minute, "deny"
