@@ -117,6 +117,11 @@ func (s *Spool) drop() (audit.Receipt, error) {
 			return audit.Receipt{}, err
 		}
 		g.seal()
+	} else if n := len(s.gaps); n > 0 && s.gaps[n-1].Cause == audit.GapDrop {
+		s.gaps[n-1].Count++
+	} else {
+		// No segment keeps the count, and none begins without the gap.
+		s.gaps = append(s.gaps, &auditv1.Gap{Cause: audit.GapDrop, Count: 1})
 	}
 	s.dropped++
 	return audit.Receipt{}, nil

@@ -481,20 +481,3 @@ func TestConcurrent(t *testing.T) {
 		t.Errorf("%d records, %d ids, want 4000", n, len(seen))
 	}
 }
-
-// A collector further on in the same epoch has what this spool holds of it, or
-// the two have parted at a place that nobody knows: no count is stated.
-func TestAbandonBehindCollector(t *testing.T) {
-	s := open(t, config(t.TempDir()))
-	record(t, s, 5)
-	if err := s.Abandon(audit.Position{Epoch: 1, Sequence: 8}); err != nil {
-		t.Fatal(err)
-	}
-	if n := s.Status().Pending; n != 1 {
-		t.Errorf("%d pending, want the gap alone", n)
-	}
-	want := []read{{2, 1, auditv1.Kind_KIND_GAP, "", audit.GapSpoolLost, 0}}
-	if diff := cmp.Diff(want, readAll(t, s)); diff != "" {
-		t.Errorf("record (-want +got):\n%s", diff)
-	}
-}
