@@ -44,7 +44,8 @@ const (
 	// maxReserve is the most that is kept free for what the control plane
 	// itself must still record at the cap: credentials, policy, reads, alarms.
 	maxReserve = 1 << 30
-	// maxInstances bounds the recorders of one SPIFFE ID.
+	// maxInstances bounds the recorders of one SPIFFE ID: those with a stream
+	// and those that have only greeted since the ledger was opened.
 	maxInstances = 4096
 )
 
@@ -53,8 +54,8 @@ type Config struct {
 	// Dir belongs to one process. It is made with mode 0700.
 	Dir string
 	// MaxBytes on disk, at least MinBytes. At the cap, less a sixteenth (at
-	// most 1 GiB) kept for what the owner records, records are refused with audit.ErrFull;
-	// nothing is deleted.
+	// most 1 GiB) kept for what the owner records, records are refused with
+	// audit.ErrFull; nothing is deleted.
 	MaxBytes    int64
 	TrustDomain spiffeid.TrustDomain
 	// Self is the SPIFFE ID under which the ledger's owner records.
@@ -273,9 +274,14 @@ func (l *Ledger) Resume(s audit.Stream, h *auditv1.Hello) (audit.Position, error
 	l.mu.Lock()
 	p, known := l.durable.streams[s]
 	n := 0
-	if !known {
+	if _, greeted := l.seen[s]; !known && !greeted {
 		for other := range l.durable.streams {
 			if other.SPIFFEID == s.SPIFFEID {
+				n++
+			}
+		}
+		for other := range l.seen {
+			if _, stored := l.durable.streams[other]; !stored && other.SPIFFEID == s.SPIFFEID {
 				n++
 			}
 		}
