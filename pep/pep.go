@@ -67,6 +67,8 @@ type Result struct {
 	Reason string
 	// Latency is the time that the decision took, without the record.
 	Latency time.Duration
+	// Expires is when an Allow has to be decided again; zero is never.
+	Expires time.Time
 	// Recorded is false when the recorder failed; the answer is then no.
 	Recorded bool
 }
@@ -215,6 +217,7 @@ func (e *Enforcer) Enforce(ctx context.Context, in *policy.Input) Result {
 	s.event.Enforced = res.Mode == policy.Enforce || d.Verdict == policy.Allow
 	if e.record(&s.event, &res) {
 		res.Allow = d.Verdict == policy.Allow || res.Mode == policy.Observe
+		res.Expires = d.Expires
 	}
 	e.observe(res)
 	return res
@@ -230,7 +233,7 @@ func (e *Enforcer) Recheck(ctx context.Context, in *policy.Input) Result {
 	again.Time = time.Time{}
 	f := e.decide(ctx, &again, &s.decision)
 	if s.decision.Verdict == policy.Allow || f != nil && f.service.ModeAt(again.Time) == policy.Observe {
-		return Result{Allow: true, Verdict: s.decision.Verdict, Outcome: outcome(s.decision.Verdict), Mode: policy.Enforce}
+		return Result{Allow: true, Verdict: s.decision.Verdict, Outcome: outcome(s.decision.Verdict), Mode: policy.Enforce, Expires: s.decision.Expires}
 	}
 	return e.Enforce(ctx, &again)
 }

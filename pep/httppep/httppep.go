@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/writ-dev/writ/pep"
 	"github.com/writ-dev/writ/policy"
@@ -15,7 +16,8 @@ import (
 type Config struct {
 	Enforcer *pep.Enforcer
 	// Next sees what was allowed. The context of its request ends when the
-	// right to it ends: with the caller's SVID, or by a new policy revision.
+	// right to it ends: with the caller's SVID, by a new policy revision, or when
+	// the decision expires.
 	Next http.Handler
 	// Peer tells who sent the request. An error refuses it.
 	Peer func(*http.Request) (*pep.Peer, error)
@@ -37,8 +39,13 @@ type Handler struct {
 	// since is closed by the first change of policy after New.
 	since <-chan struct{}
 
-	mu   sync.Mutex
-	open map[*call]struct{}
+	// expiring tells Watch that a decision with an end was made.
+	expiring chan struct{}
+
+	mu sync.Mutex
+	// open holds the number of each open call: a call is reused.
+	open map[*call]uint64
+	last uint64
 }
 
 // call is one request from its head to the end of its response.
@@ -46,6 +53,8 @@ type call struct {
 	in     policy.Input
 	peer   *pep.Peer
 	cancel context.CancelCauseFunc
+	// expires is when the decision ends, zero if it does not.
+	expires time.Time
 }
 
 // ErrRightEnded is the cause with which the context of an open request is
@@ -57,7 +66,7 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Enforcer == nil || cfg.Next == nil || cfg.Peer == nil {
 		return nil, errors.New("http enforcement point needs an enforcer, a next handler, and a way to know the peer")
 	}
-	h := &Handler{cfg: cfg, ownID: cfg.Enforcer.ID().String(), since: cfg.Enforcer.Changed(), open: map[*call]struct{}{}}
+	h := &Handler{cfg: cfg, ownID: cfg.Enforcer.ID().String(), since: cfg.Enforcer.Changed(), expiring: make(chan struct{}, 1), open: map[*call]uint64{}}
 	h.calls.New = func() any { return new(call) }
 	return h, nil
 }
@@ -100,14 +109,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setIdentity(r.Header, peer, h.ownID, res.DecisionID)
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	c.cancel = cancel
+	c.cancel, c.expires = cancel, res.Expires
 	h.enter(c)
 	defer h.leave(c)
 	select {
 	case <-changed:
 		// The revision changed between the decision and the entry: Watch may
 		// have looked before this request was there to be seen.
-		h.recheck(ctx, []openCall{c.copy()})
+		h.recheck(ctx, []openCall{h.copy(c)})
 	default:
 	}
 	h.cfg.Next.ServeHTTP(w, r.WithContext(ctx))

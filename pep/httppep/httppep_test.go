@@ -3,11 +3,13 @@ package httppep_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -160,6 +162,68 @@ func TestWatchEndsOpenRequests(t *testing.T) {
 	<-done
 	cancel()
 	<-watched
+}
+
+// An open request ends with the time for which it was allowed, whether the
+// limit was there when it began or came with a revision.
+func TestWatchEndsWhatExpires(t *testing.T) {
+	for _, later := range []bool{false, true} {
+		t.Run(fmt.Sprintf("later=%v", later), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				limited := peptest.Decide(func(in *policy.Input, out *policy.Decision) {
+					if out.Verdict = policy.Deny; in.Time.Before(began.Add(30 * time.Minute)) {
+						out.Verdict, out.Expires = policy.Allow, began.Add(30*time.Minute)
+					}
+				})
+				snapshot := func(number uint64, d policy.Decider) *policy.Snapshot {
+					s := peptest.Snapshot(number, "orders", ownID, d)
+					s.Activated = began
+					return s
+				}
+				rec := &peptest.Recorder{}
+				e, err := pep.New(pep.Config{Service: "orders", ID: spiffeid.RequireFromString(ownID), Recorder: rec})
+				if err != nil {
+					t.Fatal(err)
+				}
+				h, err := httppep.New(httppep.Config{
+					Enforcer: e, Peer: func(*http.Request) (*pep.Peer, error) { return &pep.Peer{}, nil },
+					Next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go h.Watch(ctx)
+				first := policy.Decider(limited)
+				if later {
+					first = peptest.Verdict(policy.Allow)
+				}
+				e.SetSnapshot(snapshot(1, first))
+				synctest.Wait() // Watch has looked, and saw nothing open
+				rctx, leave := context.WithTimeout(ctx, time.Hour)
+				defer leave()
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(rctx))
+				}()
+				synctest.Wait()
+				if later {
+					e.SetSnapshot(snapshot(2, limited))
+				}
+				<-ended
+				if d := time.Since(began); d != 30*time.Minute {
+					t.Errorf("ended after %s", d)
+				}
+				events := rec.Events()
+				if last := events[len(events)-1]; last.Outcome != auditv1.Outcome_OUTCOME_DENY {
+					t.Errorf("recorded last: %v", last.Outcome)
+				}
+			})
+		})
+	}
 }
 
 func BenchmarkHandler(b *testing.B) {
