@@ -231,8 +231,18 @@ func (s *session) receive(stream appendStream, acks chan audit.Position) error {
 // send delivers batches and heartbeats until the epoch is done, or the program
 // stops and everything is acknowledged.
 func (s *session) send(ctx context.Context, stream appendStream, r *spool.Reader, acks <-chan audit.Position) error {
-	beat := time.Now()
+	beat, announced := time.Now(), uint64(0)
 	for {
+		// What is committed is said before the rest of it is delivered: a flush
+		// that is cut short must not look like all there was.
+		if s.stopping.Err() != nil {
+			if last := r.Hello().Last; last > announced {
+				announced = last
+				if err := heartbeat(stream, r); err != nil {
+					return err
+				}
+			}
+		}
 		b, err := r.Next(batchRecords, batchBytes)
 		if err != nil {
 			if errors.Is(err, spool.ErrConflict) {
@@ -257,11 +267,19 @@ func (s *session) send(ctx context.Context, stream appendStream, r *spool.Reader
 			continue
 		}
 		beat = time.Now()
-		h := &auditv1.Heartbeat{Last: r.Position().Sequence, Time: beat.UnixNano()}
-		if err := stream.Send(&auditv1.AppendRequest{Kind: &auditv1.AppendRequest_Heartbeat{Heartbeat: h}}); err != nil {
-			return fmt.Errorf("send to collector: %w", err)
+		if err := heartbeat(stream, r); err != nil {
+			return err
 		}
 	}
+}
+
+// heartbeat tells how much is committed, sent or not.
+func heartbeat(stream appendStream, r *spool.Reader) error {
+	h := &auditv1.Heartbeat{Last: r.Hello().Last, Time: time.Now().UnixNano()}
+	if err := stream.Send(&auditv1.AppendRequest{Kind: &auditv1.AppendRequest_Heartbeat{Heartbeat: h}}); err != nil {
+		return fmt.Errorf("send to collector: %w", err)
+	}
+	return nil
 }
 
 // wait returns when there is something to do.
