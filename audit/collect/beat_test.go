@@ -1,42 +1,50 @@
 package collect
 
 import (
+	"context"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 
+	"google.golang.org/grpc"
+
 	"github.com/writ-dev/writ/audit"
-	"github.com/writ-dev/writ/audit/ledger"
+	"github.com/writ-dev/writ/audit/auditv1"
 )
 
-// said keeps what a recorder last said of itself.
-type said struct {
-	*ledger.Ledger
-	last atomic.Uint64
+// outgoing keeps what a recorder sends.
+type outgoing struct {
+	grpc.ClientStream
+	sent []*auditv1.AppendRequest
 }
 
-func (s *said) Seen(name audit.Stream, committed uint64) {
-	s.Ledger.Seen(name, committed)
-	s.last.Store(committed)
+func (o *outgoing) Send(req *auditv1.AppendRequest) error {
+	o.sent = append(o.sent, req)
+	return nil
 }
+
+func (o *outgoing) Recv() (*auditv1.AppendResponse, error) { return nil, context.Canceled }
 
 // A recorder that stops says how much it has before it delivers the rest, so
 // that a flush cut short is seen for what it is.
 func TestCommittedIsAnnouncedAtStop(t *testing.T) {
-	c := startCollector(t, filepath.Join(t.TempDir(), "ledger"), 64<<20)
-	store := &said{Ledger: c.ledger}
-	c.server.cfg.Store = store
-	s := openSpool(t, filepath.Join(t.TempDir(), "spool"))
-	record(t, s, 3)
-	r := start(t, s, func() *collector { return c })
-	c.stored(3)
-	if got := store.last.Load(); got != 3 {
-		t.Errorf("the hello says %d, want 3", got)
+	sp := openSpool(t, filepath.Join(t.TempDir(), "spool"))
+	defer sp.Close()
+	record(t, sp, 5)
+	r, err := sp.Reader(0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	record(t, s, 2)
-	r.stop()
-	if got := store.last.Load(); got != 5 {
-		t.Errorf("at the stop it says %d, want 5", got)
+	stopping, cancel := context.WithCancel(context.Background())
+	cancel()
+	acks := make(chan audit.Position)
+	close(acks)
+	out := &outgoing{}
+	s := &session{cfg: Config{Spool: sp}, stopping: stopping}
+	// Nothing is acknowledged, so that it ends with an error.
+	if err := s.send(context.Background(), out, r, acks); err == nil {
+		t.Error("no error")
 	}
-	c.stop()
+	if len(out.sent) != 2 || out.sent[0].GetHeartbeat().GetLast() != 5 || len(out.sent[1].GetBatch().GetRecords()) != 5 {
+		t.Errorf("sent %v, want a heartbeat with 5 and then a batch of 5", out.sent)
+	}
 }

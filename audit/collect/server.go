@@ -331,7 +331,13 @@ func (s *Server) wire(name audit.Stream, err error) error {
 	case errors.Is(err, audit.ErrClosed):
 		return status.Error(codes.Unavailable, "the collector is stopping")
 	}
-	if code := status.Code(err); code != codes.Unknown {
+	code := status.Code(err)
+	if err == io.EOF || code == codes.Unavailable {
+		// The recorder stopped, or its connection did; it will be back.
+		log.Info("audit connection ended")
+		return status.Error(codes.Unavailable, "the connection ended")
+	}
+	if code != codes.Unknown {
 		log.Warn("audit connection ended")
 		return err
 	}
