@@ -16,11 +16,12 @@ import (
 // safe for concurrent use.
 type Checker struct{ event *shape }
 
-// shape is what matters of a message: which fields are text, and which hold
-// messages.
+// shape is what matters of a message: which fields are text, which hold
+// messages, and which may stand in it once.
 type shape struct {
 	text map[protowire.Number]bool
 	sub  map[protowire.Number]*shape
+	once uint64
 }
 
 // NewChecker prepares a Checker from the descriptor of auditv1.Event.
@@ -33,7 +34,12 @@ func NewChecker() *Checker {
 func shapeOf(d protoreflect.MessageDescriptor) *shape {
 	s := &shape{text: make(map[protowire.Number]bool), sub: make(map[protowire.Number]*shape)}
 	for i := range d.Fields().Len() {
-		switch f := d.Fields().Get(i); f.Kind() {
+		f := d.Fields().Get(i)
+		if !f.IsList() && !f.IsMap() {
+			// A number above 63 would not be held to this; there is none.
+			s.once |= 1 << f.Number()
+		}
+		switch f.Kind() {
 		case protoreflect.StringKind:
 			s.text[f.Number()] = true
 		case protoreflect.MessageKind:
@@ -46,12 +52,14 @@ func shapeOf(d protoreflect.MessageDescriptor) *shape {
 var (
 	errNumber   = errors.New("field number out of range")
 	errNotText  = errors.New("text that is not UTF-8")
+	errTwice    = errors.New("a field that may stand once stands twice")
 	errSchema   = fmt.Errorf("not an event of schema %d", SchemaVersion)
 	errSequence = errors.New("sequence is not the one of its place")
 )
 
 // Check reports whether event is a whole event of this schema with the given
-// sequence.
+// sequence. It is stricter than protobuf in one thing: no field that is not
+// repeated stands twice, so that all readers see the same event.
 func (c *Checker) Check(event []byte, sequence uint64) error {
 	if len(event) > MaxEventBytes {
 		return ErrTooLarge
@@ -67,6 +75,7 @@ func (c *Checker) Check(event []byte, sequence uint64) error {
 }
 
 func (s *shape) check(b []byte) error {
+	var have uint64
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -76,6 +85,12 @@ func (s *shape) check(b []byte) error {
 			return errNumber
 		}
 		b = b[n:]
+		// One reader would take the first, another the last.
+		bit := uint64(1) << num & s.once
+		if have&bit != 0 {
+			return errTwice
+		}
+		have |= bit
 		if typ != protowire.BytesType {
 			if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
 				return protowire.ParseError(n)
