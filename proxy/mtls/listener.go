@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -30,6 +31,10 @@ type ListenerConfig struct {
 	MaxConnections int
 	// MaxHandshakes under way at once; 1024 when 0. More wait to be accepted.
 	MaxHandshakes int
+	// MaxHandshakesPerPeer under way at once with one IPv4 address or IPv6 /64
+	// network; 64 when 0. Four times as many wait for their turn, and more are
+	// closed at once.
+	MaxHandshakesPerPeer int
 	// Refused is called before the peer learns that it is refused. The Peer has
 	// no identity.
 	Refused func(*pep.Peer, *Error)
@@ -48,6 +53,7 @@ type Listener struct {
 	v      *verifier
 	queues map[string]*Queue
 	slots  chan struct{}
+	turns  turns
 	open   atomic.Int64
 	wg     sync.WaitGroup
 
@@ -69,10 +75,14 @@ func Listen(tcp net.Listener, cfg ListenerConfig) *Listener {
 	if cfg.MaxHandshakes == 0 {
 		cfg.MaxHandshakes = 1024
 	}
+	if cfg.MaxHandshakesPerPeer == 0 {
+		cfg.MaxHandshakesPerPeer = 64
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	l := &Listener{cfg: cfg, tcp: tcp, queues: map[string]*Queue{}, conns: map[*Conn]struct{}{}, slots: make(chan struct{}, cfg.MaxHandshakes)}
+	l.turns = turns{limit: cfg.MaxHandshakesPerPeer, peers: map[netip.Addr]*turn{}}
 	l.tls, l.v = server(cfg.ServerConfig)
 	for _, p := range cfg.Protocols {
 		l.queues[p] = newQueue(tcp.Addr())
@@ -124,8 +134,36 @@ func (l *Listener) Serve(ctx context.Context) error {
 			l.cfg.Log.Warn("connection limit reached", "limit", l.cfg.MaxConnections, "peer", conn.RemoteAddr().String())
 			continue
 		}
-		l.wg.Go(func() { l.handshake(ctx, conn) })
+		l.begin(ctx, conn)
 	}
+}
+
+// begin starts a handshake, which takes over the slot, or gives the slot back.
+func (l *Listener) begin(ctx context.Context, conn net.Conn) {
+	from := origin(conn.RemoteAddr())
+	place := l.turns.enter(from, conn)
+	if place == begins {
+		l.wg.Go(func() { l.handshake(ctx, from, conn) })
+		return
+	}
+	<-l.slots
+	if place == waits {
+		return // the handshake that ends before it starts it
+	}
+	l.open.Add(-1)
+	conn.Close()
+	if place == full {
+		l.cfg.Log.Warn("one address has too many handshakes under way", "limit", l.cfg.MaxHandshakesPerPeer, "peer", from.String())
+	}
+}
+
+// endTurn passes slot and turn on to the connection that waits for them.
+func (l *Listener) endTurn(ctx context.Context, from netip.Addr) {
+	if next := l.turns.leave(from); next != nil {
+		l.wg.Go(func() { l.handshake(ctx, from, next) })
+		return
+	}
+	<-l.slots
 }
 
 // accept retries what passes: a peer that left, or no file descriptors for a
@@ -146,7 +184,7 @@ func accept(ctx context.Context, l net.Listener, log *slog.Logger) (net.Conn, er
 	}
 }
 
-func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
+func (l *Listener) handshake(ctx context.Context, from netip.Addr, raw net.Conn) {
 	wire := &countedConn{Conn: raw}
 	said := false
 	refused := func(state tls.ConnectionState, err *Error) {
@@ -177,7 +215,7 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 	hctx, cancel := context.WithTimeout(ctx, l.cfg.HandshakeTimeout)
 	err := conn.HandshakeContext(hctx)
 	cancel()
-	<-l.slots
+	l.endTurn(ctx, from)
 	if err == nil && peer == nil {
 		err = errors.New("the handshake ended without a verified peer")
 	}
