@@ -172,16 +172,20 @@ func FuzzBenchmarkOutput(f *testing.F) {
 
 func TestCPUTime(t *testing.T) {
 	got, err := parseCPU([]byte("cpu  10 20 30 400 50 1 2 3 100 0\ncpu0 1 2 3 4 5\n"))
-	if err != nil || got != (ticks{idle: 450, total: 516}) {
+	if err != nil || got != (usage{total: 516, busy: 63}) {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	for _, bad := range []string{"", "cpu 1 2\n", "cpu a b c d e\n", "intr 1 2 3 4 5 6\n"} {
+	for _, bad := range []string{"", "cpu 1 2\n", "cpu a b c d e f g h\n", "intr 1 2 3 4 5 6 7 8\n"} {
 		if got, err := parseCPU([]byte(bad)); err == nil {
 			t.Errorf("%q gives %+v", bad, got)
 		}
 	}
-	if now, err := cpuTime(); err != nil || now.total <= now.idle {
+	if now, err := cpuTime(); err != nil || now.total < now.busy || now.busy <= 0 {
 		t.Errorf("of this machine: %+v, %v", now, err)
+	}
+	before := usage{total: 100, busy: 50, own: 10}
+	if got := (usage{total: 200, busy: 110, own: 40}).foreign(before); got != 0.3 {
+		t.Errorf("others took %v", got)
 	}
 }
 

@@ -22,8 +22,7 @@ func decide(ctx context.Context, b *bench) ([]Row, error) {
 	// Many short turns: what disturbs one then disturbs few.
 	turns := *b
 	turns.rounds, turns.length = 5*b.rounds, b.length/5
-	var s samples
-	err := turns.rotate(ctx, []string{ours, "opa"}, func(subject string) error {
+	return turns.rotate(ctx, []string{ours, "opa"}, func(subject string, s *samples) error {
 		for _, verdict := range []string{"allow", "deny"} {
 			cmd := exec.CommandContext(ctx, program, "-test.run", "^$", "-test.benchmem", "-test.benchtime", turns.length.String(),
 				"-test.bench", fmt.Sprintf("^BenchmarkDecide$/^%s$/^%s$", verdict, subject))
@@ -41,7 +40,6 @@ func decide(ctx context.Context, b *bench) ([]Row, error) {
 		}
 		return nil
 	})
-	return s.rows(), err
 }
 
 // parseBenchmark reads the values of the one benchmark that ran, by unit.

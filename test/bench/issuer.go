@@ -43,11 +43,9 @@ func issuer(ctx context.Context, b *bench) (rows []Row, err error) {
 		defer func() { err = errors.Join(err, n.stop()) }()
 		nodes[subject] = n
 	}
-	var s samples
-	err = b.rotate(ctx, subjects, func(subject string) error {
-		return nodes[subject].round(ctx, b.length, &s, subject)
+	return b.rotate(ctx, subjects, func(subject string, s *samples) error {
+		return nodes[subject].round(ctx, b.length, s, subject)
 	})
-	return s.rows(), err
 }
 
 // joined is an agent with entries at a running issuer.

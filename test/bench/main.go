@@ -138,20 +138,20 @@ func (b *bench) measure(ctx context.Context, chosen []suite, bin, out string, st
 	return errors.Join(errs...)
 }
 
-// rotate calls f once per subject in each round; each round begins with
-// another subject. A turn begins when the machine is quiet.
-func (b *bench) rotate(ctx context.Context, subjects []string, f func(subject string) error) error {
+// rotate calls turn once per subject in each round; each round begins with
+// another subject. It gives the medians.
+func (b *bench) rotate(ctx context.Context, subjects []string, turn func(subject string, s *samples) error) ([]Row, error) {
+	var all samples
 	for round := range b.rounds {
 		for i := range subjects {
 			subject := subjects[(round+i)%len(subjects)]
-			if err := b.quiet(ctx); err != nil {
-				return err
-			}
 			b.say("  round %d of %d: %s", round+1, b.rounds, subject)
-			if err := f(subject); err != nil {
-				return fmt.Errorf("%s: %w", subject, err)
+			s, err := b.undisturbed(ctx, func(s *samples) error { return turn(subject, s) })
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", subject, err)
 			}
+			all.merge(&s)
 		}
 	}
-	return nil
+	return all.rows(), nil
 }

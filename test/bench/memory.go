@@ -27,14 +27,12 @@ func memory(ctx context.Context, b *bench) ([]Row, error) {
 		return nil, err
 	}
 	defer stopApp()
-	var s samples
-	err = b.rotate(ctx, []string{ours, "nginx"}, func(subject string) error {
+	return b.rotate(ctx, []string{ours, "nginx"}, func(subject string, s *samples) error {
 		if subject == ours {
-			return b.memoryOfWrit(ctx, &s, app)
+			return b.memoryOfWrit(ctx, s, app)
 		}
-		return b.memoryOfNginx(ctx, &s, app)
+		return b.memoryOfNginx(ctx, s, app)
 	})
-	return s.rows(), err
 }
 
 func (b *bench) memoryOfWrit(ctx context.Context, s *samples, app string) error {

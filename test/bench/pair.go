@@ -23,16 +23,15 @@ func pair(ctx context.Context, b *bench) ([]Row, error) {
 		return nil, err
 	}
 	defer stopApp()
-	var s samples
-	err = b.rotate(ctx, []string{ours, "nginx", "direct"}, func(subject string) error {
+	return b.rotate(ctx, []string{ours, "nginx", "direct"}, func(subject string, s *samples) error {
 		switch subject {
 		case ours:
 			m, err := b.mesh(ctx, app)
 			if err != nil {
 				return err
 			}
-			err = pairRound(ctx, b, &s, subject, m.addr, func(requests uint64) error {
-				return m.settle(ctx, &s, requests)
+			err = pairRound(ctx, b, s, subject, m.addr, func(requests uint64) error {
+				return m.settle(ctx, s, requests)
 			})
 			return errors.Join(m.why(ctx, err), m.stop())
 		case "nginx":
@@ -41,11 +40,10 @@ func pair(ctx context.Context, b *bench) ([]Row, error) {
 				return err
 			}
 			defer p.stop()
-			return pairRound(ctx, b, &s, subject, p.addr, nil)
+			return pairRound(ctx, b, s, subject, p.addr, nil)
 		}
-		return pairRound(ctx, b, &s, subject, app, nil)
+		return pairRound(ctx, b, s, subject, app, nil)
 	})
-	return s.rows(), err
 }
 
 // pairRound measures one subject once. loaded, when not nil, runs after the

@@ -66,6 +66,14 @@ func (s *samples) add(measure, subject, unit string, value float64) {
 	s.values[key] = append(s.values[key], value)
 }
 
+func (s *samples) merge(o *samples) {
+	for _, k := range o.keys {
+		for _, v := range o.values[k] {
+			s.add(k.Measure, k.Subject, k.Unit, v)
+		}
+	}
+}
+
 // rows gives the medians, those of one measure together and ours first.
 func (s *samples) rows() []Row {
 	var measures []string

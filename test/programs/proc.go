@@ -67,9 +67,7 @@ func Descendants(pid int) (map[int]string, error) {
 		if err != nil {
 			continue // ended meanwhile
 		}
-		// The name stands in parentheses and may hold anything.
-		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-		parent, err := strconv.Atoi(fields[1])
+		parent, err := strconv.Atoi(statFields(data)[1])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
@@ -88,4 +86,28 @@ func Descendants(pid int) (map[int]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// CPUTicks is the CPU time of a process and of those children that it has
+// waited for, in hundredths of a second.
+func CPUTicks(pid int) (int64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for _, f := range statFields(data)[11:15] { // utime, stime, cutime, cstime
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// statFields gives the fields of /proc/<pid>/stat from the state on. The name
+// before it stands in parentheses and may hold anything.
+func statFields(stat []byte) []string {
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 }
