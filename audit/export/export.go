@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
 	"github.com/writ-dev/writ/policy"
 )
@@ -200,9 +201,9 @@ func (s *Summary) count(r *Record) {
 }
 
 func (s Summary) String() string {
-	out := fmt.Sprintf("%d events", s.Events)
+	out := audit.Count(s.Events, "event", "events")
 	if s.Gaps > 0 {
-		out += fmt.Sprintf("; %d gaps, %d records lost as far as known", s.Gaps, s.Lost)
+		out += fmt.Sprintf("; %s, %s lost as far as known", audit.Count(s.Gaps, "gap", "gaps"), audit.Count(s.Lost, "record", "records"))
 	} else {
 		out += "; no gaps"
 	}

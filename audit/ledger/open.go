@@ -86,10 +86,10 @@ func (l *Ledger) load() error {
 		begun = max(begun, index)
 	}
 	if begun > 0 {
-		return fmt.Errorf("%w: no segment, though one was begun after %d entries", ErrDamaged, begun)
+		return fmt.Errorf("%w: no segment, though one was begun after %s", ErrDamaged, audit.Count(begun, "entry", "entries"))
 	}
 	if l.haveHead && l.last.Size > 0 {
-		return fmt.Errorf("%w: no segment, though a head was signed for %d entries", ErrDamaged, l.last.Size)
+		return fmt.Errorf("%w: no segment, though a head was signed for %s", ErrDamaged, audit.Count(l.last.Size, "entry", "entries"))
 	}
 	l.work = &state{id: uuid.New(), tree: newTree(), streams: make(map[audit.Stream]position)}
 	return l.newSegment()
@@ -123,17 +123,17 @@ func (l *Ledger) loadLast(begun uint64) (bool, error) {
 		return false, errors.Join(f.Close(), os.Remove(f.Name()))
 	}
 	if size := l.work.tree.size(); l.haveHead && l.last.Size > size {
-		return false, fmt.Errorf("%w: it holds %d entries, the head of %s covers %d", ErrDamaged, size, l.last.Time, l.last.Size)
+		return false, fmt.Errorf("%w: it holds %s, the head of %s covers %d", ErrDamaged, audit.Count(size, "entry", "entries"), l.last.Time, l.last.Size)
 	}
 	if size := l.work.tree.size(); size < begun {
-		return false, fmt.Errorf("%w: it holds %d entries, the next segment was begun after %d", ErrDamaged, size, begun)
+		return false, fmt.Errorf("%w: it holds %s, the next segment was begun after %d", ErrDamaged, audit.Count(size, "entry", "entries"), begun)
 	}
 	if size := l.work.tree.size(); !l.haveHead && size > 0 {
 		// A head of the empty ledger is synced before the first record is
 		// taken, so one has been lost. To sign what is here would make it true.
-		return false, fmt.Errorf("%w: there are %d entries, and %q does not end in a head that the audit key signed: "+
+		return false, fmt.Errorf("%w: it holds %s, and %q does not end in a head that the audit key signed: "+
 			"put back that file, or the audit key that was changed; or else keep this directory as evidence and begin with an empty one",
-			ErrDamaged, size, headsFile)
+			ErrDamaged, audit.Count(size, "entry", "entries"), headsFile)
 	}
 	if rootAtHead != nil && *rootAtHead != l.last.Root {
 		return false, fmt.Errorf("%w: the root differs from the head of %s", ErrDamaged, l.last.Time)

@@ -155,9 +155,9 @@ func (v *verifier) finish() {
 	explained := v.settle()
 	if n := len(v.heads); n > 0 {
 		if h := v.heads[n-1]; h.elsewhere {
-			v.problem(Truncated, v.last, 0, "the head of %s, kept elsewhere, covers %d entries, there are %d; this is the last record", h.Time.Format(time.RFC3339Nano), h.Size, size)
+			v.problem(Truncated, v.last, 0, "the head of %s, kept elsewhere, covers %s, there are %d; this is the last record", h.Time.Format(time.RFC3339Nano), audit.Count(h.Size, "entry", "entries"), size)
 		} else if !v.upset || !explained {
-			v.problem(Truncated, v.last, 0, "the head of %s covers %d entries, there are %d; this is the last record", h.Time.Format(time.RFC3339Nano), h.Size, size)
+			v.problem(Truncated, v.last, 0, "the head of %s covers %s, there are %d; this is the last record", h.Time.Format(time.RFC3339Nano), audit.Count(h.Size, "entry", "entries"), size)
 		}
 	}
 	if h := v.report.LastHead; h != nil && size > h.Size {
@@ -171,7 +171,7 @@ func (v *verifier) finish() {
 		s.report.Epoch, s.report.Sequence = s.Epoch, s.Sequence
 		v.report.Streams = append(v.report.Streams, s.report)
 		if s.report.Gaps > 0 {
-			v.note("%s says that it lost records: %d gaps, %d records as far as known", name, s.report.Gaps, s.report.Lost)
+			v.note("%s says that it lost records: %s, %s as far as known", name, audit.Count(s.report.Gaps, "gap", "gaps"), audit.Count(s.report.Lost, "record", "records"))
 		}
 	}
 	v.report.OK = len(v.report.Problems) == 0

@@ -169,7 +169,7 @@ func TestAuditVerify(t *testing.T) {
 	w := newAuditWorld(t)
 	archive := filepath.Join(t.TempDir(), "record.tar")
 	w.good("export", "--format", "archive", "-f", archive)
-	if out := w.good("verify", archive, "--key", w.key); !strings.HasPrefix(out, "verified: 4 events of 1 streams") {
+	if out := w.good("verify", archive, "--key", w.key); !strings.HasPrefix(out, "verified: 4 events of 1 stream") {
 		t.Errorf("verify: %q", out)
 	}
 	heads := filepath.Join(t.TempDir(), "heads")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/ledger"
 )
 
@@ -69,12 +70,13 @@ func writeReport(w io.Writer, r *ledger.Report) error {
 	if !r.OK {
 		verdict = "DOES NOT VERIFY"
 	}
-	fmt.Fprintf(w, "%s: %d events of %d streams, %d signed heads\n", verdict, r.Events, len(r.Streams), r.Heads)
+	fmt.Fprintf(w, "%s: %s of %s, %s\n", verdict, audit.Count(r.Events, "event", "events"),
+		audit.Count(uint64(len(r.Streams)), "stream", "streams"), audit.Count(uint64(r.Heads), "signed head", "signed heads"))
 	if h := r.LastHead; h != nil {
-		fmt.Fprintf(w, "complete up to %s (%d entries)\n", h.Time.Format(time.RFC3339Nano), h.Size)
+		fmt.Fprintf(w, "complete up to %s (%s)\n", h.Time.Format(time.RFC3339Nano), audit.Count(h.Size, "entry", "entries"))
 	}
 	if r.Uncovered > 0 && r.Live {
-		fmt.Fprintf(w, "%d entries are newer than the last head; the ledger is in use\n", r.Uncovered)
+		fmt.Fprintf(w, "newer than the last head: %s; the ledger is in use\n", audit.Count(r.Uncovered, "entry", "entries"))
 	}
 	for _, p := range r.Problems {
 		for line := range strings.Lines(p.String()) {
