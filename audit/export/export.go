@@ -117,6 +117,11 @@ func FromStored(s *auditv1.StoredRecord) Record {
 		DecisionID: s.GetDecisionId(), Stream: s.GetStream().GetSpiffeId(), Instance: s.GetStream().GetInstance(),
 		Epoch: s.GetEpoch(), Sequence: s.GetSequence(), Chain: hex.EncodeToString(s.GetChain()), Received: timestamp(s.GetReceived()),
 	}
+	if len(s.GetRecord().GetEvent()) == 0 {
+		// No recorder writes an empty event.
+		r.Kind, r.Outcome, r.Error = "erased", "unspecified", "the event was erased; its hash is in the chain"
+		return r
+	}
 	var ev auditv1.Event
 	if err := proto.Unmarshal(s.GetRecord().GetEvent(), &ev); err != nil {
 		r.Kind, r.Outcome = "unreadable", "unspecified"

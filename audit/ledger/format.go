@@ -159,10 +159,15 @@ func appendText(b []byte, s string) []byte {
 	return append(le.AppendUint16(b, uint16(len(s))), s...)
 }
 
-// stored is one record at rest.
+// stored is one record at rest. One that was erased has an empty event, which
+// no recorder writes, and a salt of zeros; its salted hash stays.
 type stored struct {
 	salt, event []byte
 	hash        audit.Hash
+}
+
+func (r *stored) erased() bool {
+	return len(r.event) == 0 && [audit.SaltSize]byte(r.salt) == [audit.SaltSize]byte{}
 }
 
 // batch is a run of records of one stream as it was received.

@@ -87,9 +87,12 @@ type StreamReport struct {
 
 // Report is what verification found.
 type Report struct {
-	OK      bool           `json:"ok"`
-	Entries uint64         `json:"entries"`
-	Events  uint64         `json:"events"`
+	OK      bool   `json:"ok"`
+	Entries uint64 `json:"entries"`
+	Events  uint64 `json:"events"`
+	// Erased are those of Events of which only the hash is left. The signed
+	// heads still cover them; who erased them, and why, they do not tell.
+	Erased  uint64         `json:"erased,omitempty"`
 	Streams []StreamReport `json:"streams"`
 	// Heads that verify, and the last of them: evidence is complete up to its
 	// time, and nothing in it says what came after.

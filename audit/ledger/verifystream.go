@@ -60,13 +60,19 @@ func (v *verifier) records(b *batch) {
 		here.index = v.tree.size()
 		here.sequence = b.first + uint64(i)
 		here.time = eventTime(r.event, b.received)
-		intact := v.hasher.Salted([audit.SaltSize]byte(r.salt), r.event) == r.hash
+		intact := v.intact(r)
 		if sequence, ok := audit.SequenceOf(r.event); ok && intact {
 			here.sequence = sequence
 		}
 		if !intact {
 			v.problem(Altered, here, 1, "the event, its salt or its hash is not what was recorded")
 			s.chainKnown = false
+		}
+		if r.erased() {
+			// Which record it was, and that it was that one, the signed root
+			// says: leaf and chain hold its hash.
+			v.report.Erased++
+			v.note("the event of %s at epoch %d sequence %d was erased; only its hash is here", here.stream, here.epoch, here.sequence)
 		}
 		v.sequence(s, here)
 		v.last = here
@@ -83,11 +89,9 @@ func (v *verifier) records(b *batch) {
 	}
 }
 
-// intact reports whether each record is what was hashed.
-func (v *verifier) intact(b *batch) bool {
-	return !slices.ContainsFunc(b.records, func(r stored) bool {
-		return v.hasher.Salted([audit.SaltSize]byte(r.salt), r.event) != r.hash
-	})
+// intact reports whether a record is what was hashed, or erased as a whole.
+func (v *verifier) intact(r *stored) bool {
+	return r.erased() || v.hasher.Salted([audit.SaltSize]byte(r.salt), r.event) == r.hash
 }
 
 // sequence compares the place of a record with the one that is due.

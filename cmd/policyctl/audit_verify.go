@@ -75,8 +75,11 @@ func writeReport(w io.Writer, r *ledger.Report) error {
 	if h := r.LastHead; h != nil {
 		fmt.Fprintf(w, "complete up to %s (%s)\n", h.Time.Format(time.RFC3339Nano), audit.Count(h.Size, "entry", "entries"))
 	}
+	if r.Erased > 0 {
+		fmt.Fprintf(w, "erased, with only the hash left: %s\n", audit.Count(r.Erased, "event", "events"))
+	}
 	if r.Uncovered > 0 && r.Live {
-		fmt.Fprintf(w, "newer than the last head: %s; the ledger is in use\n", audit.Count(r.Uncovered, "entry", "entries"))
+		fmt.Fprintf(w, "%s newer than the last head; the ledger is in use\n", audit.Count(r.Uncovered, "entry is", "entries are"))
 	}
 	for _, p := range r.Problems {
 		for line := range strings.Lines(p.String()) {
