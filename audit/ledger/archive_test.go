@@ -14,15 +14,9 @@ import (
 func TestArchiveWhileSigning(t *testing.T) {
 	f := newFixture(t)
 	l := f.open()
-	stop := make(chan struct{})
 	var busy sync.WaitGroup
 	busy.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+		for range 150 {
 			if err := appendBatch(l, f.batch(webs, 1)); err != nil {
 				t.Error(err)
 				return
@@ -34,7 +28,7 @@ func TestArchiveWhileSigning(t *testing.T) {
 		}
 	})
 	dir := t.TempDir()
-	for i := range 40 {
+	for i := range 25 {
 		name := filepath.Join(dir, fmt.Sprint(i))
 		w, err := os.Create(name)
 		if err != nil {
@@ -54,7 +48,6 @@ func TestArchiveWhileSigning(t *testing.T) {
 			t.Errorf("archive %d: %v", i, p)
 		}
 	}
-	close(stop)
 	busy.Wait()
 	f.close(l)
 }
