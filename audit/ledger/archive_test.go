@@ -28,7 +28,7 @@ func TestArchiveWhileSigning(t *testing.T) {
 		}
 	})
 	dir := t.TempDir()
-	for i := range 25 {
+	for i := range 60 {
 		name := filepath.Join(dir, fmt.Sprint(i))
 		w, err := os.Create(name)
 		if err != nil {
@@ -40,7 +40,12 @@ func TestArchiveWhileSigning(t *testing.T) {
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		r, err := Verify(context.Background(), VerifyConfig{Path: name, Keys: f.cfg.VerifierKey})
+	}
+	busy.Wait()
+	f.close(l)
+	// Only now: verification takes longer than all that is recorded.
+	for i := range 60 {
+		r, err := Verify(context.Background(), VerifyConfig{Path: filepath.Join(dir, fmt.Sprint(i)), Keys: f.cfg.VerifierKey})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,6 +53,4 @@ func TestArchiveWhileSigning(t *testing.T) {
 			t.Errorf("archive %d: %v", i, p)
 		}
 	}
-	busy.Wait()
-	f.close(l)
 }
