@@ -27,6 +27,15 @@ func TestArchiveWhileSigning(t *testing.T) {
 			}
 		}
 	})
+	for range 3 {
+		busy.Go(func() {
+			for range 100 {
+				if _, err := l.signHead(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
 	dir := t.TempDir()
 	for i := range 60 {
 		name := filepath.Join(dir, fmt.Sprint(i))
