@@ -53,7 +53,7 @@ func newAuditWorld(t *testing.T) *auditWorld {
 	}
 	t.Cleanup(func() { w.ledger.Close() })
 	rec := w.ledger.Recorder()
-	for i, path := range []string{"/a", "/b", "/c\x1b[31m"} {
+	for i, path := range []string{"/a", "/bravo", "/c\x1b[31m"} {
 		ev := &audit.Event{
 			Kind: auditv1.Kind_KIND_DECISION, Time: time.Unix(1_700_000_000+int64(i), 0), Outcome: []auditv1.Outcome{auditv1.Outcome_OUTCOME_ALLOW, auditv1.Outcome_OUTCOME_DENY}[i%2], Mode: policy.Enforce, Enforced: true,
 			Input: &policy.Input{
@@ -111,7 +111,7 @@ func (w *auditWorld) good(args ...string) string {
 
 func TestAuditQuery(t *testing.T) {
 	w := newAuditWorld(t)
-	want := "2023-11-14T22:13:21.000000000Z  decision    deny       " + w.ids[1] + "  spiffe://example.org/svc/a -> web GET /b rule=web-reads tier=service-allow\n"
+	want := "2023-11-14T22:13:21.000000000Z  decision    deny       " + w.ids[1] + "  spiffe://example.org/svc/a -> web GET /bravo rule=web-reads tier=service-allow\n"
 	if diff := cmp.Diff(want, w.good("query", "--outcome", "deny")); diff != "" {
 		t.Errorf("query (-want +got):\n%s", diff)
 	}
@@ -119,7 +119,7 @@ func TestAuditQuery(t *testing.T) {
 		t.Errorf("query %q: want the event, and no escape sequence", out)
 	}
 	var records []export.Record
-	if err := json.Unmarshal([]byte(w.good("query", "-o", "json", "--kind", "decision", "--limit", "2")), &records); err != nil || len(records) != 2 || records[1].Path != "/b" {
+	if err := json.Unmarshal([]byte(w.good("query", "-o", "json", "--kind", "decision", "--limit", "2")), &records); err != nil || len(records) != 2 || records[1].Path != "/bravo" {
 		t.Errorf("records %v, %v", records, err)
 	}
 	if out := w.good("query", "-o", "json", "--kind", "gap"); out != "[]\n" {
@@ -192,7 +192,7 @@ func TestAuditVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tampered = bytes.Replace(tampered, []byte("/b"), []byte("/d"), 1)
+	tampered = bytes.Replace(tampered, []byte("/bravo"), []byte("/delta"), 1)
 	if err := os.WriteFile(archive, tampered, 0o600); err != nil {
 		t.Fatal(err)
 	}
