@@ -17,7 +17,7 @@ help: ## Show this list
 
 build: ## Build the four programs into bin/
 	@mkdir -p bin
-	$(GOBUILD) -o bin/ $(PROGRAMS:%=./cmd/%)
+	@$(GOBUILD) -o bin/ $(PROGRAMS:%=./cmd/%)
 
 quickstart: build ## Run the example mesh and drive traffic through it (ARGS="--once --output json")
 	@bin/policyctl up --data-dir $(DATA_DIR) $(ARGS)

@@ -163,8 +163,12 @@ func (w *writd) openIdentity(ctx context.Context) error {
 	if err := w.publish("bundle.pem", bundle.PEM()); err != nil {
 		return err
 	}
-	w.source, err = w.issuer.SelfSource(identity.ServerID(w.td))
-	return err
+	source, err := w.issuer.SelfSource(identity.ServerID(w.td))
+	if err != nil {
+		return err // and no nil pointer in the interface
+	}
+	w.source = source
+	return nil
 }
 
 // signRate is the issuer's form of the limit, where 0 is its default and less
