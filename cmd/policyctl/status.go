@@ -39,6 +39,7 @@ type statusComponent struct {
 	Mode        string     `json:"mode,omitempty"`
 	AuditLag    uint64     `json:"audit_lag"`
 	NotEnforced []string   `json:"not_enforced"`
+	Problems    []string   `json:"problems"`
 }
 
 func newStatusCmd(a *app) *cobra.Command {
@@ -80,6 +81,7 @@ func newStatusReport(resp *policyv1.StatusResponse) *statusReport {
 			LastSeen: moment(c.GetLastSeen()), SVIDExpires: moment(c.GetSvidExpires()), Version: c.GetVersion(),
 			Revision: revisionText(c.GetRevision()), Activated: moment(c.GetRevisionActivated()), Refused: c.GetRefused(),
 			Mode: c.GetMode(), AuditLag: c.GetAuditLag(), NotEnforced: notNil(c.GetNotEnforced()),
+			Problems: notNil(c.GetProblems()),
 		})
 	}
 	slices.SortStableFunc(r.Components, func(x, y statusComponent) int {
@@ -99,8 +101,11 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	var refused, open []string
+	var problems, refused, open []string
 	for _, c := range r.Components {
+		for _, problem := range c.Problems {
+			problems = append(problems, c.Name+": "+problem)
+		}
 		if c.Refused != "" {
 			refused = append(refused, c.Name+": "+c.Refused)
 		}
@@ -111,7 +116,7 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	for _, list := range []struct {
 		title string
 		lines []string
-	}{{"last revision refused", refused}, {"not enforced", open}, {"alarms", r.Alarms}} {
+	}{{"problems", problems}, {"last revision refused", refused}, {"not enforced", open}, {"alarms", r.Alarms}} {
 		if len(list.lines) > 0 {
 			fmt.Fprintf(w, "\n%s\n  %s\n", list.title, strings.Join(list.lines, "\n  "))
 		}

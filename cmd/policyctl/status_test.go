@@ -27,7 +27,7 @@ func statusResponse() *policyv1.StatusResponse {
 			{
 				Kind: "sidecar", Name: "web", SpiffeId: "spiffe://example.org/svc/web", Connected: true, SvidExpires: ago(-59 * time.Minute),
 				Revision: rev, RevisionActivated: ago(90 * time.Minute), Mode: "enforce", AuditLag: 4,
-				NotEnforced: []string{"the application also listens on 0.0.0.0:80"},
+				NotEnforced: []string{"the application also listens on 0.0.0.0:80"}, Problems: []string{"events cannot be recorded: no space left on device"},
 			},
 			{Kind: "agent", Name: "local", SpiffeId: "spiffe://example.org/node/local", LastSeen: ago(26 * time.Hour), SvidExpires: ago(time.Second)},
 			{Kind: "sidecar", Name: "api", Connected: true, Refused: "signature: unknown key"},
@@ -49,6 +49,9 @@ KIND     NAME   SPIFFE ID                        STATE       EXPIRES IN  REVISIO
 agent    local  spiffe://example.org/node/local  gone 1d02h  expired     none              -      0          -
 sidecar  api    -                                connected   -           none              -      0          -
 sidecar  web    spiffe://example.org/svc/web     connected   59m00s      1.3@abababababab  1h30m  4          enforce
+
+problems
+  web: events cannot be recorded: no space left on device
 
 last revision refused
   api: signature: unknown key

@@ -162,7 +162,9 @@ func (s *sidecar) follow() error {
 		Conn: s.conn, Keys: keys, Dir: s.cfg.Policy.Dir, Service: s.cfg.Service, Log: s.log,
 		SPIFFEID: func() spiffeid.ID { return s.id },
 		Report: func() *policyv1.Report {
-			return &policyv1.Report{Version: version.String(), NotEnforced: s.proxy.NotEnforced(), SvidExpires: s.proxy.Expires().UnixNano()}
+			return &policyv1.Report{
+				Version: version.String(), NotEnforced: s.proxy.NotEnforced(), SvidExpires: s.proxy.Expires().UnixNano(), Problems: s.problems(),
+			}
 		},
 		Activate: func(snapshot *policy.Snapshot) {
 			s.proxy.SetSnapshot(snapshot)
@@ -279,4 +281,23 @@ func (s *sidecar) close() error {
 		errs = append(errs, s.source.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// problems are what an operator should see in the status: requests are being
+// denied, or soon will be.
+func (s *sidecar) problems() []string {
+	var list []string
+	st := s.spool.Status()
+	if st.Err != nil {
+		list = append(list, "events cannot be recorded: "+st.Err.Error())
+	}
+	if st.Dropped > 0 {
+		list = append(list, fmt.Sprintf("%d events were dropped because the spool was full", st.Dropped))
+	}
+	for _, why := range s.proxy.Waiting() {
+		if why != "starting" {
+			list = append(list, why)
+		}
+	}
+	return list
 }

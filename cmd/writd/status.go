@@ -77,6 +77,7 @@ func (w *writd) selfComponent(resp *policyv1.StatusResponse) *policyv1.Component
 	if svid, err := w.source.GetX509SVID(); err == nil {
 		c.SvidExpires = svid.Certificates[0].NotAfter.UnixNano()
 	}
+	c.Problems = w.problems()
 	if s := w.record.status(); s != nil && s.MaxBytes > 0 && s.Bytes > s.MaxBytes/10*9 {
 		c.NotEnforced = append(c.NotEnforced, fmt.Sprintf("audit ledger holds %d of %d bytes: it stops acknowledging at the cap", s.Bytes, s.MaxBytes))
 	}
@@ -125,6 +126,7 @@ func (w *writd) sidecarComponents(resp *policyv1.StatusResponse) []*policyv1.Com
 			Kind: "sidecar", Name: r.Report.GetService(), SpiffeId: r.SPIFFEID.String(), SvidExpires: r.Report.GetSvidExpires(),
 			LastSeen: r.LastSeen.UnixNano(), Connected: r.Connected, Version: r.Report.GetVersion(), Revision: r.Report.GetRevision(),
 			AuditLag: lag[r.SPIFFEID.String()], NotEnforced: r.Report.GetNotEnforced(), Refused: r.Report.GetRefused(),
+			Problems: r.Report.GetProblems(),
 		}
 		if active != nil {
 			if svc, ok := active.Services[c.Name]; ok {

@@ -988,7 +988,9 @@ type Report struct {
 	// Each reachable way around enforcement, in a sentence.
 	NotEnforced []string `protobuf:"bytes,5,rep,name=not_enforced,json=notEnforced,proto3" json:"not_enforced,omitempty"`
 	// Nanoseconds since the Unix epoch at which its X509-SVID expires.
-	SvidExpires   int64 `protobuf:"fixed64,6,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
+	SvidExpires int64 `protobuf:"fixed64,6,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
+	// What keeps it from its work, each in a sentence; empty when all is well.
+	Problems      []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1063,6 +1065,13 @@ func (x *Report) GetSvidExpires() int64 {
 		return x.SvidExpires
 	}
 	return 0
+}
+
+func (x *Report) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
 }
 
 type WatchRequest struct {
@@ -1234,14 +1243,15 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\x04tier\x18\x02 \x01(\tR\x04tier\x12-\n" +
 	"\x05rules\x18\x03 \x03(\v2\x17.writ.policy.v1.RuleRefR\x05rules\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x124\n" +
-	"\brevision\x18\x05 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"\xd2\x01\n" +
+	"\brevision\x18\x05 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"\xee\x01\n" +
 	"\x06Report\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x124\n" +
 	"\brevision\x18\x03 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x18\n" +
 	"\arefused\x18\x04 \x01(\tR\arefused\x12!\n" +
 	"\fnot_enforced\x18\x05 \x03(\tR\vnotEnforced\x12!\n" +
-	"\fsvid_expires\x18\x06 \x01(\x10R\vsvidExpires\">\n" +
+	"\fsvid_expires\x18\x06 \x01(\x10R\vsvidExpires\x12\x1a\n" +
+	"\bproblems\x18\a \x03(\tR\bproblems\">\n" +
 	"\fWatchRequest\x12.\n" +
 	"\x06report\x18\x01 \x01(\v2\x16.writ.policy.v1.ReportR\x06report\"U\n" +
 	"\x05Slice\x124\n" +

@@ -38,9 +38,11 @@ type Component struct {
 	RevisionActivated int64  `protobuf:"fixed64,9,opt,name=revision_activated,json=revisionActivated,proto3" json:"revision_activated,omitempty"`
 	Mode              string `protobuf:"bytes,10,opt,name=mode,proto3" json:"mode,omitempty"`
 	// Events committed at the recorder that are not durable at the collector.
-	AuditLag      uint64   `protobuf:"varint,11,opt,name=audit_lag,json=auditLag,proto3" json:"audit_lag,omitempty"`
-	NotEnforced   []string `protobuf:"bytes,12,rep,name=not_enforced,json=notEnforced,proto3" json:"not_enforced,omitempty"`
-	Refused       string   `protobuf:"bytes,13,opt,name=refused,proto3" json:"refused,omitempty"`
+	AuditLag    uint64   `protobuf:"varint,11,opt,name=audit_lag,json=auditLag,proto3" json:"audit_lag,omitempty"`
+	NotEnforced []string `protobuf:"bytes,12,rep,name=not_enforced,json=notEnforced,proto3" json:"not_enforced,omitempty"`
+	Refused     string   `protobuf:"bytes,13,opt,name=refused,proto3" json:"refused,omitempty"`
+	// What keeps it from its work, each in a sentence.
+	Problems      []string `protobuf:"bytes,14,rep,name=problems,proto3" json:"problems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +166,13 @@ func (x *Component) GetRefused() string {
 		return x.Refused
 	}
 	return ""
+}
+
+func (x *Component) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
 }
 
 type StatusRequest struct {
@@ -291,7 +300,7 @@ var File_policy_policyv1_status_proto protoreflect.FileDescriptor
 
 const file_policy_policyv1_status_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpolicy/policyv1/status.proto\x12\x0ewrit.policy.v1\x1a\x1cpolicy/policyv1/policy.proto\"\x9b\x03\n" +
+	"\x1cpolicy/policyv1/status.proto\x12\x0ewrit.policy.v1\x1a\x1cpolicy/policyv1/policy.proto\"\xb7\x03\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -306,7 +315,8 @@ const file_policy_policyv1_status_proto_rawDesc = "" +
 	" \x01(\tR\x04mode\x12\x1b\n" +
 	"\taudit_lag\x18\v \x01(\x04R\bauditLag\x12!\n" +
 	"\fnot_enforced\x18\f \x03(\tR\vnotEnforced\x12\x18\n" +
-	"\arefused\x18\r \x01(\tR\arefused\"\x0f\n" +
+	"\arefused\x18\r \x01(\tR\arefused\x12\x1a\n" +
+	"\bproblems\x18\x0e \x03(\tR\bproblems\"\x0f\n" +
 	"\rStatusRequest\"\x85\x02\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +

@@ -163,6 +163,9 @@ func bounded(r *policyv1.Report) *policyv1.Report {
 	for _, text := range r.NotEnforced[:min(len(r.NotEnforced), maxReportItems)] {
 		out.NotEnforced = append(out.NotEnforced, clean(text))
 	}
+	for _, text := range r.Problems[:min(len(r.Problems), maxReportItems)] {
+		out.Problems = append(out.Problems, clean(text))
+	}
 	return out
 }
 
