@@ -4,82 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
-	"strings"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/writ-dev/writ/policy"
 )
-
-// debounce is how long the policy directory must be quiet: editors write a
-// file in several steps.
-const debounce = 50 * time.Millisecond
 
 // pushTimeout bounds one push, its tests included.
 const pushTimeout = 30 * time.Second
 
 // watchPolicy pushes the policy directory after each change, until ctx ends.
 func (u *upRun) watchPolicy(ctx context.Context) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", u.mesh.Policy, err)
-	}
-	defer w.Close()
-	if err := watchTree(w, u.mesh.Policy); err != nil {
-		return fmt.Errorf("watch %s: %w", u.mesh.Policy, err)
-	}
-	// What changed between the first push and the watch.
-	u.pushAgain(ctx, true)
-	quiet := time.NewTimer(debounce)
-	quiet.Stop()
-	defer quiet.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case event, ok := <-w.Events:
-			if !ok {
-				return errors.New("the watch of the policy directory ended")
-			}
-			if event.Op == fsnotify.Chmod || strings.HasPrefix(filepath.Base(event.Name), ".") {
-				continue
-			}
-			if event.Has(fsnotify.Create) {
-				// A new directory may hold files already; the push reads them.
-				_ = watchTree(w, event.Name)
-			}
-			quiet.Reset(debounce)
-		case err, ok := <-w.Errors:
-			if !ok {
-				return errors.New("the watch of the policy directory ended")
-			}
-			// Events were lost: look at everything.
-			u.view.warn("watch of %s: %v", display(u.mesh.Policy), err)
-			_ = watchTree(w, u.mesh.Policy)
-			quiet.Reset(debounce)
-		case <-quiet.C:
-			u.pushAgain(ctx, false)
-		}
-	}
-}
-
-// watchTree watches dir and the directories below it. fsnotify ignores those
-// that it watches already.
-func watchTree(w *fsnotify.Watcher, dir string) error {
-	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if !e.IsDir() {
-			return nil
-		}
-		if path != dir && strings.HasPrefix(e.Name(), ".") {
-			return filepath.SkipDir
-		}
-		return w.Add(path)
+	quietly := true // the first time, for what changed since the first push
+	return followDir(ctx, dirFollower{
+		dir: u.mesh.Policy, rescan: rescan,
+		changed: func() {
+			u.pushAgain(ctx, quietly)
+			quietly = false
+		},
+		warn: func(err error) { u.view.warn("watch of %s: %v", display(u.mesh.Policy), err) },
 	})
 }
 
