@@ -41,21 +41,16 @@ lives in the data directory, so that the next up goes on where this one ended.`,
 			if o.json && !o.once {
 				return errors.New("--output json needs --once: there is no result while it runs")
 			}
-			var err error
-			if o.self, err = os.Executable(); err != nil {
-				return err
-			}
 			o.started = processStart()
 			result, err := up(cmd.Context(), o)
-			if err != nil || result == nil {
-				return err
-			}
-			if o.json {
-				if err := a.emit(result, nil); err != nil {
+			if !o.json {
+				if err != nil || result == nil {
 					return err
 				}
+				return result.failure()
 			}
-			return result.failure()
+			result, err = concluded(result, err)
+			return errors.Join(err, a.emit(result, nil))
 		},
 	}
 	f := cmd.Flags()
@@ -72,7 +67,8 @@ type upOptions struct {
 	meshFile, dataDir   string
 	once, json, verbose bool
 	stdout, stderr      io.Writer
-	// self is the path of policyctl; the other programs lie beside it.
+	// self is the path of policyctl, this program where it is empty; the other
+	// programs lie beside it.
 	self string
 	// started is when this process began.
 	started time.Time
@@ -124,7 +120,7 @@ type upRun struct {
 
 // up runs a mesh until ctx ends, or with once until its requests are driven.
 // When it returns, no process that it started is left. The result is nil when
-// ctx ended before there was one.
+// ctx or an error ended it before there was one.
 func up(ctx context.Context, opts upOptions) (result *upResult, err error) {
 	out := opts.stdout
 	if opts.json {
@@ -151,6 +147,11 @@ func up(ctx context.Context, opts upOptions) (result *upResult, err error) {
 // prepare does what needs no process: everything that can be wrong with the
 // mesh file, the directory or the installation is found here.
 func (u *upRun) prepare() (err error) {
+	if u.opts.self == "" {
+		if u.opts.self, err = os.Executable(); err != nil {
+			return err
+		}
+	}
 	if u.programs, err = findPrograms(u.opts.self); err != nil {
 		return err
 	}

@@ -31,6 +31,8 @@ type upResult struct {
 	Requests []requestResult `json:"requests"`
 	Audit    auditResult     `json:"audit"`
 	OK       bool            `json:"ok"`
+	// Error is why OK is false. The rest is what was known by then.
+	Error string `json:"error,omitempty"`
 }
 
 type serviceResult struct {
@@ -88,6 +90,24 @@ func (r *upResult) failure() error {
 		return fmt.Errorf("%d of %d verdicts were not as expected", wrong, len(r.Requests))
 	}
 	return errors.New("the audit record does not verify")
+}
+
+// concluded is the document of a run that ended with err, and the error that
+// the exit code comes from: there is a document in any case.
+func concluded(result *upResult, err error) (*upResult, error) {
+	if result == nil {
+		result = &upResult{Services: []serviceResult{}, Requests: []requestResult{}}
+		if err == nil {
+			err = errors.New("stopped before there was a result")
+		}
+	}
+	if err == nil {
+		err = result.failure()
+	}
+	if err != nil {
+		result.OK, result.Error = false, err.Error()
+	}
+	return result, err
 }
 
 // drive sends the requests of the mesh file, one after the other, and shows
@@ -181,7 +201,7 @@ func (u *upRun) conclude(ctx context.Context, result *upResult) (*upResult, erro
 	defer cancel()
 	client := auditv1.NewAdminClient(u.conn)
 	if err := settled(ctx, client); err != nil {
-		return nil, err
+		return result, err
 	}
 	events, err := u.verifyRecord(ctx, client)
 	if err != nil {

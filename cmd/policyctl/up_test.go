@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -449,5 +450,26 @@ func TestViewOfTheRecord(t *testing.T) {
 	want := "  " + now.Format(time.TimeOnly) + " deny     web → shop  GET /�[2J  default-deny                  decided in 1.5 ms  abc  observed, so it passed\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("view (-want +got):\n%s", diff)
+	}
+}
+
+func TestConcluded(t *testing.T) {
+	broken := errors.New("the port is taken")
+	fine := &upResult{Services: []serviceResult{}, Requests: []requestResult{}, OK: true}
+	if r, err := concluded(fine, nil); r != fine || err != nil || !r.OK || r.Error != "" {
+		t.Errorf("success: %+v, %v", r, err)
+	}
+	if r, err := concluded(fine, broken); !errors.Is(err, broken) || r.OK || r.Error != broken.Error() {
+		t.Errorf("broken at the end: %+v, %v", r, err)
+	}
+	if r, err := concluded(nil, broken); !errors.Is(err, broken) || r.OK || r.Error != broken.Error() {
+		t.Errorf("broken early: %+v, %v", r, err)
+	}
+	if r, err := concluded(nil, nil); err == nil || r.OK || r.Error != err.Error() {
+		t.Errorf("stopped: %+v, %v", r, err)
+	}
+	wrong := &upResult{Requests: []requestResult{{Verdict: "deny", Expected: "allow"}}}
+	if r, err := concluded(wrong, nil); err == nil || r.Error != "1 of 1 verdicts were not as expected" {
+		t.Errorf("wrong: %+v, %v", r, err)
 	}
 }
