@@ -438,6 +438,47 @@ requests:
 	}
 }
 
+func TestViewOfObserving(t *testing.T) {
+	tests := []struct{ name, until, begin, service, request string }{
+		{
+			"going on", "2999-01-31", "writ example.org in /data\n\n",
+			"  web         spiffe://example.org/svc/web  http, observe until 2999-01-31\n", "  observed\n",
+		},
+		{
+			"ended", "2020-01-01", "writ example.org in /data\n\n! observing web ended on 2020-01-01: it is enforced\n",
+			"  web         spiffe://example.org/svc/web  http, enforce\n", "0.0 ms\n",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := mesh.Parse("m", []byte(`{trust_domain: example.org, policy: p,
+services: [{name: web, address: "127.0.0.1:1", mode: observe, observe_until: `+tt.until+`}],
+requests: [{caller: none, target: web, path: /, expected: allow}]}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			v := newView(&out)
+			v.begin(m, "/data")
+			if diff := cmp.Diff(tt.begin, out.String()); diff != "" {
+				t.Errorf("begin (-want +got):\n%s", diff)
+			}
+			out.Reset()
+			v.service(&m.Services[0])
+			if diff := cmp.Diff(tt.service, out.String()); diff != "" {
+				t.Errorf("service (-want +got):\n%s", diff)
+			}
+			out.Reset()
+			r := unanswered(m.Requests[0])
+			r.Verdict, r.observed = "allow", m.Services[0].ModeAt(time.Now()) == mesh.Observe
+			v.request(m, r)
+			if !strings.HasSuffix(out.String(), tt.request) {
+				t.Errorf("request %q, want the end %q", out.String(), tt.request)
+			}
+		})
+	}
+}
+
 func TestViewOfTheRecord(t *testing.T) {
 	var out bytes.Buffer
 	v := newView(&out)

@@ -80,6 +80,11 @@ func (v *view) begin(m *mesh.Mesh, dir string) {
 		v.requestWidth = max(v.requestWidth, min(len(requestText(m, r.Target, r.Method, r.Path)), 48))
 	}
 	v.printf("%s %s in %s\n", v.style(bold, "writ"), m.TrustDomain, display(dir))
+	for i := range m.Services {
+		if s := &m.Services[i]; s.Mode != s.ModeAt(time.Now()) {
+			v.warn("observing %s ended on %s: it is enforced", s.Name, s.ObserveUntil.Format(time.DateOnly))
+		}
+	}
 }
 
 // change tells of a control plane's program, or of an application.
@@ -111,8 +116,9 @@ func (v *view) ready(name, what string) {
 func (v *view) service(s *mesh.Service) {
 	what := "calls others only"
 	if s.Listens() {
-		what = s.Protocol + ", " + s.Mode
-		if s.Mode == mesh.Observe {
+		mode := s.ModeAt(time.Now())
+		what = s.Protocol + ", " + mode
+		if mode == mesh.Observe {
 			what += " until " + s.ObserveUntil.Format(time.DateOnly)
 		}
 	}
@@ -137,7 +143,7 @@ func (v *view) verdict(verdict string) string {
 // request shows a driven request.
 func (v *view) request(m *mesh.Mesh, r requestResult) {
 	note := ""
-	switch target := m.Service(r.Target); {
+	switch {
 	case r.Verdict != r.Expected:
 		note = v.style(red, "  expected "+r.Expected)
 		if r.problem != nil {
@@ -147,7 +153,7 @@ func (v *view) request(m *mesh.Mesh, r requestResult) {
 		note = v.style(yellow, "  observed, so it passed")
 	case r.reason != "":
 		note = v.style(dim, "  "+plainText(r.reason))
-	case target.Mode == mesh.Observe:
+	case r.observed:
 		note = v.style(yellow, "  observed")
 	}
 	v.printf("  %s %s  %s  %s  %s  %s  %s%s", v.tick(r.Verdict == r.Expected), v.verdict(r.Verdict),

@@ -196,6 +196,15 @@ func (s *Service) Upstream(name string) *Upstream {
 	return &s.Upstreams[i]
 }
 
+// ModeAt is the mode in force at t: observing ends at the date given. It is
+// empty for a service that nobody can call.
+func (s *Service) ModeAt(t time.Time) string {
+	if s.Mode == Observe && !t.Before(s.ObserveUntil) {
+		return Enforce
+	}
+	return s.Mode
+}
+
 // Expand is the command and its environment with the words in braces replaced.
 // All ports must be chosen. The environment holds PORT, and for each upstream
 // WRIT_UPSTREAM_<NAME>, the name in capitals with _ for - and dots.

@@ -38,6 +38,19 @@ requests:
   - {caller: none, target: shop, method: DELETE, path: //x/../y, expected: refused}
 `
 
+func TestModeAt(t *testing.T) {
+	end := time.Date(2030, 1, 31, 0, 0, 0, 0, time.UTC)
+	s := Service{Mode: Observe, ObserveUntil: end}
+	for at, want := range map[time.Time]string{end.Add(-1): Observe, end: Enforce, end.Add(1): Enforce} {
+		if got := s.ModeAt(at); got != want {
+			t.Errorf("%s at %s, want %s", got, at, want)
+		}
+	}
+	if got := (&Service{Mode: Enforce}).ModeAt(end); got != Enforce {
+		t.Errorf("enforce is %q", got)
+	}
+}
+
 func TestParse(t *testing.T) {
 	m, err := Parse("/mesh/mesh.yaml", []byte(small))
 	if err != nil {
