@@ -26,9 +26,44 @@ func (d upDir) path(elem ...string) string {
 	return filepath.Join(append([]string{string(d)}, elem...)...)
 }
 
+// lockFile keeps a second up out of a data directory.
+const lockFile = "up.lock"
+
+// checkUpDir refuses an existing directory that is not for us: one that holds
+// somebody else's files, or in which others may write. Its mode is left as it
+// is: to narrow that of a directory such as /tmp would break the machine.
+func checkUpDir(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is not a directory", dir)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%s may be written by others (mode %#o), and who can write there is in control of the mesh: choose another --data-dir, or chmod go-w it", dir, info.Mode().Perm())
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	for _, f := range files {
+		// Of up, or of a writd.
+		if name := f.Name(); f.Type().IsRegular() && (name == lockFile || name == "ports.json" || name == "writ.db") {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s holds files (%s) but no mesh: choose an empty or a new directory with --data-dir", dir, files[0].Name())
+}
+
 // openUpDir makes dir, resolves it (selectors compare resolved paths) and
-// locks it against a second up. release gives the lock back.
+// locks it against a second up. release gives the lock back. A directory that
+// is refused is left as it was.
 func openUpDir(dir string) (d upDir, release func(), err error) {
+	if err := checkUpDir(dir); err != nil {
+		return "", nil, fmt.Errorf("data directory: %w", err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", nil, fmt.Errorf("data directory: %w", err)
 	}
@@ -38,10 +73,7 @@ func openUpDir(dir string) (d upDir, release func(), err error) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return "", nil, fmt.Errorf("data directory: %w", err)
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return "", nil, fmt.Errorf("data directory: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "up.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return "", nil, fmt.Errorf("data directory: %w", err)
 	}
