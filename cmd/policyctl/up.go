@@ -223,7 +223,9 @@ func (u *upRun) run(ctx context.Context) (*upResult, error) {
 	defer following.Wait()
 	defer endTail()
 	u.tail = newRecordTail(auditv1.NewAdminClient(u.conn), func(err error) {
-		u.view.warn("the audit stream broke off (%v): following it again", rpcError(err))
+		u.view.warn("the audit stream broke off (%v): following it again as soon as it is back", rpcError(err))
+	}, func() {
+		u.view.printf("%s", u.view.style(green, "+ the audit stream is back"))
 	})
 	subscribed := make(chan struct{})
 	following.Go(func() { u.tail.follow(tailCtx, subscribed) })

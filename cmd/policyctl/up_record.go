@@ -57,8 +57,10 @@ func (r *recorded) rule() string {
 // shows is durable.
 type recordTail struct {
 	client auditv1.AdminClient
-	// lost is told when the stream ends and is opened again.
+	// lost is told when the stream ended, once until it is open again; back is
+	// told then.
 	lost func(error)
+	back func()
 
 	mu      sync.Mutex
 	changed chan struct{}
@@ -67,12 +69,16 @@ type recordTail struct {
 	live func(*recorded)
 }
 
-func newRecordTail(client auditv1.AdminClient, lost func(error)) *recordTail {
-	return &recordTail{client: client, lost: lost, changed: make(chan struct{}), seen: map[string]*recorded{}}
+func newRecordTail(client auditv1.AdminClient, lost func(error), back func()) *recordTail {
+	return &recordTail{client: client, lost: lost, back: back, changed: make(chan struct{}), seen: map[string]*recorded{}}
 }
 
-// retryTail is the time between two attempts to open the stream.
-const retryTail = 200 * time.Millisecond
+// The time between two attempts to open the stream doubles with each, up to
+// the longest; a stream that stood that long makes it the shortest again.
+const (
+	shortestRetryTail = 200 * time.Millisecond
+	longestRetryTail  = 5 * time.Second
+)
 
 // backlog is how many stored events are asked for again after a broken stream.
 const backlog = 10_000
@@ -82,18 +88,33 @@ const backlog = 10_000
 func (t *recordTail) follow(ctx context.Context, subscribed chan<- struct{}) {
 	since := time.Now().UnixNano()
 	filter := &auditv1.Filter{Kinds: []auditv1.Kind{auditv1.Kind_KIND_DECISION, auditv1.Kind_KIND_CONNECTION}, From: since}
+	broken := false
+	var delay time.Duration
 	for {
+		var opened time.Time
 		err := t.stream(ctx, filter, func() {
+			opened = time.Now()
 			if subscribed != nil {
 				close(subscribed)
 				subscribed = nil
 			}
+			if broken {
+				t.back()
+			}
+			broken = false
 		})
 		if ctx.Err() != nil {
 			return
 		}
-		t.lost(err)
-		timer := time.NewTimer(retryTail)
+		if !broken {
+			t.lost(err)
+		}
+		broken = true
+		delay = min(max(2*delay, shortestRetryTail), longestRetryTail)
+		if !opened.IsZero() && time.Since(opened) >= longestRetryTail {
+			delay = shortestRetryTail
+		}
+		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -110,13 +131,15 @@ func (t *recordTail) stream(ctx context.Context, filter *auditv1.Filter, opened 
 	if err != nil {
 		return err
 	}
-	for {
+	for first := true; ; first = false {
 		resp, err := stream.Recv()
 		if err != nil {
 			return err
 		}
 		// The first message is empty: the subscription stands.
-		opened()
+		if first {
+			opened()
+		}
 		if resp.GetRecord() != nil {
 			t.take(resp.GetRecord())
 		}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -65,7 +67,8 @@ func TestVerdictsComeFromTheRecord(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	lost := make(chan error, 10)
-	tail := newRecordTail(auditv1.NewAdminClient(conn), func(err error) { lost <- err })
+	back := make(chan struct{}, 10)
+	tail := newRecordTail(auditv1.NewAdminClient(conn), func(err error) { lost <- err }, func() { back <- struct{}{} })
 	subscribed := make(chan struct{})
 	wg.Go(func() { tail.follow(ctx, subscribed) })
 	t.Cleanup(func() { cancel(); conn.Close(); srv.Stop(); wg.Wait() })
@@ -86,6 +89,7 @@ func TestVerdictsComeFromTheRecord(t *testing.T) {
 	if err := <-lost; err == nil {
 		t.Error("no reason")
 	}
+	<-back
 	b.tails <- []*auditv1.StoredRecord{
 		stored(t, "two", &auditv1.Event{
 			Kind: auditv1.Kind_KIND_CONNECTION, Outcome: auditv1.Outcome_OUTCOME_REFUSED, Tier: auditv1.Tier_TIER_ENFORCEMENT,
@@ -107,6 +111,59 @@ func TestVerdictsComeFromTheRecord(t *testing.T) {
 	if _, err := tail.find(gone, byDecision("three")); err == nil {
 		t.Error("found what nobody sent")
 	}
+}
+
+// gone is a collector that cannot be reached until a given time; from then on
+// it takes each stream and drops it at once.
+type gone struct {
+	auditv1.AdminClient
+	until time.Time
+	// unreachable and taken count the attempts.
+	unreachable, taken int
+}
+
+func (g *gone) Tail(context.Context, *auditv1.TailRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[auditv1.TailResponse], error) {
+	if time.Now().Before(g.until) {
+		g.unreachable++
+		return nil, errors.New("unavailable")
+	}
+	g.taken++
+	return &dropped{}, nil
+}
+
+type dropped struct {
+	grpc.ServerStreamingClient[auditv1.TailResponse]
+	received bool
+}
+
+func (d *dropped) Recv() (*auditv1.TailResponse, error) {
+	if d.received {
+		return nil, errors.New("going down")
+	}
+	d.received = true
+	return &auditv1.TailResponse{}, nil
+}
+
+func TestBrokenTailBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const minute = time.Minute
+		ctx, cancel := context.WithTimeout(t.Context(), 2*minute)
+		defer cancel()
+		g := &gone{until: time.Now().Add(minute)}
+		var lostEarly, lost, back int
+		newRecordTail(g, func(error) {
+			if lost++; time.Now().Before(g.until) {
+				lostEarly++
+			}
+		}, func() { back++ }).follow(ctx, make(chan struct{}))
+		if lostEarly != 1 || g.unreachable > 18 {
+			t.Errorf("said %d times that it is lost, after %d attempts in a minute", lostEarly, g.unreachable)
+		}
+		// A stream that breaks off at once is no reason to hurry.
+		if lost != back+1 || back != g.taken || back == 0 || g.taken > 13 {
+			t.Errorf("then lost %d times, back %d times, in %d attempts", lost, back, g.taken)
+		}
+	})
 }
 
 func TestVerdict(t *testing.T) {
