@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,6 +103,12 @@ func (u *upRun) allReady(ctx context.Context, subscribed <-chan struct{}) error 
 	for _, p := range u.apps {
 		g.Go(func() error { return u.waitReady(ctx, p) })
 	}
+	for i := range u.mesh.Services {
+		g.Go(func() error {
+			u.lookFor(ctx, &u.mesh.Services[i])
+			return nil
+		})
+	}
 	for i, p := range u.sidecars {
 		g.Go(func() error {
 			err := u.waitReady(ctx, p)
@@ -124,6 +131,27 @@ func (u *upRun) allReady(ctx context.Context, subscribed <-chan struct{}) error 
 	}
 	// A sidecar may have started with the revision of an earlier run.
 	return u.enforced(outer, u.revision)
+}
+
+// lookTimeout bounds the look for a program that up does not start.
+const lookTimeout = time.Second
+
+// lookFor warns of a service at an address where nothing listens. That is no
+// error: whoever starts it may do so later.
+func (u *upRun) lookFor(ctx context.Context, s *mesh.Service) {
+	if s.Address == "" {
+		return
+	}
+	dialCtx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(dialCtx, "tcp", s.Address)
+	switch {
+	case err == nil:
+		conn.Close()
+	case ctx.Err() == nil:
+		u.view.warn("%s: nothing listens at %s yet", s.Name, s.Address)
+	}
 }
 
 // program starts one of Writ's own programs.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -94,6 +96,33 @@ requests: [{caller: none, target: web, path: /, expected: allow}]}`))
 				t.Errorf("request %q, want the end %q", out.String(), tt.request)
 			}
 		})
+	}
+}
+
+func TestLookForAService(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer ln.Close()
+	var out bytes.Buffer
+	u := &upRun{view: newView(&out)}
+	s := &mesh.Service{Name: "shop", Address: ln.Addr().String()}
+	u.lookFor(t.Context(), s)
+	u.lookFor(t.Context(), &mesh.Service{Name: "me"})
+	if out.Len() > 0 {
+		t.Errorf("it listens, yet: %s", out.String())
+	}
+	ln.Close()
+	u.lookFor(t.Context(), s)
+	want := "! shop: nothing listens at " + s.Address + " yet\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("view (-want +got):\n%s", diff)
+	}
+	out.Reset()
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	u.lookFor(stopped, s)
+	if out.Len() > 0 {
+		t.Errorf("stopped while it looked, yet: %s", out.String())
 	}
 }
 
