@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,20 +42,23 @@ func checkUpDir(dir string) error {
 		return err
 	case !info.IsDir():
 		return fmt.Errorf("%s is not a directory", dir)
-	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s may be written by others (mode %#o), and who can write there is in control of the mesh: choose another --data-dir, or chmod go-w it", dir, info.Mode().Perm())
 	}
 	files, err := os.ReadDir(dir)
-	if err != nil || len(files) == 0 {
+	if err != nil {
 		return err
 	}
-	for _, f := range files {
-		// Of up, or of a writd.
-		if name := f.Name(); f.Type().IsRegular() && (name == lockFile || name == "ports.json" || name == "writ.db") {
-			return nil
-		}
+	if len(files) > 0 && !slices.ContainsFunc(files, isMark) {
+		return fmt.Errorf("%s holds files (%s) but no mesh: choose an empty or a new directory with --data-dir", dir, files[0].Name())
 	}
-	return fmt.Errorf("%s holds files (%s) but no mesh: choose an empty or a new directory with --data-dir", dir, files[0].Name())
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s may be written by others (mode %#o), and who can write there is in control of the mesh: choose another --data-dir, or chmod go-w it", dir, info.Mode().Perm())
+	}
+	return nil
+}
+
+// isMark reports whether a file in a data directory is that of an up or writd.
+func isMark(f fs.DirEntry) bool {
+	return f.Type().IsRegular() && slices.Contains([]string{lockFile, "ports.json", "writ.db"}, f.Name())
 }
 
 // openUpDir makes dir, resolves it (selectors compare resolved paths) and
