@@ -221,7 +221,7 @@ func (m *mesh) settle(ctx context.Context, s *samples, requests uint64) error {
 		return fmt.Errorf("the collector has not stored %d events", requests)
 	})
 	if err == nil {
-		s.add("record behind after full load", ours, "s", time.Since(start).Seconds())
+		s.add("record behind after full load", ours, "ms", time.Since(start).Seconds()*1e3)
 	}
 	return err
 }
