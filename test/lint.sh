@@ -23,7 +23,7 @@ formatted() {
 }
 tidy() {
 	local dir
-	for dir in . test/tools; do (cd "$dir" && go mod tidy -diff) || return 1; done
+	for dir in . test/tools test/interop/h2spec; do (cd "$dir" && go mod tidy -diff) || return 1; done
 }
 generated() {
 	command -v protoc >/dev/null || { [ -z "${CI:-}" ] && { echo "skipped: no protoc"; return 0; }; echo "protoc is missing"; return 1; }
