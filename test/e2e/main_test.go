@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -40,6 +41,26 @@ func buildAndRun(m *testing.M) int {
 	}
 	return m.Run()
 }
+
+// noteSources looks at every file that the programs are built of, and no more:
+// go test remembers what a test looked at, and a result that was cached before
+// one of them changed is not taken for the result of now. It remembers only
+// what is looked at while tests run, so TestMain cannot do it.
+var noteSources = sync.OnceValue(func() error {
+	const root = "../.."
+	for _, dir := range []string{"audit", "cmd", "deploy", "identity", "internal", "pep", "policy", "proxy", "rego"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ fs.DirEntry, err error) error {
+			if err == nil {
+				_, err = os.Stat(path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+})
 
 // need skips a test without the program, and fails it in CI: there everything
 // is installed, and a skip would hide that it is not.
@@ -86,6 +107,9 @@ func (b *logBuffer) String() string {
 // up brings the mesh of a mesh file up and waits until it says so.
 func up(t *testing.T, meshFile, dataDir string, args ...string) *runningMesh {
 	t.Helper()
+	if err := noteSources(); err != nil {
+		t.Fatal(err)
+	}
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(shortDir(t), "notify"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

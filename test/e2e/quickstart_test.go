@@ -35,6 +35,9 @@ type onceReport struct {
 
 func once(t *testing.T, args ...string) onceReport {
 	t.Helper()
+	if err := noteSources(); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(filepath.Join(bin, "policyctl"), append([]string{"up", "--once", "--output", "json"}, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
