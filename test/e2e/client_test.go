@@ -58,19 +58,25 @@ func (m *runningMesh) lastRuleIs(rule string) error {
 
 // workloads lists the entries of services by ID, without what changes at each
 // start.
-func workloads(entryList string) string {
-	var list []struct {
-		ID       string `json:"id"`
-		SPIFFEID string `json:"spiffe_id"`
+func (m *runningMesh) workloads() string {
+	m.t.Helper()
+	var list struct {
+		Entries []struct {
+			ID       string `json:"id"`
+			SPIFFEID string `json:"spiffe_id"`
+		} `json:"entries"`
 	}
-	if err := json.Unmarshal([]byte(entryList), &list); err != nil {
-		return err.Error()
+	if err := json.Unmarshal(m.ctl("entry", "list", "--output", "json"), &list); err != nil {
+		m.t.Fatal(err)
 	}
 	var ids []string
-	for _, e := range list {
+	for _, e := range list.Entries {
 		if strings.Contains(e.SPIFFEID, "/svc/") {
 			ids = append(ids, e.ID+" "+e.SPIFFEID)
 		}
+	}
+	if len(ids) == 0 {
+		m.t.Fatal("no entries of services: the comparison would show nothing")
 	}
 	slices.Sort(ids)
 	return strings.Join(ids, "\n")

@@ -198,7 +198,7 @@ func TestSecondStart(t *testing.T) {
 	dataDir := t.TempDir()
 	m := up(t, p.file, dataDir)
 	get(t, p.url+"/first")
-	entries := string(m.ctl("entry", "list", "--output", "json"))
+	entries := m.workloads()
 	events := len(m.export())
 	bundle, err := os.ReadFile(filepath.Join(dataDir, "public", "bundle.pem"))
 	if err != nil {
@@ -209,7 +209,7 @@ func TestSecondStart(t *testing.T) {
 
 	m = up(t, p.file, dataDir)
 	get(t, p.url+"/second")
-	if now := string(m.ctl("entry", "list", "--output", "json")); workloads(now) != workloads(entries) {
+	if now := m.workloads(); now != entries {
 		t.Errorf("entries changed:\n%s\n%s", entries, now)
 	}
 	if now := len(m.export()); now <= events {
