@@ -210,22 +210,29 @@ func newEntryListCmd(a *app) *cobra.Command {
 	return cmd
 }
 
-// findEntries fetches all pages.
 func (a *app) findEntries(ctx context.Context, filter *entryv1.ListEntriesRequest_Filter) (all []*types.Entry, err error) {
-	err = a.entryAdmin(func(c entryv1.EntryClient) error {
-		req := &entryv1.ListEntriesRequest{Filter: filter}
-		for {
-			resp, err := c.ListEntries(ctx, req)
-			if err != nil {
-				return rpcError(err)
-			}
-			all = append(all, resp.GetEntries()...)
-			if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-				return nil
-			}
+	err = a.entryAdmin(func(c entryv1.EntryClient) (err error) {
+		if all, err = listEntries(ctx, c, filter); err != nil {
+			return rpcError(err)
 		}
+		return nil
 	})
 	return all, err
+}
+
+// listEntries fetches all pages.
+func listEntries(ctx context.Context, client entryv1.EntryClient, filter *entryv1.ListEntriesRequest_Filter) (all []*types.Entry, err error) {
+	req := &entryv1.ListEntriesRequest{Filter: filter}
+	for {
+		resp, err := client.ListEntries(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, resp.GetEntries()...)
+		if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
+			return all, nil
+		}
+	}
 }
 
 func newEntryShowCmd(a *app) *cobra.Command {

@@ -63,7 +63,7 @@ func (u *upRun) entries(ctx context.Context) error {
 		return err
 	}
 	client := entryv1.NewEntryClient(u.conn)
-	have, err := listEntries(ctx, client, alias)
+	have, err := listEntries(ctx, client, &entryv1.ListEntriesRequest_Filter{ByParentId: protoID(alias)})
 	if err != nil {
 		return fmt.Errorf("list entries: %w", rpcError(err))
 	}
@@ -108,22 +108,6 @@ func (u *upRun) entries(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-func listEntries(ctx context.Context, client entryv1.EntryClient, parent spiffeid.ID) ([]*types.Entry, error) {
-	req := &entryv1.ListEntriesRequest{Filter: &entryv1.ListEntriesRequest_Filter{ByParentId: protoID(parent)}}
-	var all []*types.Entry
-	for {
-		resp, err := client.ListEntries(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, resp.GetEntries()...)
-		if resp.GetNextPageToken() == "" {
-			return all, nil
-		}
-		req.PageToken = resp.GetNextPageToken()
-	}
 }
 
 // entry gives the service's SPIFFE ID to the processes of this user that run

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -146,15 +145,7 @@ func (s *sidecar) follow() error {
 		s.decidedOnce.Do(func() { close(s.decided) })
 		return nil
 	}
-	var pems []byte
-	for _, file := range s.cfg.Policy.Keys {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("policy.keys: %w", err)
-		}
-		pems = append(append(pems, data...), '\n')
-	}
-	keys, err := bundle.ParseKeys(pems)
+	keys, err := bundle.LoadKeys(s.cfg.Policy.Keys...)
 	if err != nil {
 		return fmt.Errorf("policy.keys: %w", err)
 	}

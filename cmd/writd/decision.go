@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/writ-dev/writ/identity/keys"
@@ -29,9 +28,9 @@ func (w *writd) openDecision(ctx context.Context) error {
 	if err := w.publish("decision.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})); err != nil {
 		return err
 	}
-	publishers, err := publisherKeys(w.cfg.PublisherKeys)
+	publishers, err := bundle.LoadKeys(w.cfg.PublisherKeys...)
 	if err != nil {
-		return err
+		return fmt.Errorf("publisher key: %w", err)
 	}
 	w.decision, err = server.New(ctx, server.Config{
 		DB: w.db, DecisionKey: key, PublisherKeys: publishers, AllowUnsigned: w.cfg.AllowUnsignedPolicy,
@@ -47,22 +46,4 @@ func knownActor(ctx context.Context) string {
 		return "unknown"
 	}
 	return name
-}
-
-func publisherKeys(files []string) (bundle.Keys, error) {
-	var pems []byte
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("publisher key: %w", err)
-		}
-		if _, err := bundle.ParseKeys(data); err != nil {
-			return nil, fmt.Errorf("publisher key %s: %w", file, err)
-		}
-		pems = append(append(pems, data...), '\n')
-	}
-	if len(pems) == 0 {
-		return nil, nil
-	}
-	return bundle.ParseKeys(pems)
 }

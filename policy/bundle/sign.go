@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 
 	"github.com/go-jose/go-jose/v4"
@@ -45,6 +46,27 @@ func NewKeys(public ...*ecdsa.PublicKey) (Keys, error) {
 		keys[id] = p
 	}
 	return keys, nil
+}
+
+// LoadKeys reads the keys of PEM files; none for no file. An error names the
+// file.
+func LoadKeys(files ...string) (Keys, error) {
+	var all Keys
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		keys, err := ParseKeys(data)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if all == nil {
+			all = Keys{}
+		}
+		maps.Copy(all, keys)
+	}
+	return all, nil
 }
 
 // ParseKeys reads all P-256 public keys (PUBLIC KEY, PKIX) of a PEM file.
