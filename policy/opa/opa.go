@@ -96,6 +96,9 @@ func Check(content bundle.Content) (*Program, []policy.Problem) {
 // Catalogue is the service catalogue of the content.
 func (p *Program) Catalogue() bundle.Catalogue { return p.catalogue }
 
+// Digest is the content's.
+func (p *Program) Digest() [32]byte { return p.content.Digest() }
+
 type loader struct {
 	content  bundle.Content
 	program  *Program

@@ -229,7 +229,11 @@ type PushRequest struct {
 	Bundle  []byte `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// Check everything, activate nothing.
-	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Commit that the sources were taken from, as their author says.
+	SourceCommit string `protobuf:"bytes,4,opt,name=source_commit,json=sourceCommit,proto3" json:"source_commit,omitempty"`
+	// Absent: every follower at once.
+	Rollout       *Rollout `protobuf:"bytes,5,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -285,6 +289,88 @@ func (x *PushRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *PushRequest) GetSourceCommit() string {
+	if x != nil {
+		return x.SourceCommit
+	}
+	return ""
+}
+
+func (x *PushRequest) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+// Rollout puts a revision in force at a share of the followers first. The rest
+// follows on Promote; a rollout that halts gives everybody the content that was
+// in force before, as a new revision.
+type Rollout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Share of the followers that get it first, 1 to 99.
+	Percent uint32 `protobuf:"varint,1,opt,name=percent,proto3" json:"percent,omitempty"`
+	// Halt when the share of denied requests at those followers exceeds that at
+	// the others by more than this, per mille; 0 is never.
+	MaxDenyIncrease uint32 `protobuf:"varint,2,opt,name=max_deny_increase,json=maxDenyIncrease,proto3" json:"max_deny_increase,omitempty"`
+	// Decisions that those followers must have made before shares are compared;
+	// 0 is 100.
+	MinDecisions  uint64 `protobuf:"varint,3,opt,name=min_decisions,json=minDecisions,proto3" json:"min_decisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rollout) Reset() {
+	*x = Rollout{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollout) ProtoMessage() {}
+
+func (x *Rollout) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
+func (*Rollout) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Rollout) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *Rollout) GetMaxDenyIncrease() uint32 {
+	if x != nil {
+		return x.MaxDenyIncrease
+	}
+	return 0
+}
+
+func (x *Rollout) GetMinDecisions() uint64 {
+	if x != nil {
+		return x.MinDecisions
+	}
+	return 0
+}
+
 type PushResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Set when the revision was activated, or when the content was already in
@@ -299,7 +385,7 @@ type PushResponse struct {
 
 func (x *PushResponse) Reset() {
 	*x = PushResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[4]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +397,7 @@ func (x *PushResponse) String() string {
 func (*PushResponse) ProtoMessage() {}
 
 func (x *PushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[4]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +410,7 @@ func (x *PushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushResponse.ProtoReflect.Descriptor instead.
 func (*PushResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{4}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PushResponse) GetRevision() *Revision {
@@ -366,15 +452,28 @@ type RevisionInfo struct {
 	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	Active  bool   `protobuf:"varint,6,opt,name=active,proto3" json:"active,omitempty"`
 	// Number this one is a rollback to; 0 if it is none.
-	RollbackOf    uint64      `protobuf:"varint,7,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"`
-	Tests         *TestReport `protobuf:"bytes,8,opt,name=tests,proto3" json:"tests,omitempty"`
+	RollbackOf   uint64      `protobuf:"varint,7,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"`
+	Tests        *TestReport `protobuf:"bytes,8,opt,name=tests,proto3" json:"tests,omitempty"`
+	SourceCommit string      `protobuf:"bytes,9,opt,name=source_commit,json=sourceCommit,proto3" json:"source_commit,omitempty"`
+	// Name of the publisher whose key signed the pushed part.
+	Publisher string `protobuf:"bytes,10,opt,name=publisher,proto3" json:"publisher,omitempty"`
+	// Who approved it, as names from the configuration.
+	Approvals []*Approval `protobuf:"bytes,11,rep,name=approvals,proto3" json:"approvals,omitempty"`
+	// Proposal that it came from; 0 for none.
+	Proposal uint64 `protobuf:"varint,12,opt,name=proposal,proto3" json:"proposal,omitempty"`
+	// all, canary or halted.
+	Stage   string   `protobuf:"bytes,13,opt,name=stage,proto3" json:"stage,omitempty"`
+	Rollout *Rollout `protobuf:"bytes,14,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	// compiled or topdown, and why not compiled.
+	Engine        string `protobuf:"bytes,15,opt,name=engine,proto3" json:"engine,omitempty"`
+	EngineReason  string `protobuf:"bytes,16,opt,name=engine_reason,json=engineReason,proto3" json:"engine_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RevisionInfo) Reset() {
 	*x = RevisionInfo{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[5]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +485,7 @@ func (x *RevisionInfo) String() string {
 func (*RevisionInfo) ProtoMessage() {}
 
 func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[5]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +498,7 @@ func (x *RevisionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevisionInfo.ProtoReflect.Descriptor instead.
 func (*RevisionInfo) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{5}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RevisionInfo) GetRevision() *Revision {
@@ -458,6 +557,1357 @@ func (x *RevisionInfo) GetTests() *TestReport {
 	return nil
 }
 
+func (x *RevisionInfo) GetSourceCommit() string {
+	if x != nil {
+		return x.SourceCommit
+	}
+	return ""
+}
+
+func (x *RevisionInfo) GetPublisher() string {
+	if x != nil {
+		return x.Publisher
+	}
+	return ""
+}
+
+func (x *RevisionInfo) GetApprovals() []*Approval {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
+func (x *RevisionInfo) GetProposal() uint64 {
+	if x != nil {
+		return x.Proposal
+	}
+	return 0
+}
+
+func (x *RevisionInfo) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RevisionInfo) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+func (x *RevisionInfo) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *RevisionInfo) GetEngineReason() string {
+	if x != nil {
+		return x.EngineReason
+	}
+	return ""
+}
+
+// Approval is somebody's signature under the digest of a proposal.
+type Approval struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name from the configuration, and the key that signed.
+	Approver string `protobuf:"bytes,1,opt,name=approver,proto3" json:"approver,omitempty"`
+	KeyId    string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Who sent it: unix:uid:<n> or a SPIFFE ID.
+	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Nanoseconds since the Unix epoch.
+	Time          int64 `protobuf:"fixed64,4,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Approval) Reset() {
+	*x = Approval{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Approval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Approval) ProtoMessage() {}
+
+func (x *Approval) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Approval.ProtoReflect.Descriptor instead.
+func (*Approval) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Approval) GetApprover() string {
+	if x != nil {
+		return x.Approver
+	}
+	return ""
+}
+
+func (x *Approval) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *Approval) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Approval) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+// Proposal is a content that waits to be put in force.
+type Proposal struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// SHA-256 of the content that would be in force.
+	Digest       []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Author       string `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
+	Publisher    string `protobuf:"bytes,4,opt,name=publisher,proto3" json:"publisher,omitempty"`
+	KeyId        string `protobuf:"bytes,5,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Message      string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	SourceCommit string `protobuf:"bytes,7,opt,name=source_commit,json=sourceCommit,proto3" json:"source_commit,omitempty"`
+	// Nanoseconds since the Unix epoch.
+	Proposed  int64       `protobuf:"fixed64,8,opt,name=proposed,proto3" json:"proposed,omitempty"`
+	Approvals []*Approval `protobuf:"bytes,9,rep,name=approvals,proto3" json:"approvals,omitempty"`
+	// How many it needs, and why.
+	ApprovalsRequired uint32      `protobuf:"varint,10,opt,name=approvals_required,json=approvalsRequired,proto3" json:"approvals_required,omitempty"`
+	RequiredBecause   []string    `protobuf:"bytes,11,rep,name=required_because,json=requiredBecause,proto3" json:"required_because,omitempty"`
+	Tests             *TestReport `protobuf:"bytes,12,opt,name=tests,proto3" json:"tests,omitempty"`
+	// open, activated, withdrawn or outdated (another revision came between).
+	State string `protobuf:"bytes,13,opt,name=state,proto3" json:"state,omitempty"`
+	// Revision that it was made against, and, once activated, made.
+	Base          *Revision `protobuf:"bytes,14,opt,name=base,proto3" json:"base,omitempty"`
+	Revision      *Revision `protobuf:"bytes,15,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Proposal) Reset() {
+	*x = Proposal{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Proposal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Proposal) ProtoMessage() {}
+
+func (x *Proposal) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
+func (*Proposal) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Proposal) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Proposal) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *Proposal) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *Proposal) GetPublisher() string {
+	if x != nil {
+		return x.Publisher
+	}
+	return ""
+}
+
+func (x *Proposal) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *Proposal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Proposal) GetSourceCommit() string {
+	if x != nil {
+		return x.SourceCommit
+	}
+	return ""
+}
+
+func (x *Proposal) GetProposed() int64 {
+	if x != nil {
+		return x.Proposed
+	}
+	return 0
+}
+
+func (x *Proposal) GetApprovals() []*Approval {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
+func (x *Proposal) GetApprovalsRequired() uint32 {
+	if x != nil {
+		return x.ApprovalsRequired
+	}
+	return 0
+}
+
+func (x *Proposal) GetRequiredBecause() []string {
+	if x != nil {
+		return x.RequiredBecause
+	}
+	return nil
+}
+
+func (x *Proposal) GetTests() *TestReport {
+	if x != nil {
+		return x.Tests
+	}
+	return nil
+}
+
+func (x *Proposal) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Proposal) GetBase() *Revision {
+	if x != nil {
+		return x.Base
+	}
+	return nil
+}
+
+func (x *Proposal) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+type ProposeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As PushRequest.
+	Bundle        []byte `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	SourceCommit  string `protobuf:"bytes,3,opt,name=source_commit,json=sourceCommit,proto3" json:"source_commit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeRequest) Reset() {
+	*x = ProposeRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeRequest) ProtoMessage() {}
+
+func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
+func (*ProposeRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ProposeRequest) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *ProposeRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ProposeRequest) GetSourceCommit() string {
+	if x != nil {
+		return x.SourceCommit
+	}
+	return ""
+}
+
+type ProposeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proposal      *Proposal              `protobuf:"bytes,1,opt,name=proposal,proto3" json:"proposal,omitempty"`
+	Problems      []*Problem             `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
+	Tests         *TestReport            `protobuf:"bytes,3,opt,name=tests,proto3" json:"tests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeResponse) Reset() {
+	*x = ProposeResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeResponse) ProtoMessage() {}
+
+func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
+func (*ProposeResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProposeResponse) GetProposal() *Proposal {
+	if x != nil {
+		return x.Proposal
+	}
+	return nil
+}
+
+func (x *ProposeResponse) GetProblems() []*Problem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *ProposeResponse) GetTests() *TestReport {
+	if x != nil {
+		return x.Tests
+	}
+	return nil
+}
+
+type ApproveRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// JWS, compact, ES256, over {"purpose":"writ-policy-approval","proposal":
+	// <number>,"digest":"<hex>"}; kid is the key's id.
+	Signature     string `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveRequest) Reset() {
+	*x = ApproveRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveRequest) ProtoMessage() {}
+
+func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
+func (*ApproveRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ApproveRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ApproveRequest) GetSignature() string {
+	if x != nil {
+		return x.Signature
+	}
+	return ""
+}
+
+type ApproveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proposal      *Proposal              `protobuf:"bytes,1,opt,name=proposal,proto3" json:"proposal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveResponse) Reset() {
+	*x = ApproveResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveResponse) ProtoMessage() {}
+
+func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveResponse.ProtoReflect.Descriptor instead.
+func (*ApproveResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ApproveResponse) GetProposal() *Proposal {
+	if x != nil {
+		return x.Proposal
+	}
+	return nil
+}
+
+type WithdrawRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithdrawRequest) Reset() {
+	*x = WithdrawRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithdrawRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithdrawRequest) ProtoMessage() {}
+
+func (x *WithdrawRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithdrawRequest.ProtoReflect.Descriptor instead.
+func (*WithdrawRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *WithdrawRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *WithdrawRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type WithdrawResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proposal      *Proposal              `protobuf:"bytes,1,opt,name=proposal,proto3" json:"proposal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithdrawResponse) Reset() {
+	*x = WithdrawResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithdrawResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithdrawResponse) ProtoMessage() {}
+
+func (x *WithdrawResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithdrawResponse.ProtoReflect.Descriptor instead.
+func (*WithdrawResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WithdrawResponse) GetProposal() *Proposal {
+	if x != nil {
+		return x.Proposal
+	}
+	return nil
+}
+
+type ProposalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposalsRequest) Reset() {
+	*x = ProposalsRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposalsRequest) ProtoMessage() {}
+
+func (x *ProposalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposalsRequest.ProtoReflect.Descriptor instead.
+func (*ProposalsRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{15}
+}
+
+type ProposalsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Proposals     []*Proposal `protobuf:"bytes,1,rep,name=proposals,proto3" json:"proposals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposalsResponse) Reset() {
+	*x = ProposalsResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposalsResponse) ProtoMessage() {}
+
+func (x *ProposalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposalsResponse.ProtoReflect.Descriptor instead.
+func (*ProposalsResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ProposalsResponse) GetProposals() []*Proposal {
+	if x != nil {
+		return x.Proposals
+	}
+	return nil
+}
+
+type ShowProposalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowProposalRequest) Reset() {
+	*x = ShowProposalRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowProposalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowProposalRequest) ProtoMessage() {}
+
+func (x *ShowProposalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowProposalRequest.ProtoReflect.Descriptor instead.
+func (*ShowProposalRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ShowProposalRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type ShowProposalResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Proposal *Proposal              `protobuf:"bytes,1,opt,name=proposal,proto3" json:"proposal,omitempty"`
+	// The whole content that would be in force.
+	Files         []*SourceFile `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowProposalResponse) Reset() {
+	*x = ShowProposalResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowProposalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowProposalResponse) ProtoMessage() {}
+
+func (x *ShowProposalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowProposalResponse.ProtoReflect.Descriptor instead.
+func (*ShowProposalResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ShowProposalResponse) GetProposal() *Proposal {
+	if x != nil {
+		return x.Proposal
+	}
+	return nil
+}
+
+func (x *ShowProposalResponse) GetFiles() []*SourceFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type ActivateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Rollout       *Rollout               `protobuf:"bytes,2,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateRequest) Reset() {
+	*x = ActivateRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateRequest) ProtoMessage() {}
+
+func (x *ActivateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateRequest.ProtoReflect.Descriptor instead.
+func (*ActivateRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ActivateRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ActivateRequest) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type ActivateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateResponse) Reset() {
+	*x = ActivateResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateResponse) ProtoMessage() {}
+
+func (x *ActivateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateResponse.ProtoReflect.Descriptor instead.
+func (*ActivateResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ActivateResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// PromoteRequest ends a rollout for everybody.
+type PromoteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteRequest) Reset() {
+	*x = PromoteRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteRequest) ProtoMessage() {}
+
+func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
+func (*PromoteRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+type PromoteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteResponse) Reset() {
+	*x = PromoteResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteResponse) ProtoMessage() {}
+
+func (x *PromoteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteResponse.ProtoReflect.Descriptor instead.
+func (*PromoteResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PromoteResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+type HaltRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HaltRequest) Reset() {
+	*x = HaltRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HaltRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HaltRequest) ProtoMessage() {}
+
+func (x *HaltRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HaltRequest.ProtoReflect.Descriptor instead.
+func (*HaltRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *HaltRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type HaltResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The content from before, as a new revision.
+	Revision      *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HaltResponse) Reset() {
+	*x = HaltResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HaltResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HaltResponse) ProtoMessage() {}
+
+func (x *HaltResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HaltResponse.ProtoReflect.Descriptor instead.
+func (*HaltResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *HaltResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// RaiseEpochRequest puts what is in force under a higher epoch, so that a fleet
+// accepts a control plane that was restored from a backup.
+type RaiseEpochRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 is one more than the highest that this control plane has had or heard of.
+	Epoch         uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseEpochRequest) Reset() {
+	*x = RaiseEpochRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseEpochRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseEpochRequest) ProtoMessage() {}
+
+func (x *RaiseEpochRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseEpochRequest.ProtoReflect.Descriptor instead.
+func (*RaiseEpochRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RaiseEpochRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RaiseEpochRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RaiseEpochResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseEpochResponse) Reset() {
+	*x = RaiseEpochResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseEpochResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseEpochResponse) ProtoMessage() {}
+
+func (x *RaiseEpochResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseEpochResponse.ProtoReflect.Descriptor instead.
+func (*RaiseEpochResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RaiseEpochResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+type CompileReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 is the one in force.
+	Number        uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompileReportRequest) Reset() {
+	*x = CompileReportRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompileReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompileReportRequest) ProtoMessage() {}
+
+func (x *CompileReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompileReportRequest.ProtoReflect.Descriptor instead.
+func (*CompileReportRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CompileReportRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type CompileReportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Info  *RevisionInfo          `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	// What was compiled and what not, and why, as JSON.
+	Report        []byte `protobuf:"bytes,2,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompileReportResponse) Reset() {
+	*x = CompileReportResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompileReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompileReportResponse) ProtoMessage() {}
+
+func (x *CompileReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompileReportResponse.ProtoReflect.Descriptor instead.
+func (*CompileReportResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CompileReportResponse) GetInfo() *RevisionInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *CompileReportResponse) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+// SliceRequest asks for what a workload gets, to examine it.
+type SliceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SliceRequest) Reset() {
+	*x = SliceRequest{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SliceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SliceRequest) ProtoMessage() {}
+
+func (x *SliceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SliceRequest.ProtoReflect.Descriptor instead.
+func (*SliceRequest) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SliceRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *SliceRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type SliceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Bundle        []byte                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SliceResponse) Reset() {
+	*x = SliceResponse{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SliceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SliceResponse) ProtoMessage() {}
+
+func (x *SliceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SliceResponse.ProtoReflect.Descriptor instead.
+func (*SliceResponse) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SliceResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *SliceResponse) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -466,7 +1916,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[6]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +1928,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[6]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +1941,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{6}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{31}
 }
 
 type ListResponse struct {
@@ -504,7 +1954,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[7]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +1966,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[7]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +1979,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{7}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListResponse) GetRevisions() []*RevisionInfo {
@@ -549,7 +1999,7 @@ type ShowRequest struct {
 
 func (x *ShowRequest) Reset() {
 	*x = ShowRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[8]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +2011,7 @@ func (x *ShowRequest) String() string {
 func (*ShowRequest) ProtoMessage() {}
 
 func (x *ShowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[8]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +2024,7 @@ func (x *ShowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRequest.ProtoReflect.Descriptor instead.
 func (*ShowRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{8}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ShowRequest) GetNumber() uint64 {
@@ -594,7 +2044,7 @@ type SourceFile struct {
 
 func (x *SourceFile) Reset() {
 	*x = SourceFile{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[9]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +2056,7 @@ func (x *SourceFile) String() string {
 func (*SourceFile) ProtoMessage() {}
 
 func (x *SourceFile) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[9]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +2069,7 @@ func (x *SourceFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFile.ProtoReflect.Descriptor instead.
 func (*SourceFile) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{9}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SourceFile) GetPath() string {
@@ -646,7 +2096,7 @@ type ShowResponse struct {
 
 func (x *ShowResponse) Reset() {
 	*x = ShowResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[10]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +2108,7 @@ func (x *ShowResponse) String() string {
 func (*ShowResponse) ProtoMessage() {}
 
 func (x *ShowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[10]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +2121,7 @@ func (x *ShowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowResponse.ProtoReflect.Descriptor instead.
 func (*ShowResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{10}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ShowResponse) GetInfo() *RevisionInfo {
@@ -698,7 +2148,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[11]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +2160,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[11]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +2173,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{11}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RollbackRequest) GetNumber() uint64 {
@@ -749,7 +2199,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[12]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +2211,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[12]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +2224,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{12}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RollbackResponse) GetRevision() *Revision {
@@ -796,7 +2246,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[13]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +2258,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[13]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +2271,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{13}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DecideRequest) GetInput() []byte {
@@ -849,7 +2299,7 @@ type RuleRef struct {
 
 func (x *RuleRef) Reset() {
 	*x = RuleRef{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[14]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +2311,7 @@ func (x *RuleRef) String() string {
 func (*RuleRef) ProtoMessage() {}
 
 func (x *RuleRef) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[14]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +2324,7 @@ func (x *RuleRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleRef.ProtoReflect.Descriptor instead.
 func (*RuleRef) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{14}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RuleRef) GetId() string {
@@ -912,7 +2362,7 @@ type DecideResponse struct {
 
 func (x *DecideResponse) Reset() {
 	*x = DecideResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[15]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +2374,7 @@ func (x *DecideResponse) String() string {
 func (*DecideResponse) ProtoMessage() {}
 
 func (x *DecideResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[15]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +2387,7 @@ func (x *DecideResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideResponse.ProtoReflect.Descriptor instead.
 func (*DecideResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{15}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DecideResponse) GetVerdict() string {
@@ -990,14 +2440,20 @@ type Report struct {
 	// Nanoseconds since the Unix epoch at which its X509-SVID expires.
 	SvidExpires int64 `protobuf:"fixed64,6,opt,name=svid_expires,json=svidExpires,proto3" json:"svid_expires,omitempty"`
 	// What keeps it from its work, each in a sentence; empty when all is well.
-	Problems      []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Decisions made under `revision` since it was put in force here, and how
+	// many of them were denied (errors and undefined included).
+	Decisions uint64 `protobuf:"varint,8,opt,name=decisions,proto3" json:"decisions,omitempty"`
+	Denied    uint64 `protobuf:"varint,9,opt,name=denied,proto3" json:"denied,omitempty"`
+	// compiled, mixed or topdown: what decides here.
+	Engine        string `protobuf:"bytes,10,opt,name=engine,proto3" json:"engine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[16]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +2465,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[16]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +2478,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{16}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Report) GetService() string {
@@ -1074,18 +2530,42 @@ func (x *Report) GetProblems() []string {
 	return nil
 }
 
+func (x *Report) GetDecisions() uint64 {
+	if x != nil {
+		return x.Decisions
+	}
+	return 0
+}
+
+func (x *Report) GetDenied() uint64 {
+	if x != nil {
+		return x.Denied
+	}
+	return 0
+}
+
+func (x *Report) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first message is mandatory and says what runs; later ones acknowledge
 	// or report changes.
-	Report        *Report `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	Report *Report `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	// In the first message: send the publishers' sources with their signatures,
+	// because this follower trusts only those and compiles them itself.
+	WantSources   bool `protobuf:"varint,2,opt,name=want_sources,json=wantSources,proto3" json:"want_sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[17]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +2577,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[17]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +2590,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{17}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchRequest) GetReport() *Report {
@@ -1118,6 +2598,13 @@ func (x *WatchRequest) GetReport() *Report {
 		return x.Report
 	}
 	return nil
+}
+
+func (x *WatchRequest) GetWantSources() bool {
+	if x != nil {
+		return x.WantSources
+	}
+	return false
 }
 
 // Slice is what is in force. Without a bundle it is a heartbeat: nothing is new,
@@ -1133,7 +2620,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[18]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +2632,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[18]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +2645,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{18}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Slice) GetRevision() *Revision {
@@ -1194,16 +2681,22 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"TestReport\x12\x16\n" +
 	"\x06passed\x18\x01 \x01(\rR\x06passed\x12\x16\n" +
 	"\x06failed\x18\x02 \x01(\rR\x06failed\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\rR\askipped\"X\n" +
+	"\askipped\x18\x03 \x01(\rR\askipped\"\xb0\x01\n" +
 	"\vPushRequest\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\fR\x06bundle\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\xc9\x01\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12#\n" +
+	"\rsource_commit\x18\x04 \x01(\tR\fsourceCommit\x121\n" +
+	"\arollout\x18\x05 \x01(\v2\x17.writ.policy.v1.RolloutR\arollout\"t\n" +
+	"\aRollout\x12\x18\n" +
+	"\apercent\x18\x01 \x01(\rR\apercent\x12*\n" +
+	"\x11max_deny_increase\x18\x02 \x01(\rR\x0fmaxDenyIncrease\x12#\n" +
+	"\rmin_decisions\x18\x03 \x01(\x04R\fminDecisions\"\xc9\x01\n" +
 	"\fPushResponse\x124\n" +
 	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x1c\n" +
 	"\tunchanged\x18\x02 \x01(\bR\tunchanged\x123\n" +
 	"\bproblems\x18\x03 \x03(\v2\x17.writ.policy.v1.ProblemR\bproblems\x120\n" +
-	"\x05tests\x18\x04 \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\"\x96\x02\n" +
+	"\x05tests\x18\x04 \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\"\xb3\x04\n" +
 	"\fRevisionInfo\x124\n" +
 	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x1c\n" +
 	"\tactivated\x18\x02 \x01(\x10R\tactivated\x12\x16\n" +
@@ -1213,7 +2706,92 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\x06active\x18\x06 \x01(\bR\x06active\x12\x1f\n" +
 	"\vrollback_of\x18\a \x01(\x04R\n" +
 	"rollbackOf\x120\n" +
-	"\x05tests\x18\b \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\"\r\n" +
+	"\x05tests\x18\b \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\x12#\n" +
+	"\rsource_commit\x18\t \x01(\tR\fsourceCommit\x12\x1c\n" +
+	"\tpublisher\x18\n" +
+	" \x01(\tR\tpublisher\x126\n" +
+	"\tapprovals\x18\v \x03(\v2\x18.writ.policy.v1.ApprovalR\tapprovals\x12\x1a\n" +
+	"\bproposal\x18\f \x01(\x04R\bproposal\x12\x14\n" +
+	"\x05stage\x18\r \x01(\tR\x05stage\x121\n" +
+	"\arollout\x18\x0e \x01(\v2\x17.writ.policy.v1.RolloutR\arollout\x12\x16\n" +
+	"\x06engine\x18\x0f \x01(\tR\x06engine\x12#\n" +
+	"\rengine_reason\x18\x10 \x01(\tR\fengineReason\"g\n" +
+	"\bApproval\x12\x1a\n" +
+	"\bapprover\x18\x01 \x01(\tR\bapprover\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04time\x18\x04 \x01(\x10R\x04time\"\xa0\x04\n" +
+	"\bProposal\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x16\n" +
+	"\x06author\x18\x03 \x01(\tR\x06author\x12\x1c\n" +
+	"\tpublisher\x18\x04 \x01(\tR\tpublisher\x12\x15\n" +
+	"\x06key_id\x18\x05 \x01(\tR\x05keyId\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12#\n" +
+	"\rsource_commit\x18\a \x01(\tR\fsourceCommit\x12\x1a\n" +
+	"\bproposed\x18\b \x01(\x10R\bproposed\x126\n" +
+	"\tapprovals\x18\t \x03(\v2\x18.writ.policy.v1.ApprovalR\tapprovals\x12-\n" +
+	"\x12approvals_required\x18\n" +
+	" \x01(\rR\x11approvalsRequired\x12)\n" +
+	"\x10required_because\x18\v \x03(\tR\x0frequiredBecause\x120\n" +
+	"\x05tests\x18\f \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\x12\x14\n" +
+	"\x05state\x18\r \x01(\tR\x05state\x12,\n" +
+	"\x04base\x18\x0e \x01(\v2\x18.writ.policy.v1.RevisionR\x04base\x124\n" +
+	"\brevision\x18\x0f \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"g\n" +
+	"\x0eProposeRequest\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\fR\x06bundle\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12#\n" +
+	"\rsource_commit\x18\x03 \x01(\tR\fsourceCommit\"\xae\x01\n" +
+	"\x0fProposeResponse\x124\n" +
+	"\bproposal\x18\x01 \x01(\v2\x18.writ.policy.v1.ProposalR\bproposal\x123\n" +
+	"\bproblems\x18\x02 \x03(\v2\x17.writ.policy.v1.ProblemR\bproblems\x120\n" +
+	"\x05tests\x18\x03 \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\"F\n" +
+	"\x0eApproveRequest\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\tR\tsignature\"G\n" +
+	"\x0fApproveResponse\x124\n" +
+	"\bproposal\x18\x01 \x01(\v2\x18.writ.policy.v1.ProposalR\bproposal\"A\n" +
+	"\x0fWithdrawRequest\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"H\n" +
+	"\x10WithdrawResponse\x124\n" +
+	"\bproposal\x18\x01 \x01(\v2\x18.writ.policy.v1.ProposalR\bproposal\"\x12\n" +
+	"\x10ProposalsRequest\"K\n" +
+	"\x11ProposalsResponse\x126\n" +
+	"\tproposals\x18\x01 \x03(\v2\x18.writ.policy.v1.ProposalR\tproposals\"-\n" +
+	"\x13ShowProposalRequest\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"~\n" +
+	"\x14ShowProposalResponse\x124\n" +
+	"\bproposal\x18\x01 \x01(\v2\x18.writ.policy.v1.ProposalR\bproposal\x120\n" +
+	"\x05files\x18\x02 \x03(\v2\x1a.writ.policy.v1.SourceFileR\x05files\"\\\n" +
+	"\x0fActivateRequest\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x121\n" +
+	"\arollout\x18\x02 \x01(\v2\x17.writ.policy.v1.RolloutR\arollout\"H\n" +
+	"\x10ActivateResponse\x124\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"\x10\n" +
+	"\x0ePromoteRequest\"G\n" +
+	"\x0fPromoteResponse\x124\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"%\n" +
+	"\vHaltRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"D\n" +
+	"\fHaltResponse\x124\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"A\n" +
+	"\x11RaiseEpochRequest\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"J\n" +
+	"\x12RaiseEpochResponse\x124\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\".\n" +
+	"\x14CompileReportRequest\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"a\n" +
+	"\x15CompileReportResponse\x120\n" +
+	"\x04info\x18\x01 \x01(\v2\x1c.writ.policy.v1.RevisionInfoR\x04info\x12\x16\n" +
+	"\x06report\x18\x02 \x01(\fR\x06report\"C\n" +
+	"\fSliceRequest\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\"]\n" +
+	"\rSliceResponse\x124\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\r\n" +
 	"\vListRequest\"J\n" +
 	"\fListResponse\x12:\n" +
 	"\trevisions\x18\x01 \x03(\v2\x1c.writ.policy.v1.RevisionInfoR\trevisions\"%\n" +
@@ -1243,7 +2821,7 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\x04tier\x18\x02 \x01(\tR\x04tier\x12-\n" +
 	"\x05rules\x18\x03 \x03(\v2\x17.writ.policy.v1.RuleRefR\x05rules\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x124\n" +
-	"\brevision\x18\x05 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"\xee\x01\n" +
+	"\brevision\x18\x05 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"\xbc\x02\n" +
 	"\x06Report\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x124\n" +
@@ -1251,18 +2829,35 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\arefused\x18\x04 \x01(\tR\arefused\x12!\n" +
 	"\fnot_enforced\x18\x05 \x03(\tR\vnotEnforced\x12!\n" +
 	"\fsvid_expires\x18\x06 \x01(\x10R\vsvidExpires\x12\x1a\n" +
-	"\bproblems\x18\a \x03(\tR\bproblems\">\n" +
+	"\bproblems\x18\a \x03(\tR\bproblems\x12\x1c\n" +
+	"\tdecisions\x18\b \x01(\x04R\tdecisions\x12\x16\n" +
+	"\x06denied\x18\t \x01(\x04R\x06denied\x12\x16\n" +
+	"\x06engine\x18\n" +
+	" \x01(\tR\x06engine\"a\n" +
 	"\fWatchRequest\x12.\n" +
-	"\x06report\x18\x01 \x01(\v2\x16.writ.policy.v1.ReportR\x06report\"U\n" +
+	"\x06report\x18\x01 \x01(\v2\x16.writ.policy.v1.ReportR\x06report\x12!\n" +
+	"\fwant_sources\x18\x02 \x01(\bR\vwantSources\"U\n" +
 	"\x05Slice\x124\n" +
 	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x16\n" +
-	"\x06bundle\x18\x02 \x01(\fR\x06bundle2\xe8\x02\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle2\xd3\t\n" +
 	"\x05Admin\x12A\n" +
 	"\x04Push\x12\x1b.writ.policy.v1.PushRequest\x1a\x1c.writ.policy.v1.PushResponse\x12A\n" +
 	"\x04List\x12\x1b.writ.policy.v1.ListRequest\x1a\x1c.writ.policy.v1.ListResponse\x12A\n" +
 	"\x04Show\x12\x1b.writ.policy.v1.ShowRequest\x1a\x1c.writ.policy.v1.ShowResponse\x12M\n" +
 	"\bRollback\x12\x1f.writ.policy.v1.RollbackRequest\x1a .writ.policy.v1.RollbackResponse\x12G\n" +
-	"\x06Decide\x12\x1d.writ.policy.v1.DecideRequest\x1a\x1e.writ.policy.v1.DecideResponse2P\n" +
+	"\x06Decide\x12\x1d.writ.policy.v1.DecideRequest\x1a\x1e.writ.policy.v1.DecideResponse\x12J\n" +
+	"\aPropose\x12\x1e.writ.policy.v1.ProposeRequest\x1a\x1f.writ.policy.v1.ProposeResponse\x12J\n" +
+	"\aApprove\x12\x1e.writ.policy.v1.ApproveRequest\x1a\x1f.writ.policy.v1.ApproveResponse\x12M\n" +
+	"\bWithdraw\x12\x1f.writ.policy.v1.WithdrawRequest\x1a .writ.policy.v1.WithdrawResponse\x12P\n" +
+	"\tProposals\x12 .writ.policy.v1.ProposalsRequest\x1a!.writ.policy.v1.ProposalsResponse\x12Y\n" +
+	"\fShowProposal\x12#.writ.policy.v1.ShowProposalRequest\x1a$.writ.policy.v1.ShowProposalResponse\x12M\n" +
+	"\bActivate\x12\x1f.writ.policy.v1.ActivateRequest\x1a .writ.policy.v1.ActivateResponse\x12J\n" +
+	"\aPromote\x12\x1e.writ.policy.v1.PromoteRequest\x1a\x1f.writ.policy.v1.PromoteResponse\x12A\n" +
+	"\x04Halt\x12\x1b.writ.policy.v1.HaltRequest\x1a\x1c.writ.policy.v1.HaltResponse\x12S\n" +
+	"\n" +
+	"RaiseEpoch\x12!.writ.policy.v1.RaiseEpochRequest\x1a\".writ.policy.v1.RaiseEpochResponse\x12\\\n" +
+	"\rCompileReport\x12$.writ.policy.v1.CompileReportRequest\x1a%.writ.policy.v1.CompileReportResponse\x12D\n" +
+	"\x05Slice\x12\x1c.writ.policy.v1.SliceRequest\x1a\x1d.writ.policy.v1.SliceResponse2P\n" +
 	"\fDistribution\x12@\n" +
 	"\x05Watch\x12\x1c.writ.policy.v1.WatchRequest\x1a\x15.writ.policy.v1.Slice(\x010\x01B3Z1github.com/writ-dev/writ/policy/policyv1;policyv1b\x06proto3"
 
@@ -1278,60 +2873,129 @@ func file_policy_policyv1_policy_proto_rawDescGZIP() []byte {
 	return file_policy_policyv1_policy_proto_rawDescData
 }
 
-var file_policy_policyv1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_policy_policyv1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_policy_policyv1_policy_proto_goTypes = []any{
-	(*Revision)(nil),         // 0: writ.policy.v1.Revision
-	(*Problem)(nil),          // 1: writ.policy.v1.Problem
-	(*TestReport)(nil),       // 2: writ.policy.v1.TestReport
-	(*PushRequest)(nil),      // 3: writ.policy.v1.PushRequest
-	(*PushResponse)(nil),     // 4: writ.policy.v1.PushResponse
-	(*RevisionInfo)(nil),     // 5: writ.policy.v1.RevisionInfo
-	(*ListRequest)(nil),      // 6: writ.policy.v1.ListRequest
-	(*ListResponse)(nil),     // 7: writ.policy.v1.ListResponse
-	(*ShowRequest)(nil),      // 8: writ.policy.v1.ShowRequest
-	(*SourceFile)(nil),       // 9: writ.policy.v1.SourceFile
-	(*ShowResponse)(nil),     // 10: writ.policy.v1.ShowResponse
-	(*RollbackRequest)(nil),  // 11: writ.policy.v1.RollbackRequest
-	(*RollbackResponse)(nil), // 12: writ.policy.v1.RollbackResponse
-	(*DecideRequest)(nil),    // 13: writ.policy.v1.DecideRequest
-	(*RuleRef)(nil),          // 14: writ.policy.v1.RuleRef
-	(*DecideResponse)(nil),   // 15: writ.policy.v1.DecideResponse
-	(*Report)(nil),           // 16: writ.policy.v1.Report
-	(*WatchRequest)(nil),     // 17: writ.policy.v1.WatchRequest
-	(*Slice)(nil),            // 18: writ.policy.v1.Slice
+	(*Revision)(nil),              // 0: writ.policy.v1.Revision
+	(*Problem)(nil),               // 1: writ.policy.v1.Problem
+	(*TestReport)(nil),            // 2: writ.policy.v1.TestReport
+	(*PushRequest)(nil),           // 3: writ.policy.v1.PushRequest
+	(*Rollout)(nil),               // 4: writ.policy.v1.Rollout
+	(*PushResponse)(nil),          // 5: writ.policy.v1.PushResponse
+	(*RevisionInfo)(nil),          // 6: writ.policy.v1.RevisionInfo
+	(*Approval)(nil),              // 7: writ.policy.v1.Approval
+	(*Proposal)(nil),              // 8: writ.policy.v1.Proposal
+	(*ProposeRequest)(nil),        // 9: writ.policy.v1.ProposeRequest
+	(*ProposeResponse)(nil),       // 10: writ.policy.v1.ProposeResponse
+	(*ApproveRequest)(nil),        // 11: writ.policy.v1.ApproveRequest
+	(*ApproveResponse)(nil),       // 12: writ.policy.v1.ApproveResponse
+	(*WithdrawRequest)(nil),       // 13: writ.policy.v1.WithdrawRequest
+	(*WithdrawResponse)(nil),      // 14: writ.policy.v1.WithdrawResponse
+	(*ProposalsRequest)(nil),      // 15: writ.policy.v1.ProposalsRequest
+	(*ProposalsResponse)(nil),     // 16: writ.policy.v1.ProposalsResponse
+	(*ShowProposalRequest)(nil),   // 17: writ.policy.v1.ShowProposalRequest
+	(*ShowProposalResponse)(nil),  // 18: writ.policy.v1.ShowProposalResponse
+	(*ActivateRequest)(nil),       // 19: writ.policy.v1.ActivateRequest
+	(*ActivateResponse)(nil),      // 20: writ.policy.v1.ActivateResponse
+	(*PromoteRequest)(nil),        // 21: writ.policy.v1.PromoteRequest
+	(*PromoteResponse)(nil),       // 22: writ.policy.v1.PromoteResponse
+	(*HaltRequest)(nil),           // 23: writ.policy.v1.HaltRequest
+	(*HaltResponse)(nil),          // 24: writ.policy.v1.HaltResponse
+	(*RaiseEpochRequest)(nil),     // 25: writ.policy.v1.RaiseEpochRequest
+	(*RaiseEpochResponse)(nil),    // 26: writ.policy.v1.RaiseEpochResponse
+	(*CompileReportRequest)(nil),  // 27: writ.policy.v1.CompileReportRequest
+	(*CompileReportResponse)(nil), // 28: writ.policy.v1.CompileReportResponse
+	(*SliceRequest)(nil),          // 29: writ.policy.v1.SliceRequest
+	(*SliceResponse)(nil),         // 30: writ.policy.v1.SliceResponse
+	(*ListRequest)(nil),           // 31: writ.policy.v1.ListRequest
+	(*ListResponse)(nil),          // 32: writ.policy.v1.ListResponse
+	(*ShowRequest)(nil),           // 33: writ.policy.v1.ShowRequest
+	(*SourceFile)(nil),            // 34: writ.policy.v1.SourceFile
+	(*ShowResponse)(nil),          // 35: writ.policy.v1.ShowResponse
+	(*RollbackRequest)(nil),       // 36: writ.policy.v1.RollbackRequest
+	(*RollbackResponse)(nil),      // 37: writ.policy.v1.RollbackResponse
+	(*DecideRequest)(nil),         // 38: writ.policy.v1.DecideRequest
+	(*RuleRef)(nil),               // 39: writ.policy.v1.RuleRef
+	(*DecideResponse)(nil),        // 40: writ.policy.v1.DecideResponse
+	(*Report)(nil),                // 41: writ.policy.v1.Report
+	(*WatchRequest)(nil),          // 42: writ.policy.v1.WatchRequest
+	(*Slice)(nil),                 // 43: writ.policy.v1.Slice
 }
 var file_policy_policyv1_policy_proto_depIdxs = []int32{
-	0,  // 0: writ.policy.v1.PushResponse.revision:type_name -> writ.policy.v1.Revision
-	1,  // 1: writ.policy.v1.PushResponse.problems:type_name -> writ.policy.v1.Problem
-	2,  // 2: writ.policy.v1.PushResponse.tests:type_name -> writ.policy.v1.TestReport
-	0,  // 3: writ.policy.v1.RevisionInfo.revision:type_name -> writ.policy.v1.Revision
-	2,  // 4: writ.policy.v1.RevisionInfo.tests:type_name -> writ.policy.v1.TestReport
-	5,  // 5: writ.policy.v1.ListResponse.revisions:type_name -> writ.policy.v1.RevisionInfo
-	5,  // 6: writ.policy.v1.ShowResponse.info:type_name -> writ.policy.v1.RevisionInfo
-	9,  // 7: writ.policy.v1.ShowResponse.files:type_name -> writ.policy.v1.SourceFile
-	0,  // 8: writ.policy.v1.RollbackResponse.revision:type_name -> writ.policy.v1.Revision
-	14, // 9: writ.policy.v1.DecideResponse.rules:type_name -> writ.policy.v1.RuleRef
-	0,  // 10: writ.policy.v1.DecideResponse.revision:type_name -> writ.policy.v1.Revision
-	0,  // 11: writ.policy.v1.Report.revision:type_name -> writ.policy.v1.Revision
-	16, // 12: writ.policy.v1.WatchRequest.report:type_name -> writ.policy.v1.Report
-	0,  // 13: writ.policy.v1.Slice.revision:type_name -> writ.policy.v1.Revision
-	3,  // 14: writ.policy.v1.Admin.Push:input_type -> writ.policy.v1.PushRequest
-	6,  // 15: writ.policy.v1.Admin.List:input_type -> writ.policy.v1.ListRequest
-	8,  // 16: writ.policy.v1.Admin.Show:input_type -> writ.policy.v1.ShowRequest
-	11, // 17: writ.policy.v1.Admin.Rollback:input_type -> writ.policy.v1.RollbackRequest
-	13, // 18: writ.policy.v1.Admin.Decide:input_type -> writ.policy.v1.DecideRequest
-	17, // 19: writ.policy.v1.Distribution.Watch:input_type -> writ.policy.v1.WatchRequest
-	4,  // 20: writ.policy.v1.Admin.Push:output_type -> writ.policy.v1.PushResponse
-	7,  // 21: writ.policy.v1.Admin.List:output_type -> writ.policy.v1.ListResponse
-	10, // 22: writ.policy.v1.Admin.Show:output_type -> writ.policy.v1.ShowResponse
-	12, // 23: writ.policy.v1.Admin.Rollback:output_type -> writ.policy.v1.RollbackResponse
-	15, // 24: writ.policy.v1.Admin.Decide:output_type -> writ.policy.v1.DecideResponse
-	18, // 25: writ.policy.v1.Distribution.Watch:output_type -> writ.policy.v1.Slice
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	4,  // 0: writ.policy.v1.PushRequest.rollout:type_name -> writ.policy.v1.Rollout
+	0,  // 1: writ.policy.v1.PushResponse.revision:type_name -> writ.policy.v1.Revision
+	1,  // 2: writ.policy.v1.PushResponse.problems:type_name -> writ.policy.v1.Problem
+	2,  // 3: writ.policy.v1.PushResponse.tests:type_name -> writ.policy.v1.TestReport
+	0,  // 4: writ.policy.v1.RevisionInfo.revision:type_name -> writ.policy.v1.Revision
+	2,  // 5: writ.policy.v1.RevisionInfo.tests:type_name -> writ.policy.v1.TestReport
+	7,  // 6: writ.policy.v1.RevisionInfo.approvals:type_name -> writ.policy.v1.Approval
+	4,  // 7: writ.policy.v1.RevisionInfo.rollout:type_name -> writ.policy.v1.Rollout
+	7,  // 8: writ.policy.v1.Proposal.approvals:type_name -> writ.policy.v1.Approval
+	2,  // 9: writ.policy.v1.Proposal.tests:type_name -> writ.policy.v1.TestReport
+	0,  // 10: writ.policy.v1.Proposal.base:type_name -> writ.policy.v1.Revision
+	0,  // 11: writ.policy.v1.Proposal.revision:type_name -> writ.policy.v1.Revision
+	8,  // 12: writ.policy.v1.ProposeResponse.proposal:type_name -> writ.policy.v1.Proposal
+	1,  // 13: writ.policy.v1.ProposeResponse.problems:type_name -> writ.policy.v1.Problem
+	2,  // 14: writ.policy.v1.ProposeResponse.tests:type_name -> writ.policy.v1.TestReport
+	8,  // 15: writ.policy.v1.ApproveResponse.proposal:type_name -> writ.policy.v1.Proposal
+	8,  // 16: writ.policy.v1.WithdrawResponse.proposal:type_name -> writ.policy.v1.Proposal
+	8,  // 17: writ.policy.v1.ProposalsResponse.proposals:type_name -> writ.policy.v1.Proposal
+	8,  // 18: writ.policy.v1.ShowProposalResponse.proposal:type_name -> writ.policy.v1.Proposal
+	34, // 19: writ.policy.v1.ShowProposalResponse.files:type_name -> writ.policy.v1.SourceFile
+	4,  // 20: writ.policy.v1.ActivateRequest.rollout:type_name -> writ.policy.v1.Rollout
+	0,  // 21: writ.policy.v1.ActivateResponse.revision:type_name -> writ.policy.v1.Revision
+	0,  // 22: writ.policy.v1.PromoteResponse.revision:type_name -> writ.policy.v1.Revision
+	0,  // 23: writ.policy.v1.HaltResponse.revision:type_name -> writ.policy.v1.Revision
+	0,  // 24: writ.policy.v1.RaiseEpochResponse.revision:type_name -> writ.policy.v1.Revision
+	6,  // 25: writ.policy.v1.CompileReportResponse.info:type_name -> writ.policy.v1.RevisionInfo
+	0,  // 26: writ.policy.v1.SliceResponse.revision:type_name -> writ.policy.v1.Revision
+	6,  // 27: writ.policy.v1.ListResponse.revisions:type_name -> writ.policy.v1.RevisionInfo
+	6,  // 28: writ.policy.v1.ShowResponse.info:type_name -> writ.policy.v1.RevisionInfo
+	34, // 29: writ.policy.v1.ShowResponse.files:type_name -> writ.policy.v1.SourceFile
+	0,  // 30: writ.policy.v1.RollbackResponse.revision:type_name -> writ.policy.v1.Revision
+	39, // 31: writ.policy.v1.DecideResponse.rules:type_name -> writ.policy.v1.RuleRef
+	0,  // 32: writ.policy.v1.DecideResponse.revision:type_name -> writ.policy.v1.Revision
+	0,  // 33: writ.policy.v1.Report.revision:type_name -> writ.policy.v1.Revision
+	41, // 34: writ.policy.v1.WatchRequest.report:type_name -> writ.policy.v1.Report
+	0,  // 35: writ.policy.v1.Slice.revision:type_name -> writ.policy.v1.Revision
+	3,  // 36: writ.policy.v1.Admin.Push:input_type -> writ.policy.v1.PushRequest
+	31, // 37: writ.policy.v1.Admin.List:input_type -> writ.policy.v1.ListRequest
+	33, // 38: writ.policy.v1.Admin.Show:input_type -> writ.policy.v1.ShowRequest
+	36, // 39: writ.policy.v1.Admin.Rollback:input_type -> writ.policy.v1.RollbackRequest
+	38, // 40: writ.policy.v1.Admin.Decide:input_type -> writ.policy.v1.DecideRequest
+	9,  // 41: writ.policy.v1.Admin.Propose:input_type -> writ.policy.v1.ProposeRequest
+	11, // 42: writ.policy.v1.Admin.Approve:input_type -> writ.policy.v1.ApproveRequest
+	13, // 43: writ.policy.v1.Admin.Withdraw:input_type -> writ.policy.v1.WithdrawRequest
+	15, // 44: writ.policy.v1.Admin.Proposals:input_type -> writ.policy.v1.ProposalsRequest
+	17, // 45: writ.policy.v1.Admin.ShowProposal:input_type -> writ.policy.v1.ShowProposalRequest
+	19, // 46: writ.policy.v1.Admin.Activate:input_type -> writ.policy.v1.ActivateRequest
+	21, // 47: writ.policy.v1.Admin.Promote:input_type -> writ.policy.v1.PromoteRequest
+	23, // 48: writ.policy.v1.Admin.Halt:input_type -> writ.policy.v1.HaltRequest
+	25, // 49: writ.policy.v1.Admin.RaiseEpoch:input_type -> writ.policy.v1.RaiseEpochRequest
+	27, // 50: writ.policy.v1.Admin.CompileReport:input_type -> writ.policy.v1.CompileReportRequest
+	29, // 51: writ.policy.v1.Admin.Slice:input_type -> writ.policy.v1.SliceRequest
+	42, // 52: writ.policy.v1.Distribution.Watch:input_type -> writ.policy.v1.WatchRequest
+	5,  // 53: writ.policy.v1.Admin.Push:output_type -> writ.policy.v1.PushResponse
+	32, // 54: writ.policy.v1.Admin.List:output_type -> writ.policy.v1.ListResponse
+	35, // 55: writ.policy.v1.Admin.Show:output_type -> writ.policy.v1.ShowResponse
+	37, // 56: writ.policy.v1.Admin.Rollback:output_type -> writ.policy.v1.RollbackResponse
+	40, // 57: writ.policy.v1.Admin.Decide:output_type -> writ.policy.v1.DecideResponse
+	10, // 58: writ.policy.v1.Admin.Propose:output_type -> writ.policy.v1.ProposeResponse
+	12, // 59: writ.policy.v1.Admin.Approve:output_type -> writ.policy.v1.ApproveResponse
+	14, // 60: writ.policy.v1.Admin.Withdraw:output_type -> writ.policy.v1.WithdrawResponse
+	16, // 61: writ.policy.v1.Admin.Proposals:output_type -> writ.policy.v1.ProposalsResponse
+	18, // 62: writ.policy.v1.Admin.ShowProposal:output_type -> writ.policy.v1.ShowProposalResponse
+	20, // 63: writ.policy.v1.Admin.Activate:output_type -> writ.policy.v1.ActivateResponse
+	22, // 64: writ.policy.v1.Admin.Promote:output_type -> writ.policy.v1.PromoteResponse
+	24, // 65: writ.policy.v1.Admin.Halt:output_type -> writ.policy.v1.HaltResponse
+	26, // 66: writ.policy.v1.Admin.RaiseEpoch:output_type -> writ.policy.v1.RaiseEpochResponse
+	28, // 67: writ.policy.v1.Admin.CompileReport:output_type -> writ.policy.v1.CompileReportResponse
+	30, // 68: writ.policy.v1.Admin.Slice:output_type -> writ.policy.v1.SliceResponse
+	43, // 69: writ.policy.v1.Distribution.Watch:output_type -> writ.policy.v1.Slice
+	53, // [53:70] is the sub-list for method output_type
+	36, // [36:53] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_policy_policyv1_policy_proto_init() }
@@ -1345,7 +3009,7 @@ func file_policy_policyv1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_policy_policyv1_policy_proto_rawDesc), len(file_policy_policyv1_policy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

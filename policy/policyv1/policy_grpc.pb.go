@@ -20,11 +20,22 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Admin_Push_FullMethodName     = "/writ.policy.v1.Admin/Push"
-	Admin_List_FullMethodName     = "/writ.policy.v1.Admin/List"
-	Admin_Show_FullMethodName     = "/writ.policy.v1.Admin/Show"
-	Admin_Rollback_FullMethodName = "/writ.policy.v1.Admin/Rollback"
-	Admin_Decide_FullMethodName   = "/writ.policy.v1.Admin/Decide"
+	Admin_Push_FullMethodName          = "/writ.policy.v1.Admin/Push"
+	Admin_List_FullMethodName          = "/writ.policy.v1.Admin/List"
+	Admin_Show_FullMethodName          = "/writ.policy.v1.Admin/Show"
+	Admin_Rollback_FullMethodName      = "/writ.policy.v1.Admin/Rollback"
+	Admin_Decide_FullMethodName        = "/writ.policy.v1.Admin/Decide"
+	Admin_Propose_FullMethodName       = "/writ.policy.v1.Admin/Propose"
+	Admin_Approve_FullMethodName       = "/writ.policy.v1.Admin/Approve"
+	Admin_Withdraw_FullMethodName      = "/writ.policy.v1.Admin/Withdraw"
+	Admin_Proposals_FullMethodName     = "/writ.policy.v1.Admin/Proposals"
+	Admin_ShowProposal_FullMethodName  = "/writ.policy.v1.Admin/ShowProposal"
+	Admin_Activate_FullMethodName      = "/writ.policy.v1.Admin/Activate"
+	Admin_Promote_FullMethodName       = "/writ.policy.v1.Admin/Promote"
+	Admin_Halt_FullMethodName          = "/writ.policy.v1.Admin/Halt"
+	Admin_RaiseEpoch_FullMethodName    = "/writ.policy.v1.Admin/RaiseEpoch"
+	Admin_CompileReport_FullMethodName = "/writ.policy.v1.Admin/CompileReport"
+	Admin_Slice_FullMethodName         = "/writ.policy.v1.Admin/Slice"
 )
 
 // AdminClient is the client API for Admin service.
@@ -38,6 +49,17 @@ type AdminClient interface {
 	Show(ctx context.Context, in *ShowRequest, opts ...grpc.CallOption) (*ShowResponse, error)
 	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error)
 	Decide(ctx context.Context, in *DecideRequest, opts ...grpc.CallOption) (*DecideResponse, error)
+	Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error)
+	Approve(ctx context.Context, in *ApproveRequest, opts ...grpc.CallOption) (*ApproveResponse, error)
+	Withdraw(ctx context.Context, in *WithdrawRequest, opts ...grpc.CallOption) (*WithdrawResponse, error)
+	Proposals(ctx context.Context, in *ProposalsRequest, opts ...grpc.CallOption) (*ProposalsResponse, error)
+	ShowProposal(ctx context.Context, in *ShowProposalRequest, opts ...grpc.CallOption) (*ShowProposalResponse, error)
+	Activate(ctx context.Context, in *ActivateRequest, opts ...grpc.CallOption) (*ActivateResponse, error)
+	Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*PromoteResponse, error)
+	Halt(ctx context.Context, in *HaltRequest, opts ...grpc.CallOption) (*HaltResponse, error)
+	RaiseEpoch(ctx context.Context, in *RaiseEpochRequest, opts ...grpc.CallOption) (*RaiseEpochResponse, error)
+	CompileReport(ctx context.Context, in *CompileReportRequest, opts ...grpc.CallOption) (*CompileReportResponse, error)
+	Slice(ctx context.Context, in *SliceRequest, opts ...grpc.CallOption) (*SliceResponse, error)
 }
 
 type adminClient struct {
@@ -98,6 +120,116 @@ func (c *adminClient) Decide(ctx context.Context, in *DecideRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProposeResponse)
+	err := c.cc.Invoke(ctx, Admin_Propose_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Approve(ctx context.Context, in *ApproveRequest, opts ...grpc.CallOption) (*ApproveResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApproveResponse)
+	err := c.cc.Invoke(ctx, Admin_Approve_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Withdraw(ctx context.Context, in *WithdrawRequest, opts ...grpc.CallOption) (*WithdrawResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WithdrawResponse)
+	err := c.cc.Invoke(ctx, Admin_Withdraw_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Proposals(ctx context.Context, in *ProposalsRequest, opts ...grpc.CallOption) (*ProposalsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProposalsResponse)
+	err := c.cc.Invoke(ctx, Admin_Proposals_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ShowProposal(ctx context.Context, in *ShowProposalRequest, opts ...grpc.CallOption) (*ShowProposalResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShowProposalResponse)
+	err := c.cc.Invoke(ctx, Admin_ShowProposal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Activate(ctx context.Context, in *ActivateRequest, opts ...grpc.CallOption) (*ActivateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActivateResponse)
+	err := c.cc.Invoke(ctx, Admin_Activate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*PromoteResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PromoteResponse)
+	err := c.cc.Invoke(ctx, Admin_Promote_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Halt(ctx context.Context, in *HaltRequest, opts ...grpc.CallOption) (*HaltResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HaltResponse)
+	err := c.cc.Invoke(ctx, Admin_Halt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RaiseEpoch(ctx context.Context, in *RaiseEpochRequest, opts ...grpc.CallOption) (*RaiseEpochResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RaiseEpochResponse)
+	err := c.cc.Invoke(ctx, Admin_RaiseEpoch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) CompileReport(ctx context.Context, in *CompileReportRequest, opts ...grpc.CallOption) (*CompileReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CompileReportResponse)
+	err := c.cc.Invoke(ctx, Admin_CompileReport_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Slice(ctx context.Context, in *SliceRequest, opts ...grpc.CallOption) (*SliceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SliceResponse)
+	err := c.cc.Invoke(ctx, Admin_Slice_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -109,6 +241,17 @@ type AdminServer interface {
 	Show(context.Context, *ShowRequest) (*ShowResponse, error)
 	Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error)
 	Decide(context.Context, *DecideRequest) (*DecideResponse, error)
+	Propose(context.Context, *ProposeRequest) (*ProposeResponse, error)
+	Approve(context.Context, *ApproveRequest) (*ApproveResponse, error)
+	Withdraw(context.Context, *WithdrawRequest) (*WithdrawResponse, error)
+	Proposals(context.Context, *ProposalsRequest) (*ProposalsResponse, error)
+	ShowProposal(context.Context, *ShowProposalRequest) (*ShowProposalResponse, error)
+	Activate(context.Context, *ActivateRequest) (*ActivateResponse, error)
+	Promote(context.Context, *PromoteRequest) (*PromoteResponse, error)
+	Halt(context.Context, *HaltRequest) (*HaltResponse, error)
+	RaiseEpoch(context.Context, *RaiseEpochRequest) (*RaiseEpochResponse, error)
+	CompileReport(context.Context, *CompileReportRequest) (*CompileReportResponse, error)
+	Slice(context.Context, *SliceRequest) (*SliceResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -133,6 +276,39 @@ func (UnimplementedAdminServer) Rollback(context.Context, *RollbackRequest) (*Ro
 }
 func (UnimplementedAdminServer) Decide(context.Context, *DecideRequest) (*DecideResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Decide not implemented")
+}
+func (UnimplementedAdminServer) Propose(context.Context, *ProposeRequest) (*ProposeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Propose not implemented")
+}
+func (UnimplementedAdminServer) Approve(context.Context, *ApproveRequest) (*ApproveResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Approve not implemented")
+}
+func (UnimplementedAdminServer) Withdraw(context.Context, *WithdrawRequest) (*WithdrawResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Withdraw not implemented")
+}
+func (UnimplementedAdminServer) Proposals(context.Context, *ProposalsRequest) (*ProposalsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Proposals not implemented")
+}
+func (UnimplementedAdminServer) ShowProposal(context.Context, *ShowProposalRequest) (*ShowProposalResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShowProposal not implemented")
+}
+func (UnimplementedAdminServer) Activate(context.Context, *ActivateRequest) (*ActivateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Activate not implemented")
+}
+func (UnimplementedAdminServer) Promote(context.Context, *PromoteRequest) (*PromoteResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Promote not implemented")
+}
+func (UnimplementedAdminServer) Halt(context.Context, *HaltRequest) (*HaltResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Halt not implemented")
+}
+func (UnimplementedAdminServer) RaiseEpoch(context.Context, *RaiseEpochRequest) (*RaiseEpochResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RaiseEpoch not implemented")
+}
+func (UnimplementedAdminServer) CompileReport(context.Context, *CompileReportRequest) (*CompileReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CompileReport not implemented")
+}
+func (UnimplementedAdminServer) Slice(context.Context, *SliceRequest) (*SliceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Slice not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -245,6 +421,204 @@ func _Admin_Decide_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Propose_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProposeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Propose(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Propose_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Propose(ctx, req.(*ProposeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Approve_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApproveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Approve(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Approve_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Approve(ctx, req.(*ApproveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Withdraw_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WithdrawRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Withdraw(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Withdraw_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Withdraw(ctx, req.(*WithdrawRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Proposals_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProposalsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Proposals(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Proposals_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Proposals(ctx, req.(*ProposalsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ShowProposal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShowProposalRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ShowProposal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ShowProposal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ShowProposal(ctx, req.(*ShowProposalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Activate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ActivateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Activate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Activate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Activate(ctx, req.(*ActivateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Promote_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PromoteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Promote(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Promote_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Promote(ctx, req.(*PromoteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Halt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HaltRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Halt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Halt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Halt(ctx, req.(*HaltRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RaiseEpoch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RaiseEpochRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RaiseEpoch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RaiseEpoch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RaiseEpoch(ctx, req.(*RaiseEpochRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_CompileReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CompileReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).CompileReport(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_CompileReport_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).CompileReport(ctx, req.(*CompileReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Slice_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SliceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Slice(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Slice_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Slice(ctx, req.(*SliceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -271,6 +645,50 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Decide",
 			Handler:    _Admin_Decide_Handler,
+		},
+		{
+			MethodName: "Propose",
+			Handler:    _Admin_Propose_Handler,
+		},
+		{
+			MethodName: "Approve",
+			Handler:    _Admin_Approve_Handler,
+		},
+		{
+			MethodName: "Withdraw",
+			Handler:    _Admin_Withdraw_Handler,
+		},
+		{
+			MethodName: "Proposals",
+			Handler:    _Admin_Proposals_Handler,
+		},
+		{
+			MethodName: "ShowProposal",
+			Handler:    _Admin_ShowProposal_Handler,
+		},
+		{
+			MethodName: "Activate",
+			Handler:    _Admin_Activate_Handler,
+		},
+		{
+			MethodName: "Promote",
+			Handler:    _Admin_Promote_Handler,
+		},
+		{
+			MethodName: "Halt",
+			Handler:    _Admin_Halt_Handler,
+		},
+		{
+			MethodName: "RaiseEpoch",
+			Handler:    _Admin_RaiseEpoch_Handler,
+		},
+		{
+			MethodName: "CompileReport",
+			Handler:    _Admin_CompileReport_Handler,
+		},
+		{
+			MethodName: "Slice",
+			Handler:    _Admin_Slice_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
