@@ -55,3 +55,7 @@ func isRegName(s string) bool {
 	}
 	return s != ""
 }
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
+}

@@ -153,12 +153,12 @@ func (h *Handler) describe(in *policy.Input, peer *pep.Peer, r *http.Request) (r
 		req.Path = strings.ToValidUTF8(path, "\uFFFD")
 	} else {
 		var why string
-		if req.Segments, why = pep.SplitPath(req.Segments[:0], path, h.cfg.Enforcer.AllowDoubleSlash()); why != "" {
+		if req.Segments, why = policy.SplitPath(req.Segments[:0], path, h.cfg.Enforcer.AllowDoubleSlash()); why != "" {
 			bad(http.StatusBadRequest, why)
 			req.Path = strings.ToValidUTF8(path, "\uFFFD")
 		}
 	}
-	values, why := pep.ParseQuery(query)
+	values, why := policy.ParseQuery(query)
 	if why != "" {
 		bad(http.StatusBadRequest, why)
 	}
@@ -192,7 +192,7 @@ func (h *Handler) describeCall(req *policy.Request, r *http.Request, bad func(in
 		return
 	}
 	var ok bool
-	if req.GRPCService, req.GRPCMethod, ok = pep.SplitMethod(req.Segments); !ok {
+	if req.GRPCService, req.GRPCMethod, ok = policy.SplitMethod(req.Segments); !ok {
 		bad(http.StatusBadRequest, "path is not /service/method")
 	}
 	if r.URL.RawQuery != "" {

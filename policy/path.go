@@ -1,10 +1,8 @@
-package pep
+package policy
 
 import (
 	"strings"
 	"unicode/utf8"
-
-	"github.com/writ-dev/writ/policy"
 )
 
 // SplitPath takes the raw path of a request target apart, appending to dst the
@@ -116,11 +114,11 @@ func decode(s string, query bool) (decoded, refusal string) {
 // application/x-www-form-urlencoded (WHATWG URL, section 5). `;` is refused
 // because half of the world takes it for a separator; it can be written %3B.
 // An empty query is nil.
-func ParseQuery(raw string) (values policy.MapValues, refusal string) {
+func ParseQuery(raw string) (values MapValues, refusal string) {
 	if raw == "" {
 		return nil, ""
 	}
-	values = policy.MapValues{}
+	values = MapValues{}
 	for pair := range strings.SplitSeq(raw, "&") {
 		if pair == "" {
 			continue

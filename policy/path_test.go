@@ -1,4 +1,4 @@
-package pep_test
+package policy_test
 
 import (
 	"net/url"
@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/writ-dev/writ/pep"
 	"github.com/writ-dev/writ/policy"
 )
 
@@ -70,7 +69,7 @@ func TestSplitPath(t *testing.T) {
 		{raw: "/%ed%a0%80", refuse: "UTF-8"},
 	} {
 		t.Run(tc.raw, func(t *testing.T) {
-			got, refusal := pep.SplitPath([]string{}, tc.raw, tc.double)
+			got, refusal := policy.SplitPath([]string{}, tc.raw, tc.double)
 			if tc.refuse != "" {
 				if !strings.Contains(refusal, tc.refuse) {
 					t.Errorf("segments %q, refusal %q; want refusal with %q", got, refusal, tc.refuse)
@@ -109,7 +108,7 @@ func TestParseQuery(t *testing.T) {
 		{raw: "a=b#c", refuse: "fragment"},
 	} {
 		t.Run(tc.raw, func(t *testing.T) {
-			got, refusal := pep.ParseQuery(tc.raw)
+			got, refusal := policy.ParseQuery(tc.raw)
 			if tc.refuse != "" {
 				if !strings.Contains(refusal, tc.refuse) {
 					t.Errorf("values %q, refusal %q; want refusal with %q", got, refusal, tc.refuse)
@@ -134,7 +133,7 @@ func FuzzSplitPath(f *testing.F) {
 		f.Add(s, true)
 	}
 	f.Fuzz(func(t *testing.T, raw string, double bool) {
-		segments, refusal := pep.SplitPath(nil, raw, double)
+		segments, refusal := policy.SplitPath(nil, raw, double)
 		if refusal != "" {
 			return
 		}
@@ -150,7 +149,7 @@ func FuzzSplitPath(f *testing.F) {
 				}
 			}
 		}
-		if again, refusal := pep.SplitPath(nil, "/"+strings.Join(parts, "/"), double); refusal != "" || !cmp.Equal(again, segments) {
+		if again, refusal := policy.SplitPath(nil, "/"+strings.Join(parts, "/"), double); refusal != "" || !cmp.Equal(again, segments) {
 			t.Fatalf("%q: %q is read again as %q (%s)", raw, segments, again, refusal)
 		}
 		u, err := url.ParseRequestURI(raw)
@@ -168,7 +167,7 @@ func FuzzParseQuery(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
-		got, refusal := pep.ParseQuery(raw)
+		got, refusal := policy.ParseQuery(raw)
 		if refusal != "" {
 			return
 		}
