@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/writ-dev/writ/pep"
 	"github.com/writ-dev/writ/policy"
 )
 
@@ -88,7 +87,7 @@ func newRequest(r *rand.Rand) policy.Request {
 		Protocol: policy.HTTP, Method: pick(r, methods), Host: pick(r, hosts), Path: pick(r, paths),
 		ContentLength: pick(r, lengths),
 	}
-	q.Segments, _ = pep.SplitPath(nil, q.Path, true)
+	q.Segments, _ = policy.SplitPath(nil, q.Path, true)
 	if r.IntN(20) == 0 {
 		q.Segments = []string{pick(r, words), pick(r, words)}
 	}
