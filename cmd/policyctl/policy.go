@@ -1,19 +1,16 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
-	"github.com/writ-dev/writ/internal/mesh"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/fetch"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
@@ -27,10 +24,10 @@ func newPolicyCmd(a *app) *cobra.Command {
 		Long: `Check and test a policy directory, put it in force, and go back.
 
 A policy directory holds .rego files, their _test.rego files, and data.json or
-data.yaml. Problems are shown as file:line:column: code: message, and end the
+data.yaml; an OPA bundle (tar.gz) or its URL does as well. Problems are shown as file:line:column: code: message, and end the
 program with exit code 2.`,
 	}
-	cmd.AddCommand(newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyPushCmd(a), newPolicyListCmd(a), newPolicyShowCmd(a), newPolicyRollbackCmd(a))
+	cmd.AddCommand(newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyPushCmd(a), newPolicyListCmd(a), newPolicyShowCmd(a), newPolicyRollbackCmd(a), newPolicyBuildCmd(a))
 	return cmd
 }
 
@@ -50,33 +47,10 @@ func (a *app) policyAdmin(call func(policyv1.AdminClient) error) error {
 // largeAnswer admits a whole policy as an answer.
 func largeAnswer() grpc.CallOption { return grpc.MaxCallRecvMsgSize(maxPolicyAnswer) }
 
-// readPolicy reads a policy directory; with a mesh file, the catalogue comes
-// from there, as it does in "policyctl up".
-func readPolicy(dir, meshFile string) (bundle.Content, error) {
-	content, err := bundle.ReadDir(dir)
-	if err != nil || meshFile == "" {
-		return content, err
-	}
-	m, err := mesh.Load(meshFile)
-	if err != nil {
-		return nil, err
-	}
-	if _, there := content.File(catalogueFile); there {
-		return nil, fmt.Errorf("%s: services are described by the mesh file", filepath.Join(dir, catalogueFile))
-	}
-	data, err := json.Marshal(catalogue(m))
-	if err != nil {
-		return nil, err
-	}
-	content = append(content, bundle.File{Path: catalogueFile, Content: data})
-	slices.SortFunc(content, func(x, y bundle.File) int { return strings.Compare(x.Path, y.Path) })
-	return content, nil
-}
-
 // writeProblems prints one problem a line, with paths that an editor can open.
 func writeProblems(w io.Writer, dir string, problems []policy.Problem) error {
 	for _, p := range problems {
-		if p.File != "" && dir != "" {
+		if p.File != "" && !fetch.IsURL(dir) {
 			p.File = filepath.Join(dir, p.File)
 		}
 		if _, err := fmt.Fprintln(w, terminalSafe(p.String())); err != nil {

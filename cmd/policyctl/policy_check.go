@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,19 +15,22 @@ import (
 )
 
 func newPolicyCheckCmd(a *app) *cobra.Command {
-	var meshFile string
+	var from sourceFlags
 	cmd := &cobra.Command{
-		Use:   "check DIR",
+		Use:   "check SOURCE",
 		Short: "Find what is wrong with a policy directory",
 		Long: `Parse and type-check a policy directory and its tests as the control plane
 would, without one. A field of input that does not exist is found, as is a
-guardrail that would be silent on connections.`,
+guardrail that would be silent on connections.
+
+` + sourceHelp,
 		Example: `  policyctl policy check policy/
-  policyctl policy check -f mesh.yaml policy/`,
+  policyctl policy check -f mesh.yaml policy/
+  policyctl policy check --git-ref origin/main policy/`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: directoryArg,
-		RunE: func(_ *cobra.Command, args []string) error {
-			content, _, problems, err := checkPolicy(args[0], meshFile)
+		ValidArgsFunction: sourceArg,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			content, _, problems, err := from.check(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -50,14 +54,19 @@ guardrail that would be silent on connections.`,
 			return refused(problems)
 		},
 	}
-	meshFlag(cmd, &meshFile)
+	from.add(cmd)
 	return cmd
 }
 
-// checkPolicy reads and checks a directory. Problems are never nil, so that
-// they are a list in JSON.
+// checkPolicy reads and checks a directory.
 func checkPolicy(dir, meshFile string) (bundle.Content, *opa.Program, []policy.Problem, error) {
-	content, err := readPolicy(dir, meshFile)
+	return (&sourceFlags{mesh: meshFile}).check(context.Background(), dir)
+}
+
+// check reads and checks the sources at name. Problems are never nil, so that
+// they are a list in JSON.
+func (s *sourceFlags) check(ctx context.Context, name string) (bundle.Content, *opa.Program, []policy.Problem, error) {
+	src, err := s.open(ctx, name)
 	var limits policy.Refused
 	if errors.As(err, &limits) {
 		return nil, nil, limits, nil
@@ -65,9 +74,9 @@ func checkPolicy(dir, meshFile string) (bundle.Content, *opa.Program, []policy.P
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	program, problems := opa.Check(content)
+	program, problems := opa.Check(src.Content)
 	if problems == nil {
 		problems = []policy.Problem{}
 	}
-	return content, program, problems, nil
+	return src.Content, program, problems, nil
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,34 +11,40 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/writ-dev/writ/policy"
-	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
 func newPolicyPushCmd(a *app) *cobra.Command {
 	var (
-		key, message, meshFile string
-		dryRun                 bool
+		from         sourceFlags
+		key, message string
+		dryRun       bool
 	)
 	cmd := &cobra.Command{
-		Use:   "push DIR",
+		Use:   "push SOURCE",
 		Short: "Put a policy directory in force",
 		Long: `Sign a policy directory and hand it to the control plane, which verifies,
 checks and tests it and puts it in force, or refuses it whole. Pushing what is
-in force changes nothing.`,
+in force changes nothing.
+
+` + sourceHelp + ` A bundle that
+is signed is pushed with its signature; a directory is signed with --key.`,
 		Example: `  policyctl policy push --key publisher.pem -m "orders: admit reports" policy/
-  policyctl policy push --dry-run policy/`,
+  policyctl policy push --dry-run policy/
+  policyctl policy push --key publisher.pem --git-ref v1.4 policy/
+  policyctl policy push bundle.tar.gz`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: directoryArg,
+		ValidArgsFunction: sourceArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			archive, problems, err := sealPolicy(args[0], meshFile, key)
+			sealed, err := from.seal(cmd.Context(), args[0], key)
 			if err != nil {
 				return err
 			}
+			problems := sealed.problems
 			resp := &policyv1.PushResponse{}
 			if len(problems) == 0 {
 				err := a.policyAdmin(func(c policyv1.AdminClient) (err error) {
-					resp, err = c.Push(cmd.Context(), &policyv1.PushRequest{Bundle: archive, Message: message, DryRun: dryRun})
+					resp, err = c.Push(cmd.Context(), &policyv1.PushRequest{Bundle: sealed.archive, Message: message, DryRun: dryRun, SourceCommit: sealed.commit})
 					return err
 				})
 				if err != nil {
@@ -56,32 +61,8 @@ in force changes nothing.`,
 	f.BoolVar(&dryRun, "dry-run", false, "check and test at the control plane, activate nothing")
 	_ = cmd.MarkFlagFilename("key", "pem")
 	_ = cmd.RegisterFlagCompletionFunc("message", cobra.NoFileCompletions)
-	meshFlag(cmd, &meshFile)
+	from.add(cmd)
 	return cmd
-}
-
-// sealPolicy reads, signs and packs a directory.
-func sealPolicy(dir, meshFile, keyFile string) ([]byte, []policy.Problem, error) {
-	content, err := readPolicy(dir, meshFile)
-	var signatures, archive []byte
-	if err == nil && keyFile != "" {
-		var key *ecdsa.PrivateKey
-		if key, err = readPrivateKey(keyFile); err == nil {
-			// A data file that cannot be read cannot be hashed; say where.
-			if _, problems := content.Data(); len(problems) > 0 {
-				return nil, problems, nil
-			}
-			signatures, err = content.Sign(key, bundle.ScopeSources)
-		}
-	}
-	if err == nil {
-		archive, err = content.Archive(signatures)
-	}
-	var limits policy.Refused
-	if errors.As(err, &limits) {
-		return nil, limits, nil
-	}
-	return archive, nil, err
 }
 
 func readPrivateKey(file string) (*ecdsa.PrivateKey, error) {

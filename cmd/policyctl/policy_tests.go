@@ -17,21 +17,23 @@ import (
 
 func newPolicyTestCmd(a *app) *cobra.Command {
 	var (
-		meshFile string
+		from     sourceFlags
 		coverage bool
 	)
 	cmd := &cobra.Command{
-		Use:   "test DIR",
+		Use:   "test SOURCE",
 		Short: "Run the tests of a policy directory",
 		Long: `Check a policy directory and run its _test.rego files as the control plane
 does before activation. A test may ask the rules of a service
-(data.services.orders.allow) or the whole decision (data.writ.decision).`,
+(data.services.orders.allow) or the whole decision (data.writ.decision).
+
+` + sourceHelp,
 		Example: `  policyctl policy test policy/
   policyctl policy test --coverage policy/`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: directoryArg,
+		ValidArgsFunction: sourceArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, program, problems, err := checkPolicy(args[0], meshFile)
+			_, program, problems, err := from.check(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -58,7 +60,7 @@ does before activation. A test may ask the rules of a service
 			return refused(append(problems, report.Problems()...))
 		},
 	}
-	meshFlag(cmd, &meshFile)
+	from.add(cmd)
 	cmd.Flags().BoolVar(&coverage, "coverage", false, "show which share of each file the tests evaluate")
 	return cmd
 }

@@ -1,0 +1,145 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/writ-dev/writ/policy/bundle"
+)
+
+// requestTime bounds one download, beside the time that a long poll waits.
+const requestTime = time.Minute
+
+const (
+	maxRedirects  = 5
+	maxTokenBytes = 8 << 10
+)
+
+// HTTP says how a bundle server is spoken to. The zero HTTP trusts what the
+// system trusts and sends no credentials.
+type HTTP struct {
+	// TokenFile holds a bearer token; it is read at each request, so that it
+	// may be rotated. It is sent to the server of the URL and no other.
+	TokenFile string
+	// CAFile holds the certificates (PEM) of authorities to trust in place of
+	// the system's.
+	CAFile string
+}
+
+// CheckURL accepts https, and http to a loopback address.
+func CheckURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case u.Host == "" || u.Hostname() == "":
+		return nil, fmt.Errorf("%s: no host", raw)
+	case u.User != nil:
+		return nil, fmt.Errorf("%s: no user or password in an URL: put a token into a file", u.Redacted())
+	case u.Fragment != "":
+		return nil, fmt.Errorf("%s: an URL of a bundle has no #", raw)
+	case u.Scheme == "https":
+		return u, nil
+	case u.Scheme == "http" && loopback(u.Hostname()):
+		return u, nil
+	}
+	return nil, fmt.Errorf("%s: want https (http is for loopback addresses only)", raw)
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// client speaks TLS 1.2 or newer to the server of rawURL, and follows no
+// redirect away from it.
+func (h HTTP) client(rawURL string) (*http.Client, error) {
+	origin, err := CheckURL(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if h.CAFile != "" {
+		pem, err := os.ReadFile(h.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s: no PEM certificate", h.CAFile)
+		}
+	}
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:               http.ProxyFromEnvironment,
+			TLSClientConfig:     config,
+			ForceAttemptHTTP2:   true,
+			TLSHandshakeTimeout: 10 * time.Second,
+			IdleConnTimeout:     90 * time.Second,
+			// What is limited is what is read, not what it unpacks to.
+			DisableCompression: true,
+		},
+		CheckRedirect: func(req *http.Request, via []*http.Request) error {
+			if len(via) >= maxRedirects {
+				return fmt.Errorf("more than %d redirects", maxRedirects)
+			}
+			if req.URL.Scheme != origin.Scheme || req.URL.Host != origin.Host {
+				return fmt.Errorf("redirect to another server (%s://%s): name that one instead", req.URL.Scheme, req.URL.Host)
+			}
+			return nil
+		},
+	}, nil
+}
+
+func (h HTTP) request(ctx context.Context, rawURL string) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rawURL, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Prefer", "modes=snapshot")
+	if h.TokenFile == "" {
+		return req, nil
+	}
+	token, err := os.ReadFile(h.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("token: %w", err)
+	}
+	token = bytes.TrimSpace(token)
+	if len(token) == 0 || len(token) > maxTokenBytes || bytes.ContainsAny(token, "\r\n \t") {
+		return nil, fmt.Errorf("%s: want one token", h.TokenFile)
+	}
+	req.Header.Set("Authorization", "Bearer "+string(token))
+	return req, nil
+}
+
+func readBody(name string, resp *http.Response) ([]byte, error) {
+	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" && encoding != "gzip" {
+		return nil, fmt.Errorf("%s: content encoding %q", name, encoding)
+	}
+	if resp.ContentLength > bundle.MaxArchiveBytes {
+		return nil, tooLarge(name)
+	}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, bundle.MaxArchiveBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if len(data) > bundle.MaxArchiveBytes {
+		return nil, tooLarge(name)
+	}
+	return data, nil
+}
+
+func tooLarge(name string) error {
+	return errors.New(name + fmt.Sprintf(": larger than %d bytes", bundle.MaxArchiveBytes))
+}
