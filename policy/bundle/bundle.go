@@ -40,6 +40,8 @@ const (
 const (
 	manifestFile   = ".manifest"
 	signaturesFile = ".signatures.json"
+	// programFile is the compiled form, in slices only.
+	programFile = ".program"
 )
 
 // File is one file of a policy. Path is relative, with slashes.

@@ -82,7 +82,9 @@ func (a *Archive) Signed() bool { return a.signatures != nil }
 // ReadArchive reads a tar.gz. It holds regular files with plain relative
 // paths, a leading / or ./ aside, and nothing that is not part of a policy.
 // What is wrong with it is a policy.Refused.
-func ReadArchive(data []byte) (*Archive, error) {
+func ReadArchive(data []byte) (*Archive, error) { return readArchive(data, File.isSource) }
+
+func readArchive(data []byte, belongs func(File) bool) (*Archive, error) {
 	if len(data) > MaxArchiveBytes {
 		return nil, refuse("", "the bundle is larger than %d bytes", MaxArchiveBytes)
 	}
@@ -116,7 +118,7 @@ func ReadArchive(data []byte) (*Archive, error) {
 			a.signatures = f.Content
 			continue
 		}
-		if !f.isSource() {
+		if !belongs(f) {
 			return nil, refuse(f.Path, "not part of a policy: .rego, data.json and data.yaml are")
 		}
 		if err := c.add(f); err != nil {

@@ -29,6 +29,9 @@ type Slice struct {
 	SPIFFEID  spiffeid.ID
 	Services  []string
 	Content   Content
+	// Program is the compiled form of Content, as policy/program encodes it; nil
+	// when there is none. It is under the same signature.
+	Program []byte
 }
 
 // manifest is the .manifest of a slice. What the slice is stands in it, and so
@@ -163,9 +166,9 @@ func (c Content) SliceProblems(data map[string]any) []policy.Problem {
 		return []policy.Problem{{Code: policy.ProblemLimit, Message: fmt.Sprintf(
 			"data: %d bytes of JSON in all: a slice is one document, of at most %d", len(doc), MaxFileBytes)}}
 	}
-	// The manifest is the other file that a slice has of its own; its list of
-	// services is as long as the data at most.
-	files, size := 2, 2*len(doc)+1024
+	// The manifest and the program are the other files that a slice has of its
+	// own. The manifest's list of services is as long as the data at most.
+	files, size := 3, 2*len(doc)+MaxFileBytes+1024
 	for _, f := range c {
 		if f.IsModule() && !f.IsTest() {
 			files++
@@ -215,6 +218,9 @@ func (s *Slice) seal(key crypto.Signer) ([]byte, error) {
 		return nil, fmt.Errorf("seal slice: %w", err)
 	}
 	files := append(Content{{manifestFile, m}}, s.Content...)
+	if s.Program != nil {
+		files = append(files, File{programFile, s.Program})
+	}
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	signatures, err := files.Sign(key, ScopeSlice)
 	if err != nil {
@@ -227,7 +233,7 @@ func (s *Slice) seal(key crypto.Signer) ([]byte, error) {
 // one of keys, made for id, and with no service that is not id's. It does not
 // judge the age; compare Revision with what is in force.
 func OpenSlice(data []byte, keys Keys, id spiffeid.ID) (*Slice, error) {
-	a, err := ReadArchive(data)
+	a, err := readArchive(data, func(f File) bool { return f.isSource() || f.Path == programFile })
 	if err != nil {
 		return nil, err
 	}
@@ -280,11 +286,13 @@ func readManifest(c Content) (*Slice, error) {
 	if err != nil {
 		return nil, err
 	}
+	program, _ := c.File(programFile)
 	return &Slice{
 		Revision:  policy.Revision{Epoch: info.Epoch, Number: info.Number, Digest: [32]byte(digest)},
 		Activated: time.Unix(0, info.Activated).UTC(),
 		SPIFFEID:  id,
 		Services:  info.Services,
-		Content:   slices.DeleteFunc(slices.Clone(c), func(f File) bool { return f.Path == manifestFile }),
+		Content:   slices.DeleteFunc(slices.Clone(c), func(f File) bool { return f.Path == manifestFile || f.Path == programFile }),
+		Program:   program,
 	}, nil
 }

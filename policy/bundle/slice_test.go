@@ -31,7 +31,7 @@ func TestSealedSlicesOpen(t *testing.T) {
 		{"escapes", bundle.Content{{Path: "data.yaml", Content: []byte("x: '" + strings.Repeat("<", 1<<20) + "'\n")}}, "a slice is one document"},
 		{"as deep as can be", bundle.Content{{Path: "a/b/data.json", Content: deep(bundle.MaxDataDepth - 2)}}, ""},
 		{"too deep with directories", bundle.Content{{Path: "a/b/data.json", Content: deep(bundle.MaxDataDepth - 1)}}, "nested deeper"},
-		{"as many files as can be", many[:bundle.MaxFiles-2], ""},
+		{"as many files as can be", many[:bundle.MaxFiles-3], ""},
 		{"too many files", many, "files and"},
 	}
 	for _, tt := range tests {
@@ -67,5 +67,38 @@ func TestSealedSlicesOpen(t *testing.T) {
 	foreign.Services = nil
 	if _, err := foreign.Seal(key); err == nil {
 		t.Error("a slice that nobody opens was sealed")
+	}
+}
+
+// TestSliceCarriesProgram: the compiled form travels under the slice's
+// signature, and a publisher cannot send one.
+func TestSliceCarriesProgram(t *testing.T) {
+	key, keys := newKey(t)
+	cutter, err := bundle.NewCutter(sources())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := cutter.Cut(bundle.SliceConfig{Revision: policy.Revision{Epoch: 1, Number: 1}, SPIFFEID: orders})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Program = []byte("\x00compiled\xff")
+	sealed, err := s.Seal(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := bundle.OpenSlice(sealed, keys, orders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(opened.Program) != string(s.Program) {
+		t.Errorf("program: got %q, want %q", opened.Program, s.Program)
+	}
+	if _, there := opened.Content.File(".program"); there {
+		t.Error("the program is among the sources")
+	}
+	var refused policy.Refused
+	if _, err := bundle.ReadArchive(sealed); !errors.As(err, &refused) || refused[0].File != ".program" {
+		t.Errorf("a bundle of sources with a program: got %v, want it refused", err)
 	}
 }
