@@ -27,7 +27,19 @@ A policy directory holds .rego files, their _test.rego files, and data.json or
 data.yaml; an OPA bundle (tar.gz) or its URL does as well. Problems are shown as file:line:column: code: message, and end the
 program with exit code 2.`,
 	}
-	cmd.AddCommand(newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyPushCmd(a), newPolicyListCmd(a), newPolicyShowCmd(a), newPolicyRollbackCmd(a), newPolicyBuildCmd(a))
+	cmd.AddCommand(
+		newPolicyInitCmd(a),
+		newPolicyCheckCmd(a),
+		newPolicyTestCmd(a),
+		newPolicyFmtCmd(a),
+		newPolicyEvalCmd(a),
+		newPolicyExplainCmd(a),
+		newPolicyPushCmd(a),
+		newPolicyListCmd(a),
+		newPolicyShowCmd(a),
+		newPolicyRollbackCmd(a),
+		newPolicyBuildCmd(a),
+	)
 	return cmd
 }
 
