@@ -1,7 +1,8 @@
 // Command docgen writes docs/reference/configuration.md from the structs that
 // the programs decode their configuration into, so that the page cannot drift
 // from the code. A field's comment is its description; the struct returned by
-// Default gives the default.
+// Default gives the default. It writes docs/reference/rego-library.md from the
+// comments of the library.
 package main
 
 import (
@@ -24,7 +25,11 @@ type section struct {
 }
 
 func main() {
-	if err := run("docs/reference/configuration.md"); err != nil {
+	err := run("docs/reference/configuration.md")
+	if err == nil {
+		err = library("docs/reference/rego-library.md")
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "docgen:", err)
 		os.Exit(1)
 	}

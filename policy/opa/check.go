@@ -257,7 +257,9 @@ func (l *loader) checkReference(ref ast.Ref, own string) {
 	case root == "":
 		fail("a reference to all of data reaches into other services: name what is meant")
 	case root == "writ":
-		fail("%s: data.writ is for the root rule and for tests only", ref)
+		if problem := libraryProblem(ref); problem != "" {
+			fail("%s: %s", ref, problem)
+		}
 	case root == "services" && (own == "" || bundle.ServiceOf(ref) != own):
 		fail("%s: the rules of a service can be used by that service only; put what is shared into a package of its own", ref)
 	}

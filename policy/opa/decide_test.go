@@ -352,6 +352,11 @@ func TestReads(t *testing.T) {
 		{"some in", `some v in input.request.headers["x-b"]; v != ""`, policy.Reads{Headers: []string{"x-b"}}},
 		{"object.get", `object.get(input.request.headers, "x-c", []) == ["1"]`, policy.Reads{Headers: []string{"x-c"}}},
 		{"object.get path", `object.get(input.request.headers, ["x-d", 0], "") == "1"`, policy.Reads{Headers: []string{"x-d"}}},
+		{"library", `http.header("X-F") == "1"; http.query_has("Q", http.query("p"))`, policy.Reads{Headers: []string{"x-f"}, Query: []string{"Q", "p"}}},
+		{"library without import", `data.writ.http.header_has("x-g", "1") with input.time as http.header("x-h")`, policy.Reads{Headers: []string{"x-g", "x-h"}}},
+		{"library, nothing", `http.path("/a"); spiffe.ours(input.source.id)`, policy.Reads{}},
+		{"library, computed", `http.header_matches(input.request.method, "1")`, policy.Reads{AllHeaders: true}},
+		{"library, replacing", `http.reads with lower as http.query`, policy.Reads{AllQuery: true}},
 		{"object.get nested", `count(object.get(input.request.headers, "x-e", [])) == 0`, policy.Reads{Headers: []string{"x-e"}}},
 		{"object.get computed", `n := lower("X"); object.get(input.request.headers, n, []) == []`, policy.Reads{AllHeaders: true}},
 		{"object.get input", `object.get(input, ["request", "headers"], {}) == {}`, policy.Reads{AllHeaders: true, AllQuery: true}},
@@ -366,8 +371,11 @@ func TestReads(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			imp := ""
-			if tt.name == "imported" {
+			switch {
+			case tt.name == "imported":
 				imp = "import input.request.headers as h\n"
+			case strings.HasPrefix(tt.name, "library"):
+				imp = "import data.writ.http\nimport data.writ.spiffe\n"
 			}
 			s := snapshot(t, catalogue+"-- orders.rego --\npackage services.orders\n"+imp+"allow if { "+tt.body+" }\n")
 			if diff := cmp.Diff(tt.want, s.Reads, cmp.Transformer("empty", func(l []string) string { return fmt.Sprint(l) })); diff != "" {

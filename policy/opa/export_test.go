@@ -57,3 +57,62 @@ func Cached(s *policy.Snapshot, pattern string) bool {
 	_, ok := s.Decider.(*decider).valueCache.Get(ast.String(pattern))
 	return ok
 }
+
+// HoldsInTests reports whether body holds for data.writ_test.example_input.
+func HoldsInTests(ctx context.Context, imports, body string) (bool, error) {
+	m, err := ast.ParseModuleWithOpts("example_test.rego", "package example_test\n"+imports+"\n"+
+		"test_example if { holds with input as data.writ_test.example_input }\nholds if { "+body+" }\n", parserOptions())
+	if err != nil {
+		return false, err
+	}
+	p, err := Load(bundle.Content{})
+	if err != nil {
+		return false, err
+	}
+	name := "writ/library_test.rego"
+	input, err := ast.ParseModuleWithOpts(name, rego.Tests()[name], parserOptions())
+	if err != nil {
+		return false, err
+	}
+	p.tests = map[string]*ast.Module{name: input, "example_test.rego": m}
+	report, err := p.Test(ctx, TestOptions{})
+	if err != nil {
+		return false, err
+	}
+	for _, c := range report.Cases {
+		if c.Name == "test_example" {
+			return c.Outcome == Passed, nil
+		}
+	}
+	return false, nil
+}
+
+// LibraryReads are the kinds that each name of the library reads by what is
+// written there, and by libraryReads.
+func LibraryReads() (got, said map[string]string, err error) {
+	modules, err := ownModules()
+	if err != nil {
+		return nil, nil, err
+	}
+	got = map[string]string{}
+	for _, m := range modules {
+		pkg := libraryOf(m.Package.Path)
+		if pkg == "" {
+			continue
+		}
+		for _, rule := range m.Rules {
+			r := &reads{headers: map[string]bool{}, query: map[string]bool{}}
+			ast.NewGenericVisitor(r.visit).Walk(rule)
+			name := pkg + "." + rule.Head.Ref()[0].Value.String()
+			switch {
+			case r.allHeaders:
+				got[name] = "headers"
+			case r.allQuery:
+				got[name] = "query"
+			case r.tokens:
+				got[name] = "tokens"
+			}
+		}
+	}
+	return got, libraryReads, nil
+}

@@ -72,7 +72,8 @@ func Load(content bundle.Content) (*Program, error) {
 //   - rules of services and guardrails whose name is nearly allow, deny or
 //     deny_overridable, so that they would decide nothing;
 //   - allow and deny that are neither partial sets of ids nor booleans;
-//   - references from one service to another, to all of data, or to data.writ;
+//   - references from one service to another, to all of data, or to data.writ,
+//     but for its library;
 //   - guardrails that read input.request without testing input.layer;
 //   - comparisons of a field such as input.layer with a word it never holds;
 //   - a catalogue that is not well formed;

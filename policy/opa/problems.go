@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -85,6 +86,13 @@ func hint(e *ast.Error) string {
 		return ": " + strings.Join(lines, ", ")
 	}
 	if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok {
+		if path, ok := strings.CutPrefix(name, "data.writ."); ok {
+			pkg, name, _ := strings.Cut(path, ".")
+			if library()[pkg] != nil {
+				return ": " + missingInLibrary(pkg, name)
+			}
+			return didYouMean(pkg, slices.Collect(maps.Keys(library())))
+		}
 		for _, b := range refusedBuiltins {
 			if b.name == name {
 				return ": policy may not use it: " + b.why

@@ -3,6 +3,7 @@ package opa
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
@@ -15,16 +16,38 @@ type reads struct {
 	headers, query       map[string]bool
 	allHeaders, allQuery bool
 	tokens               bool
+	// imports of the module that is looked at, by their name in it.
+	imports map[ast.Var]ast.Ref
+}
+
+// libraryReads are the names in the library that read the tokens, or the header
+// or query parameter that their first argument says.
+var libraryReads = map[string]string{
+	"http.header":         "headers",
+	"http.header_has":     "headers",
+	"http.header_matches": "headers",
+	"http.query":          "query",
+	"http.query_has":      "query",
+	"token.verified":      "tokens",
 }
 
 // readsOf looks at modules as they were written. A variable that stands for a
-// part of the input comes from a reference to that part, which is seen.
+// part of the input comes from a reference to that part, which is seen. The
+// library is looked at where it is used: it is in every program, and reads what
+// its arguments say.
 func readsOf(modules map[string]*ast.Module) *reads {
 	r := &reads{headers: map[string]bool{}, query: map[string]bool{}}
 	for _, m := range modules {
+		if _, ok := library()[libraryOf(m.Package.Path)]; ok {
+			continue
+		}
+		r.imports = map[ast.Var]ast.Ref{}
 		for _, imp := range m.Imports {
 			if ref, ok := imp.Path.Value.(ast.Ref); ok {
-				r.ref(ref)
+				r.imports[imp.Name()] = ref
+				if !ref[0].Equal(ast.DefaultRootDocument) {
+					r.ref(ref)
+				}
 			}
 		}
 		for _, rule := range m.Rules {
@@ -37,13 +60,19 @@ func readsOf(modules map[string]*ast.Module) *reads {
 func (r *reads) visit(x any) bool {
 	switch x := x.(type) {
 	case *ast.Expr:
-		if terms, ok := x.Terms.([]*ast.Term); ok && len(x.With) == 0 {
-			return r.objectGet(terms)
+		if terms, ok := x.Terms.([]*ast.Term); ok {
+			if !r.libraryCall(terms) {
+				return len(x.With) == 0 && r.objectGet(terms)
+			}
+			for _, w := range x.With {
+				ast.NewGenericVisitor(r.visit).Walk(w)
+			}
+			return true
 		}
 	case ast.Call:
-		return r.objectGet(x)
+		return r.libraryCall(x) || r.objectGet(x)
 	case ast.Ref:
-		r.ref(x)
+		r.ref(r.resolve(x))
 		// The head is dealt with, and would look like input as a whole.
 		for _, t := range x[1:] {
 			ast.NewGenericVisitor(r.visit).Walk(t)
@@ -55,6 +84,41 @@ func (r *reads) visit(x any) bool {
 		}
 	}
 	return false
+}
+
+// resolve puts what is imported in the place of its name.
+func (r *reads) resolve(ref ast.Ref) ast.Ref {
+	if head, ok := ref[0].Value.(ast.Var); ok {
+		if imported, ok := r.imports[head]; ok && imported[0].Equal(ast.DefaultRootDocument) {
+			return imported.Concat(ref[1:])
+		}
+	}
+	return ref
+}
+
+// libraryCall notes what a function of the library reads for its caller, and
+// reports whether it dealt with all of the call.
+func (r *reads) libraryCall(call []*ast.Term) bool {
+	operator, ok := call[0].Value.(ast.Ref)
+	if !ok || len(call) < 2 {
+		return false
+	}
+	name, literal := call[1].Value.(ast.String)
+	if !literal {
+		return false // The operator counts as any other reference to it.
+	}
+	switch libraryReads[libraryName(r.resolve(operator))] {
+	case "headers":
+		r.headers[strings.ToLower(string(name))] = true
+	case "query":
+		r.query[string(name)] = true
+	default:
+		return false
+	}
+	for _, arg := range call[2:] {
+		ast.NewGenericVisitor(r.visit).Walk(arg)
+	}
+	return true
 }
 
 // objectGet recognizes object.get(input.request.headers, "name", default) and
@@ -96,6 +160,14 @@ func (r *reads) all() {
 }
 
 func (r *reads) ref(ref ast.Ref) {
+	switch libraryReads[libraryName(ref)] {
+	case "headers":
+		r.allHeaders = true
+	case "query":
+		r.allQuery = true
+	case "tokens":
+		r.tokens = true
+	}
 	if !ref[0].Equal(ast.InputRootDocument) {
 		return
 	}
