@@ -13,6 +13,7 @@ const (
 	ProblemSignature = "signature"
 	ProblemLimit     = "limit"
 	ProblemCatalogue = "catalogue"
+	ProblemOwner     = "owner"
 )
 
 // Problem is one reason why a policy is refused, told to its publisher.

@@ -23,6 +23,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/owners"
 	"github.com/writ-dev/writ/policy/server"
 )
 
@@ -97,7 +98,7 @@ func startPolicyServer(t *testing.T) (socket, keyFile string) {
 	}
 	t.Cleanup(func() { db.Close() })
 	s, err := server.New(t.Context(), server.Config{
-		DB: db, DecisionKey: newKey(), PublisherKeys: keys,
+		DB: db, DecisionKey: newKey(), Publishers: owners.One(owners.Default, keys),
 		Emit:   func(context.Context, identity.Act) error { return nil },
 		Actor:  func(context.Context) string { return "unix:uid:7" },
 		PeerID: func(context.Context) (spiffeid.ID, error) { return spiffeid.ID{}, errors.New("none") },

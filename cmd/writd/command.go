@@ -26,7 +26,7 @@ func spec() daemon.Spec[writdconf.Config] {
 		Default:  writdconf.Default,
 		Flags:    flags,
 		Words:    map[string][]string{"roles": {"issuer", "decision", "audit"}},
-		Validate: func(c *writdconf.Config, at daemon.At) error { return c.Validate(at) },
+		Validate: validate,
 		Run: func(ctx context.Context, _ *cobra.Command, cfg writdconf.Config, log *slog.Logger) error {
 			return serve(ctx, cfg, log)
 		},

@@ -4,11 +4,15 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/writ-dev/writ/identity/keys"
+	"github.com/writ-dev/writ/internal/daemon"
+	"github.com/writ-dev/writ/internal/writdconf"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/owners"
 	"github.com/writ-dev/writ/policy/server"
 )
 
@@ -28,15 +32,49 @@ func (w *writd) openDecision(ctx context.Context) error {
 	if err := w.publish("decision.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})); err != nil {
 		return err
 	}
-	publishers, err := bundle.LoadKeys(w.cfg.PublisherKeys...)
+	publishers, err := publishers(w.cfg)
 	if err != nil {
-		return fmt.Errorf("publisher key: %w", err)
+		return err
 	}
 	w.decision, err = server.New(ctx, server.Config{
-		DB: w.db, DecisionKey: key, PublisherKeys: publishers, AllowUnsigned: w.cfg.AllowUnsignedPolicy,
+		DB: w.db, DecisionKey: key, Publishers: publishers, AllowUnsigned: w.cfg.AllowUnsignedPolicy,
 		Emit: w.emit, Actor: knownActor, PeerID: peerID, Log: w.log, Clock: time.Now,
 	})
 	return err
+}
+
+// publishers reads who may push what.
+func publishers(cfg writdconf.Config) (*owners.Set, error) {
+	if len(cfg.Publishers) == 0 {
+		keys, err := bundle.LoadKeys(cfg.PublisherKeys...)
+		if err != nil {
+			return nil, fmt.Errorf("publisher key: %w", err)
+		}
+		return owners.One(owners.Default, keys), nil
+	}
+	list := grants(&cfg)
+	for i, p := range cfg.Publishers {
+		var err error
+		if list[i].Keys, err = bundle.LoadKeys(p.Keys...); err != nil {
+			return nil, fmt.Errorf("key of publisher %q: %w", p.Name, err)
+		}
+	}
+	return owners.New(list, nil)
+}
+
+// grants are the publishers of the configuration without their keys.
+func grants(cfg *writdconf.Config) []owners.Publisher {
+	list := make([]owners.Publisher, len(cfg.Publishers))
+	for i, p := range cfg.Publishers {
+		list[i] = owners.Publisher{Name: p.Name, Packages: p.Packages, Data: p.Data, Rules: p.Rules}
+	}
+	return list
+}
+
+// validate finds what cannot work before anything is opened.
+func validate(cfg *writdconf.Config, at daemon.At) error {
+	_, err := owners.New(grants(cfg), owners.At(at))
+	return errors.Join(cfg.Validate(at), err)
 }
 
 // knownActor names a caller whom the interceptors have let in.

@@ -3,6 +3,7 @@ package writdconf
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"time"
 )
@@ -38,8 +39,11 @@ type Config struct {
 	AttestRate int `yaml:"attest_rate"`
 	// SVIDs per second that one agent may have signed; 0 is no limit.
 	SignRate int `yaml:"sign_rate"`
-	// Files with the public keys (PEM) of publishers that may push policy.
+	// Files with the public keys (PEM) that may push all of policy: one
+	// publisher, named default. The short form of publishers.
 	PublisherKeys []string `yaml:"publisher_keys"`
+	// Publishers of policy, each with what it owns. Grants do not overlap.
+	Publishers []Publisher `yaml:"publishers"`
 	// Take policy that no publisher signed. For experiments only.
 	AllowUnsignedPolicy bool `yaml:"allow_unsigned_policy"`
 	// Bytes that the audit ledger may take. At the cap it stops acknowledging,
@@ -50,6 +54,23 @@ type Config struct {
 	Collector string `yaml:"collector"`
 	// Time that open calls get at shutdown.
 	Drain time.Duration `yaml:"drain"`
+}
+
+// Publisher is somebody who may push a part of policy.
+type Publisher struct {
+	// Name of the publisher, as lists and refusals show it.
+	Name string `yaml:"name"`
+	// Files with the public keys (PEM) that sign what it pushes.
+	Keys []string `yaml:"keys"`
+	// Packages that it defines, with what is below them: services.orders,
+	// guardrails.internal, shop; "*" is everything there is, data and rules
+	// included. Guardrails go to nobody unless they are listed.
+	Packages []string `yaml:"packages"`
+	// Data that it defines, with what is below: shop.prices,
+	// writ.services.orders, writ.break_glass.
+	Data []string `yaml:"data"`
+	// Services for which it may write YAML rules, beside those of its packages.
+	Rules []string `yaml:"rules"`
 }
 
 // Default is the configuration before a file or a flag is read.
@@ -117,6 +138,14 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.SignRate < 0 {
 		bad("sign_rate", "want 0 (no limit) or more, got %d", c.SignRate)
+	}
+	if len(c.PublisherKeys) > 0 && len(c.Publishers) > 0 {
+		bad("publisher_keys", "is the short form of publishers: keep one of the two")
+	}
+	for i, p := range c.Publishers {
+		if len(p.Keys) == 0 {
+			bad(fmt.Sprintf("publishers[%d].keys", i), "missing: name the files with the public keys of publisher %q", p.Name)
+		}
 	}
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")

@@ -2,21 +2,14 @@ package server
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"slices"
-	"strconv"
-	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
-	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
@@ -26,170 +19,6 @@ const maxMessage = 1024
 type adminService struct {
 	policyv1.UnimplementedAdminServer
 	*Server
-}
-
-// Push implements policyv1.Admin.
-func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*policyv1.PushResponse, error) {
-	if len(req.Message) > maxMessage {
-		return nil, status.Errorf(codes.InvalidArgument, "message: longer than %d bytes", maxMessage)
-	}
-	s.admin.Lock()
-	defer s.admin.Unlock()
-	c, problems, err := s.examine(ctx, req.Bundle)
-	if err != nil {
-		return nil, status.Errorf(codes.Internal, "push policy: %v", err)
-	}
-	resp := &policyv1.PushResponse{Problems: problemsProto(problems)}
-	if c != nil {
-		resp.Tests = testsProto(c.tests)
-	}
-	switch {
-	case req.DryRun:
-		return resp, nil
-	case len(problems) > 0:
-		act := identity.Act{Kind: identity.ActPolicy, Verb: "pushed", Actor: s.cfg.Actor(ctx), Object: "policy",
-			Failed: true, Reason: fmt.Sprintf("%d problems, the first: %s", len(problems), problems[0])}
-		if err := s.cfg.Emit(ctx, act); err != nil {
-			return nil, status.Errorf(codes.Internal, "push policy: cannot be put on record: %v", err)
-		}
-		return resp, nil
-	}
-	if a, _ := s.current(); a != nil && a.info.Revision.Digest == c.content.Digest() {
-		resp.Revision, resp.Unchanged = revisionProto(a.info.Revision), true
-		return resp, nil
-	}
-	info, err := s.activate(ctx, c, revisions.Info{KeyID: c.keyID, Message: req.Message, Tests: c.tests})
-	if err != nil {
-		return nil, err
-	}
-	resp.Revision = revisionProto(info.Revision)
-	return resp, nil
-}
-
-// candidate is a content that may be put in force.
-type candidate struct {
-	content bundle.Content
-	program *opa.Program
-	keyID   string
-	tests   revisions.Tests
-}
-
-// examine reads, verifies, checks and tests. With problems the candidate, if
-// there is one, only carries the test counts.
-func (s *Server) examine(ctx context.Context, data []byte) (*candidate, []policy.Problem, error) {
-	archive, err := bundle.ReadArchive(data)
-	if err != nil {
-		var refused policy.Refused
-		if errors.As(err, &refused) {
-			return nil, refused, nil
-		}
-		return nil, nil, err
-	}
-	c := &candidate{content: archive.Content}
-	if archive.Signed() || !s.cfg.AllowUnsigned {
-		if c.keyID, err = archive.Verify(s.cfg.PublisherKeys, bundle.ScopeSources); err != nil {
-			return nil, []policy.Problem{{Code: policy.ProblemSignature, Message: err.Error()}}, nil
-		}
-	}
-	var problems []policy.Problem
-	if c.program, problems = s.check(c.content); len(problems) > 0 {
-		return nil, problems, nil
-	}
-	report, err := c.program.Test(ctx, opa.TestOptions{})
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, nil, ctx.Err()
-		}
-		return nil, []policy.Problem{{Code: policy.ProblemTest, Message: err.Error()}}, nil
-	}
-	c.tests = revisions.Tests{Passed: report.Passed, Failed: report.Failed, Skipped: report.Skipped}
-	return c, report.Problems(), nil
-}
-
-// check compiles a content that is to be put in force now.
-func (s *Server) check(c bundle.Content) (*opa.Program, []policy.Problem) {
-	program, problems := opa.Check(c)
-	if len(problems) > 0 {
-		return nil, problems
-	}
-	return program, c.GrantedAhead(program.Catalogue(), s.cfg.Clock())
-}
-
-// activate records, stores and swaps in, in this order: after an error nothing
-// has changed, and what has changed is on record.
-func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info) (revisions.Info, error) {
-	info.Author = s.cfg.Actor(ctx)
-	info.Activated = s.cfg.Clock().UTC()
-	var next *active
-	recorded := false
-	info, err := s.store.Add(ctx, c.content, info, func(info revisions.Info) (err error) {
-		if next, err = s.ready(info, c.content, c.program); err != nil {
-			return err
-		}
-		for _, act := range s.acts(info, next) {
-			if err := s.cfg.Emit(ctx, act); err != nil {
-				return fmt.Errorf("cannot be put on record: %w", err)
-			}
-			recorded = true
-		}
-		return nil
-	})
-	if err != nil {
-		if recorded {
-			// The record says that it happened; it must also say that it did not.
-			act := identity.Act{Kind: identity.ActPolicy, Verb: "activated", Actor: s.cfg.Actor(ctx), Object: "policy",
-				Failed: true, Reason: err.Error()}
-			if emitErr := s.cfg.Emit(context.WithoutCancel(ctx), act); emitErr != nil {
-				err = errors.Join(err, emitErr)
-			}
-		}
-		return revisions.Info{}, status.Errorf(codes.Internal, "activate policy: %v", err)
-	}
-	s.swap(next)
-	s.cfg.Log.Info("policy activated", "revision", info.Revision.String(), "author", info.Author, "key_id", info.KeyID)
-	return info, nil
-}
-
-// acts are what an activation means for the record: the revision, and an alarm
-// for each glass that it breaks anew.
-func (s *Server) acts(info revisions.Info, next *active) []identity.Act {
-	act := identity.Act{
-		Kind: identity.ActPolicy, Verb: "activated", Actor: info.Author, Object: "policy", ObjectID: info.Revision.String(),
-		Details: [][2]string{
-			{"digest", hex.EncodeToString(info.Revision.Digest[:])},
-			{"key_id", info.KeyID},
-			{"message", info.Message},
-			{"tests_passed", strconv.Itoa(info.Tests.Passed)},
-		},
-	}
-	if info.RollbackOf != 0 {
-		act.Verb = "rolled back"
-		act.Details = append(act.Details, [2]string{"rollback_of", strconv.FormatUint(info.RollbackOf, 10)})
-	}
-	acts := []identity.Act{act}
-	var before []bundle.BreakGlass
-	if a, _ := s.current(); a != nil {
-		before = a.catalogue.BreakGlass
-	}
-	for _, b := range next.catalogue.BreakGlass {
-		known := slices.ContainsFunc(before, func(o bundle.BreakGlass) bool {
-			return o.ID == b.ID && o.Service == b.Service && o.Expires.Equal(b.Expires) && slices.Equal(o.SourceIDs, b.SourceIDs)
-		})
-		if known || !info.Activated.Before(b.Expires) {
-			continue
-		}
-		acts = append(acts, identity.Act{
-			Kind: identity.ActAlarm, Verb: "broken", Actor: info.Author, Object: "glass", ObjectID: b.ID,
-			Details: [][2]string{
-				{"service", b.Service},
-				{"source_ids", strings.Join(b.SourceIDs, " ")},
-				{"expires", b.Expires.Format("2006-01-02T15:04:05Z07:00")},
-				{"approvers", strings.Join(b.Approvers, " ")},
-				{"ticket", b.Ticket},
-			},
-		})
-	}
-	return acts
 }
 
 // Rollback implements policyv1.Admin: the old content is checked again, since
@@ -208,12 +37,18 @@ func (s *adminService) Rollback(ctx context.Context, req *policyv1.RollbackReque
 	if err != nil {
 		return nil, err
 	}
+	parts, err := s.store.PartsOf(ctx, old, content)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
 	program, problems := s.check(content)
 	if len(problems) > 0 {
 		return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, policy.Refused(problems))
 	}
-	info, err := s.activate(ctx, &candidate{content: content, program: program},
-		revisions.Info{KeyID: old.KeyID, Message: req.Message, RollbackOf: req.Number, Tests: old.Tests})
+	info, err := s.activate(ctx, &candidate{content: content, parts: parts, program: program}, revisions.Info{
+		KeyID: old.KeyID, Publisher: old.Publisher, SourceCommit: old.SourceCommit, Message: req.Message,
+		RollbackOf: req.Number, Tests: old.Tests,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -263,7 +98,7 @@ func (s *adminService) Decide(ctx context.Context, req *policyv1.DecideRequest) 
 		if err != nil {
 			return nil, err
 		}
-		a, err := s.prepare(info, content)
+		a, err := s.prepare(info, content, nil)
 		if err != nil {
 			return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, err)
 		}

@@ -35,5 +35,29 @@ func infoProto(info revisions.Info) *policyv1.RevisionInfo {
 		Active:     info.Active,
 		RollbackOf: info.RollbackOf,
 		Tests:      testsProto(info.Tests),
+
+		SourceCommit: info.SourceCommit,
+		Publisher:    info.Publisher,
+		Approvals:    approvalsProto(info.Approvals),
+		Proposal:     info.Proposal,
+		Stage:        info.Stage,
+		Rollout:      rolloutProto(info.Rollout),
+		Engine:       info.Engine,
+		EngineReason: info.EngineReason,
 	}
+}
+
+func approvalsProto(approvals []revisions.Approval) []*policyv1.Approval {
+	var out []*policyv1.Approval
+	for _, a := range approvals {
+		out = append(out, &policyv1.Approval{Approver: a.Approver, KeyId: a.KeyID, Actor: a.Actor, Time: a.Time.UnixNano()})
+	}
+	return out
+}
+
+func rolloutProto(r revisions.Rollout) *policyv1.Rollout {
+	if r == (revisions.Rollout{}) {
+		return nil
+	}
+	return &policyv1.Rollout{Percent: uint32(r.Percent), MaxDenyIncrease: uint32(r.MaxDenyIncrease), MinDecisions: r.MinDecisions}
 }

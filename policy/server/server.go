@@ -22,6 +22,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/owners"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
@@ -34,17 +35,18 @@ const MaxMessageBytes = bundle.MaxContentBytes + 1<<20
 // DefaultHeartbeat is how often a follower hears that nothing changed.
 const DefaultHeartbeat = 10 * time.Second
 
-// Config is what a Server needs. AllowUnsigned, PublisherKeys and what has a
+// Config is what a Server needs. Publishers, AllowUnsigned and what has a
 // default may be left out.
 type Config struct {
 	// DB holds the revisions; see revisions.Open.
 	DB *sql.DB
 	// DecisionKey signs slices: ECDSA P-256, and not a CA's.
 	DecisionKey crypto.Signer
-	// PublisherKeys may sign sources.
-	PublisherKeys bundle.Keys
-	// AllowUnsigned admits sources without a signature. One that is there must
-	// verify all the same.
+	// Publishers may push, each what it owns; nobody when nil.
+	Publishers *owners.Set
+	// AllowUnsigned admits sources without a signature, as the part of a
+	// publisher that owns everything. A signature that is there must verify all
+	// the same.
 	AllowUnsigned bool
 	// Emit puts what happens to policy on record. It must not write to DB.
 	Emit identity.Emit
@@ -69,6 +71,9 @@ type Server struct {
 
 	// admin is held during an activation, so that they follow one another.
 	admin sync.Mutex
+	// parts of what is in force, guarded by admin. They are there even when
+	// what is in force cannot be prepared.
+	parts []bundle.Part
 
 	mu      sync.Mutex
 	active  *active
@@ -82,6 +87,8 @@ type Server struct {
 // active is the revision in force.
 type active struct {
 	info      revisions.Info
+	content   bundle.Content
+	parts     []bundle.Part
 	cutter    *bundle.Cutter
 	catalogue bundle.Catalogue
 	snapshot  *policy.Snapshot
@@ -99,6 +106,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	if _, err := bundle.KeyID(cfg.DecisionKey.Public()); err != nil {
 		return nil, fmt.Errorf("policy server: decision key: %w", err)
+	}
+	if cfg.Publishers == nil {
+		cfg.Publishers = owners.One(owners.Default, nil)
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
@@ -118,7 +128,10 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.active, err = s.prepare(info, content); err != nil {
+	if s.parts, err = store.PartsOf(ctx, info, content); err != nil {
+		return nil, err
+	}
+	if s.active, err = s.prepare(info, content, s.parts); err != nil {
 		cfg.Log.Error("policy in force cannot be prepared", "revision", info.Revision.String(), "error", err)
 	}
 	return s, nil
@@ -178,26 +191,26 @@ func (s *Server) swap(a *active) {
 	s.changed = make(chan struct{})
 }
 
-func (s *Server) prepare(info revisions.Info, content bundle.Content) (*active, error) {
+func (s *Server) prepare(info revisions.Info, content bundle.Content, parts []bundle.Part) (*active, error) {
 	program, err := opa.Load(content)
 	if err != nil {
 		return nil, err
 	}
-	return s.ready(info, content, program)
+	return s.ready(info, &candidate{content: content, parts: parts, program: program})
 }
 
 // ready makes a program ready to decide and to be cut.
-func (s *Server) ready(info revisions.Info, content bundle.Content, program *opa.Program) (*active, error) {
-	snapshot, err := program.Snapshot(opa.SnapshotConfig{Revision: info.Revision, Activated: info.Activated, Timeout: s.cfg.DecisionTimeout})
+func (s *Server) ready(info revisions.Info, c *candidate) (*active, error) {
+	snapshot, err := c.program.Snapshot(opa.SnapshotConfig{Revision: info.Revision, Activated: info.Activated, Timeout: s.cfg.DecisionTimeout})
 	if err != nil {
 		return nil, err
 	}
-	cutter, err := bundle.NewCutter(content)
+	cutter, err := bundle.NewCutter(c.content)
 	if err != nil {
 		return nil, err
 	}
 	return &active{
-		info: info, cutter: cutter, catalogue: program.Catalogue(), snapshot: snapshot,
+		info: info, content: c.content, parts: c.parts, cutter: cutter, catalogue: c.program.Catalogue(), snapshot: snapshot,
 		slices: map[spiffeid.ID][]byte{},
 	}, nil
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/owners"
 	"github.com/writ-dev/writ/policy/policyv1"
 	"github.com/writ-dev/writ/policy/server"
 )
@@ -78,9 +79,9 @@ func newPlane(t testing.TB, change func(*server.Config)) *plane {
 	decision := newKey(t)
 	p := &plane{t: t, keys: keysOf(t, decision), publisher: newKey(t)}
 	p.config = server.Config{
-		DB:            db,
-		DecisionKey:   decision,
-		PublisherKeys: keysOf(t, p.publisher),
+		DB:          db,
+		DecisionKey: decision,
+		Publishers:  owners.One(owners.Default, keysOf(t, p.publisher)),
 		Emit: func(_ context.Context, act identity.Act) error {
 			p.mu.Lock()
 			defer p.mu.Unlock()

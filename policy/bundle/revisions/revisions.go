@@ -49,16 +49,54 @@ type Info struct {
 	// RollbackOf is the number it took its content from, 0 for none.
 	RollbackOf uint64
 	Tests      Tests
+	// SourceCommit that the sources were taken from, as their author says.
+	SourceCommit string
+	// Publisher of the part that was pushed.
+	Publisher string
+	// Proposal that it was, 0 for none, and who approved that.
+	Proposal  uint64
+	Approvals []Approval
+	// Stage is All when empty in Add.
+	Stage   string
+	Rollout Rollout
+	// Engine is compiled or topdown, and EngineReason why not compiled; empty
+	// where nobody has said.
+	Engine       string
+	EngineReason string
+}
+
+// Stages of a revision.
+const (
+	// All followers have it, or had it.
+	All = "all"
+	// Canary is for a share of the followers.
+	Canary = "canary"
+	// Halted was Canary and never got further.
+	Halted = "halted"
+)
+
+// Rollout is how a revision is put in force at a share of the followers first.
+// The zero Rollout is everybody at once.
+type Rollout struct {
+	// Percent of the followers, 1 to 99.
+	Percent int
+	// MaxDenyIncrease, per mille, is the growth of the share of denied requests
+	// that halts it; 0 is never.
+	MaxDenyIncrease int
+	// MinDecisions before shares are compared.
+	MinDecisions uint64
 }
 
 // Tests counts the tests that were run at activation.
 type Tests struct{ Passed, Failed, Skipped int }
 
-// Add puts content in force as a new revision: its number comes from the
-// transaction, its digest from the content. info gives everything else. before
-// runs when the revision is known and before it is committed; its error leaves
-// everything as it was. before must not write to the same database.
-func (s *Store) Add(ctx context.Context, content bundle.Content, info Info, before func(Info) error) (Info, error) {
+// Add keeps content as a new revision, in force unless info.Stage says
+// otherwise: its number comes from the transaction, its digest from the content.
+// info gives everything else. parts are what the publishers gave to content.
+// before runs when the revision is known and before it is committed; its error
+// leaves everything as it was. before must not write to the same database but
+// by the transaction.
+func (s *Store) Add(ctx context.Context, content bundle.Content, parts []bundle.Part, info Info, before func(*sql.Tx, Info) error) (Info, error) {
 	archive, err := content.Archive(nil)
 	if err != nil {
 		return Info{}, err
@@ -68,8 +106,11 @@ func (s *Store) Add(ctx context.Context, content bundle.Content, info Info, befo
 		return Info{}, fmt.Errorf("store policy revision: %w", err)
 	}
 	defer tx.Rollback()
+	if info.Stage == "" {
+		info.Stage = All
+	}
 	info.Revision.Digest = content.Digest()
-	info.Active = true
+	info.Active = info.Stage == All
 	row := tx.QueryRowContext(ctx, `SELECT epoch, (SELECT COALESCE(MAX(number), 0) + 1 FROM policy_revisions) FROM policy_epoch`)
 	if err := row.Scan(&info.Revision.Epoch, &info.Revision.Number); err != nil {
 		return Info{}, fmt.Errorf("store policy revision: %w", err)
@@ -79,13 +120,19 @@ func (s *Store) Add(ctx context.Context, content bundle.Content, info Info, befo
 		return Info{}, fmt.Errorf("store policy content: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, `INSERT INTO policy_revisions
-		(number, epoch, digest, activated, author, key_id, message, rollback_of, passed, failed, skipped)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		(number, epoch, digest, activated, author, key_id, message, rollback_of, passed, failed, skipped,
+		source_commit, publisher, proposal, stage, engine, engine_reason, percent, max_deny_increase, min_decisions)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		info.Revision.Number, info.Revision.Epoch, info.Revision.Digest[:], info.Activated.UnixNano(), info.Author, info.KeyID,
-		info.Message, info.RollbackOf, info.Tests.Passed, info.Tests.Failed, info.Tests.Skipped); err != nil {
+		info.Message, info.RollbackOf, info.Tests.Passed, info.Tests.Failed, info.Tests.Skipped,
+		info.SourceCommit, info.Publisher, info.Proposal, info.Stage, info.Engine, info.EngineReason,
+		info.Rollout.Percent, info.Rollout.MaxDenyIncrease, int64(info.Rollout.MinDecisions)); err != nil {
 		return Info{}, fmt.Errorf("store policy revision: %w", err)
 	}
-	if err := before(info); err != nil {
+	if err := addParts(ctx, tx, info.Revision.Number, parts); err != nil {
+		return Info{}, fmt.Errorf("store parts of policy revision: %w", err)
+	}
+	if err := before(tx, info); err != nil {
 		return Info{}, err
 	}
 	if err := tx.Commit(); err != nil {
@@ -94,11 +141,20 @@ func (s *Store) Add(ctx context.Context, content bundle.Content, info Info, befo
 	return info, nil
 }
 
-const columns = `SELECT number, epoch, digest, activated, author, key_id, message, rollback_of, passed, failed, skipped,
-	number = (SELECT number FROM policy_revisions ORDER BY epoch DESC, number DESC LIMIT 1) FROM policy_revisions`
+const (
+	// The revision in force.
+	inForce = `(SELECT number FROM policy_revisions WHERE stage = 'all' ORDER BY epoch DESC, number DESC LIMIT 1)`
+	columns = `SELECT number, epoch, digest, activated, author, key_id, message, rollback_of, passed, failed, skipped,
+	source_commit, publisher, proposal, stage, engine, engine_reason, percent, max_deny_increase, min_decisions,
+	number = ` + inForce + ` FROM policy_revisions`
+)
 
 // List returns all revisions, newest first.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
+	approvals, err := s.approvals(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list policy revisions: %w", err)
+	}
 	rows, err := s.db.QueryContext(ctx, columns+` ORDER BY epoch DESC, number DESC`)
 	if err != nil {
 		return nil, fmt.Errorf("list policy revisions: %w", err)
@@ -110,24 +166,42 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list policy revisions: %w", err)
 		}
+		info.Approvals = approvals[info.Proposal]
 		infos = append(infos, info)
 	}
 	return infos, rows.Err()
 }
 
-// Get returns a revision and its content. Number 0 is the one in force.
+// Info returns what is known of a revision. Number 0 is the one in force.
 // ErrNone says that there is none.
-func (s *Store) Get(ctx context.Context, number uint64) (Info, bundle.Content, error) {
+func (s *Store) Info(ctx context.Context, number uint64) (Info, error) {
 	query, args := columns+` WHERE number = ?`, []any{number}
 	if number == 0 {
-		query, args = columns+` ORDER BY epoch DESC, number DESC LIMIT 1`, nil
+		query, args = columns+` WHERE number = `+inForce, nil
 	}
 	info, err := scan(s.db.QueryRowContext(ctx, query, args...))
 	if errors.Is(err, sql.ErrNoRows) {
-		return Info{}, nil, ErrNone
+		return Info{}, ErrNone
 	}
 	if err != nil {
-		return Info{}, nil, fmt.Errorf("read policy revision: %w", err)
+		return Info{}, fmt.Errorf("read policy revision: %w", err)
+	}
+	if info.Proposal != 0 {
+		p, err := s.Proposal(ctx, info.Proposal)
+		if err != nil {
+			return Info{}, err
+		}
+		info.Approvals = p.Approvals
+	}
+	return info, nil
+}
+
+// Get returns a revision and its content. Number 0 is the one in force.
+// ErrNone says that there is none.
+func (s *Store) Get(ctx context.Context, number uint64) (Info, bundle.Content, error) {
+	info, err := s.Info(ctx, number)
+	if err != nil {
+		return Info{}, nil, err
 	}
 	var archive []byte
 	row := s.db.QueryRowContext(ctx, `SELECT bundle FROM policy_contents WHERE digest = ?`, info.Revision.Digest[:])
@@ -151,7 +225,9 @@ func scan(row interface{ Scan(...any) error }) (Info, error) {
 		activated int64
 	)
 	err := row.Scan(&info.Revision.Number, &info.Revision.Epoch, &digest, &activated, &info.Author, &info.KeyID, &info.Message,
-		&info.RollbackOf, &info.Tests.Passed, &info.Tests.Failed, &info.Tests.Skipped, &info.Active)
+		&info.RollbackOf, &info.Tests.Passed, &info.Tests.Failed, &info.Tests.Skipped,
+		&info.SourceCommit, &info.Publisher, &info.Proposal, &info.Stage, &info.Engine, &info.EngineReason,
+		&info.Rollout.Percent, &info.Rollout.MaxDenyIncrease, &info.Rollout.MinDecisions, &info.Active)
 	if err != nil {
 		return Info{}, err
 	}

@@ -1,0 +1,119 @@
+package server
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/revisions"
+)
+
+// activate records, stores and swaps in, in this order: after an error nothing
+// has changed, and what has changed is on record.
+func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info) (revisions.Info, error) {
+	actor := s.cfg.Actor(ctx)
+	if info.Author == "" {
+		info.Author = actor
+	}
+	info.Activated = s.cfg.Clock().UTC()
+	var next *active
+	recorded := false
+	info, err := s.store.Add(ctx, c.content, c.parts, info, func(_ *sql.Tx, info revisions.Info) (err error) {
+		if next, err = s.ready(info, c); err != nil {
+			return err
+		}
+		for _, act := range s.acts(actor, info, next) {
+			if err := s.cfg.Emit(ctx, act); err != nil {
+				return fmt.Errorf("cannot be put on record: %w", err)
+			}
+			recorded = true
+		}
+		return nil
+	})
+	if err != nil {
+		if recorded {
+			// The record says that it happened; it must also say that it did not.
+			act := identity.Act{Kind: identity.ActPolicy, Verb: "activated", Actor: actor, Object: "policy",
+				Failed: true, Reason: err.Error()}
+			if emitErr := s.cfg.Emit(context.WithoutCancel(ctx), act); emitErr != nil {
+				err = errors.Join(err, emitErr)
+			}
+		}
+		return revisions.Info{}, status.Errorf(codes.Internal, "activate policy: %v", err)
+	}
+	s.parts = c.parts
+	s.swap(next)
+	s.cfg.Log.Info("policy activated", "revision", info.Revision.String(), "author", info.Author, "publisher", info.Publisher, "key_id", info.KeyID)
+	return info, nil
+}
+
+// acts are what an activation means for the record: the revision, and an alarm
+// for each glass that it breaks anew.
+func (s *Server) acts(actor string, info revisions.Info, next *active) []identity.Act {
+	act := identity.Act{
+		Kind: identity.ActPolicy, Verb: "activated", Actor: actor, Object: "policy", ObjectID: info.Revision.String(),
+		Details: [][2]string{
+			{"digest", hex.EncodeToString(info.Revision.Digest[:])},
+			{"publisher", info.Publisher},
+			{"key_id", info.KeyID},
+			{"message", info.Message},
+			{"tests_passed", strconv.Itoa(info.Tests.Passed)},
+		},
+	}
+	add := func(name, value string) { act.Details = append(act.Details, [2]string{name, value}) }
+	if info.SourceCommit != "" {
+		add("source_commit", info.SourceCommit)
+	}
+	if info.RollbackOf != 0 {
+		act.Verb = "rolled back"
+		add("rollback_of", strconv.FormatUint(info.RollbackOf, 10))
+	}
+	acts := []identity.Act{act}
+	for _, b := range s.brokenAnew(next.catalogue, info.Activated) {
+		acts = append(acts, s.glassAlarm(actor, b))
+	}
+	return acts
+}
+
+// brokenAnew are the break-glass entries that are not in force now and would
+// allow something.
+func (s *Server) brokenAnew(cat bundle.Catalogue, now time.Time) []bundle.BreakGlass {
+	var before []bundle.BreakGlass
+	if a, _ := s.current(); a != nil {
+		before = a.catalogue.BreakGlass
+	}
+	var anew []bundle.BreakGlass
+	for _, b := range cat.BreakGlass {
+		known := slices.ContainsFunc(before, func(o bundle.BreakGlass) bool {
+			return o.ID == b.ID && o.Service == b.Service && o.Expires.Equal(b.Expires) && slices.Equal(o.SourceIDs, b.SourceIDs)
+		})
+		if !known && now.Before(b.Expires) {
+			anew = append(anew, b)
+		}
+	}
+	return anew
+}
+
+func (s *Server) glassAlarm(actor string, b bundle.BreakGlass) identity.Act {
+	return identity.Act{
+		Kind: identity.ActAlarm, Verb: "broken", Actor: actor, Object: "glass", ObjectID: b.ID,
+		Details: [][2]string{
+			{"service", b.Service},
+			{"source_ids", strings.Join(b.SourceIDs, " ")},
+			{"expires", b.Expires.Format(time.RFC3339)},
+			{"approvers", strings.Join(b.Approvers, " ")},
+			{"ticket", b.Ticket},
+		},
+	}
+}
