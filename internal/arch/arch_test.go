@@ -96,7 +96,7 @@ var reachesRooms = map[string]bool{
 var forbidden = []struct{ inside, except, imp, reason string }{
 	{"", "policy/opa", "github.com/open-policy-agent/opa/v1/rego", "policy/opa is the only importer of OPA's evaluator"},
 	{"identity", "", "github.com/open-policy-agent/opa", "identity does not decide"},
-	{"policy", "policy/opa,policy/compile,policy/bundle,policy/server,policy/follow", "github.com/open-policy-agent/opa", "the contract of a decision knows no engine"},
+	{"policy", "policy/opa,policy/compile,policy/bundle,policy/server,policy/follow,policy/lint", "github.com/open-policy-agent/opa", "the contract of a decision knows no engine; lint reads syntax trees only"},
 	{"policy/program", "", module + "policy/opa", "the compiled form stands without OPA"},
 	{"pep", "", "github.com/open-policy-agent/opa", "enforcement sees a Decider, not an engine"},
 	{"proxy", "", "github.com/open-policy-agent/opa", "enforcement sees a Decider, not an engine"},

@@ -62,7 +62,16 @@ func problemsOf(err error) []policy.Problem {
 		}
 		problems[i] = p
 	}
-	return problems
+	// The parser may say the same twice, once without the details.
+	i := 0
+	return slices.DeleteFunc(problems, func(p policy.Problem) bool {
+		i++
+		return i < len(list) && samePlace(list[i-1].Location, list[i].Location) && strings.HasPrefix(list[i].Message, list[i-1].Message)
+	})
+}
+
+func samePlace(a, b *ast.Location) bool {
+	return a != nil && b != nil && a.File == b.File && a.Row == b.Row && a.Col == b.Col
 }
 
 func hint(e *ast.Error) string {

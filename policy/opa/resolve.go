@@ -69,3 +69,15 @@ func (x resolvedRules) find(ref ast.Ref) []*ast.Rule {
 	}
 	return nil
 }
+
+// Written are the publisher's modules as they were parsed, tests included. The
+// caller must not change them.
+func (p *Program) Written() map[string]*ast.Module {
+	written := maps.Clone(p.tests)
+	for path, m := range p.parsed {
+		if _, ours := p.content.File(path); ours {
+			written[path] = m
+		}
+	}
+	return written
+}
