@@ -49,14 +49,15 @@ type Unit struct {
 // Clause is a conjunction: the rule speaks when all atoms hold. A rule with
 // alternatives has several clauses.
 type Clause struct {
-	// Rule is an index into Program.Rules; unused in Unit.Ask.
+	// Rule is an index into Program.Rules; 0 and unused in Unit.Ask. The ids of
+	// the rules of one tier are texts, and each belongs to one rule.
 	Rule uint32
 	// Ask says that the atoms are necessary but not sufficient: when they hold,
 	// OPA is asked.
 	Ask   bool
 	Atoms []Atom
 	// Expires is when an answer by this clause ends, nanoseconds since the Unix
-	// epoch, 0 for no end: the end of a break-glass.
+	// epoch: the end of a break-glass, and 0 in all other tiers.
 	Expires int64
 }
 
@@ -69,7 +70,8 @@ type Atom struct {
 	Not   bool
 	Preds []Pred
 	// Token, when not empty, stands in the place of Field and Preds: one token
-	// of input.tokens meets all of these, which read the Token bases.
+	// of input.tokens meets all of these, which read the Token bases. The Other
+	// of an EqualField may read any.
 	Token []Atom
 }
 
@@ -79,11 +81,14 @@ type Field struct {
 	Base Base
 	// Name of a header (lower case) or query parameter; path of a claim.
 	Name string
-	// Index of a segment, or of a header's or query parameter's value. Negative
-	// is any of them: an existential over the elements.
+	// Index of a segment, or of one of the values of a header, a query
+	// parameter, an audience or a claim's list. Any is an existential over them.
 	Index int32
 	Via   []Step
 }
+
+// Any is the Index of any element: one is enough.
+const Any = -1
 
 // Base is where a Field is read. Text fields hold strings, number fields
 // int64.
@@ -130,23 +135,30 @@ const (
 	// Time is input.time in nanoseconds since the Unix epoch, a number.
 	Time
 	// Of one token, inside Atom.Token. TokenAudience is one by Index, or any.
-	// TokenClaim is a claim that is a text, or by Index an element of a list of
-	// texts; Name is its path, names joined by "\x00". What a policy could see
-	// otherwise (numbers, objects) must be excluded by Unit.Ask.
+	// The Name of a claim is its path, names joined by "\x00".
 	TokenIssuer
 	TokenSubject
 	TokenActor
 	TokenAudience
+	// TokenClaim is a claim that is a text and TokenClaimItem, by Index, or any,
+	// an element of a claim that is a list, which is a text. Where one is read
+	// and the claim is there but is something else, the unit answers nothing.
 	TokenClaim
+	TokenClaimItem
+	// TokenClaimKind is what a claim is, as a text: string, number, true, false,
+	// null, object, strings (a list of texts only, or empty) or array. So that
+	// Unit.Ask can name what would be an error, also where a clause would fail
+	// before it read the claim.
+	TokenClaimKind
 	endBase
 )
 
 // Step derives a text from a text. It allocates nothing for ASCII.
 type Step struct {
 	Kind StepKind
-	// Text is the prefix, suffix, cutset or separator.
+	// Text is the prefix, suffix, cutset or separator; a separator is not empty.
 	Text string
-	// Index of the element that a split keeps; out of range is no value.
+	// Index of the element that a split keeps, or Any; out of range is no value.
 	Index int32
 }
 
@@ -161,6 +173,9 @@ const (
 	TrimPrefix
 	TrimSuffix
 	TrimSpace
+	Trim
+	TrimLeft
+	TrimRight
 	SplitElement
 	endStep
 )
@@ -191,10 +206,10 @@ const (
 	Contains      // text: contains one of Texts
 	Glob          // text: matches one of Texts, each "delimiters\x00pattern" as in OPA's glob.match
 	Regex         // text: matches one of Texts, RE2
-	CIDR          // text: an address in one of Texts; a text that is no address fails
-	Address       // text: parses as an IP address
+	CIDR          // text: an address in one of Texts, as net.cidr_contains; a text that is no address fails
+	Address       // text: parses as an IP address, as net.ParseIP
 	PathMatch     // Segments: matches one of Texts, see MatchPath
 	Range         // number: Low <= value <= High
-	EqualField    // text: equals the value of Other, one value, present
+	EqualField    // text: equals the value of Other, one value (no Any), present
 	endOp
 )

@@ -1,0 +1,365 @@
+package program
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/writ-dev/writ/policy"
+)
+
+// builder turns clauses into an index.
+type builder struct {
+	e        *engine
+	patterns *patterns
+	key      []byte
+	fields   map[string]uint32
+	known    map[string]uint32 // conditions by their encoding
+	conds    []condition
+	dims     map[dimension]uint32
+	// spare is how many more refs than clauses the index may have.
+	spare int
+}
+
+// condition is an Atom of one or more clauses: each once, and with one
+// predicate where that means the same.
+type condition struct {
+	atom    Atom
+	cost    int
+	options []option
+	refs    int
+	// at is its place in engine.atoms plus one, 0 before it has one.
+	at uint32
+}
+
+// dimension is a way to look clauses up: by one field, in one manner.
+type dimension struct {
+	kind  nodeKind
+	field uint32
+}
+
+// option is a dimension in which a condition can be looked up, and where it is
+// found: it can hold only for values under one of its keys.
+type option struct {
+	dim       dimension
+	keys      []string
+	low, high int64
+	// exact says that the condition holds for all that is found there.
+	exact bool
+}
+
+// item is a clause on its way into the index.
+type item struct {
+	ref  ref
+	left []residue
+}
+
+// residue is a condition that the index has not settled so far.
+type residue struct {
+	cond uint32
+	used bool // It led here, and yet has to be tested.
+}
+
+func newBuilder(p *patterns) *builder {
+	b := &builder{e: &engine{}, patterns: p, fields: map[string]uint32{}, known: map[string]uint32{}}
+	b.e.units = map[string]*unit{}
+	b.e.nodes = make([]node, 1)
+	b.e.expiry = make([]int64, 1)
+	return b
+}
+
+func (b *builder) unit(u *Unit, ranks []uint32) {
+	built := &unit{reason: noRule(u)}
+	b.e.units[u.Service] = built
+	built.ask = b.tier(u.Ask, func(*Clause) ref { return ref{ask: true} })
+	for tier := policy.Guardrail; tier <= policy.ServiceAllow; tier++ {
+		built.tiers[tier] = b.tier(u.Clauses[tier], func(c *Clause) ref {
+			x := ref{rank: ranks[c.Rule], ask: c.Ask}
+			if c.Expires != 0 {
+				x.expires = uint32(len(b.e.expiry))
+				b.e.expiry = append(b.e.expiry, c.Expires)
+			}
+			return x
+		})
+	}
+}
+
+// tier builds the index of clauses and returns its root, 0 when there are none.
+func (b *builder) tier(clauses []Clause, refOf func(*Clause) ref) uint32 {
+	items := make([]item, len(clauses))
+	b.spare = 4096 + 8*len(clauses)
+	for i := range clauses {
+		items[i] = item{ref: refOf(&clauses[i]), left: b.conditions(clauses[i].Atoms)}
+		for _, left := range items[i].left {
+			for _, o := range b.conds[left.cond].options {
+				b.spare += len(o.keys)
+			}
+		}
+	}
+	return b.index(items, 0)
+}
+
+// conditions are the atoms taken apart as far as that means the same: where a
+// field has one value at most, all predicates are about that one.
+func (b *builder) conditions(atoms []Atom) []residue {
+	left := make([]residue, 0, len(atoms))
+	add := func(a Atom) {
+		x := residue{cond: b.condition(a)}
+		if !slices.Contains(left, x) {
+			left = append(left, x)
+		}
+	}
+	for _, a := range atoms {
+		if a.Not || len(a.Preds) < 2 || a.Field.many() {
+			add(a)
+			continue
+		}
+		for i := range a.Preds {
+			add(Atom{Field: a.Field, Preds: a.Preds[i : i+1]})
+		}
+	}
+	return left
+}
+
+func (b *builder) condition(a Atom) uint32 {
+	b.key = (&encoder{}).atom(b.key[:0], &a, inlineText)
+	if n, ok := b.known[string(b.key)]; ok {
+		return n
+	}
+	n := uint32(len(b.conds))
+	b.known[string(b.key)] = n
+	c := condition{atom: a, cost: atomCost(&a)}
+	c.options = b.options(&a)
+	b.conds = append(b.conds, c)
+	return n
+}
+
+// field is the place of f in engine.fields.
+func (b *builder) field(f *Field, overTokens bool) uint32 {
+	b.key = append((&encoder{}).field(b.key[:0], f, inlineText), flag(overTokens, 1))
+	if n, ok := b.fields[string(b.key)]; ok {
+		return n
+	}
+	n := uint32(len(b.e.fields))
+	b.fields[string(b.key)] = n
+	x := field{Field: *f, shape: shapeOf(f.Base), many: f.many() || overTokens, token: ofToken(f.Base), overTokens: overTokens}
+	if named(f.Base) && x.token {
+		x.claim = strings.Split(f.Name, "\x00")
+	}
+	b.e.fields = append(b.e.fields, x)
+	return n
+}
+
+// options of a condition, the most selective first.
+func (b *builder) options(a *Atom) []option {
+	if a.Not {
+		return nil
+	}
+	if len(a.Token) > 0 {
+		// Some token has to have the value that one of its conditions wants.
+		var all []option
+		for i := range a.Token {
+			t := &a.Token[i]
+			if t.Not {
+				continue
+			}
+			for _, o := range b.optionsOf(&t.Field, t.Preds, true) {
+				o.exact = o.exact && len(a.Token) == 1
+				all = append(all, o)
+			}
+		}
+		return all
+	}
+	return b.optionsOf(&a.Field, a.Preds, false)
+}
+
+func (b *builder) optionsOf(f *Field, preds []Pred, overTokens bool) []option {
+	var all []option
+	for i := range preds {
+		p := &preds[i]
+		if p.Not {
+			continue
+		}
+		add := func(kind nodeKind, keys []string, exact bool) {
+			if !slices.Contains(keys, "") || exact {
+				dim := dimension{kind, b.field(f, overTokens)}
+				all = append(all, option{dim: dim, keys: keys, exact: exact && len(preds) == 1, low: p.Low, high: p.High})
+			}
+		}
+		switch p.Op {
+		case Equal:
+			add(byText, p.Texts, true)
+		case Prefix:
+			add(byPrefix, p.Texts, true)
+		case Suffix:
+			add(bySuffix, p.Texts, true)
+		case Range:
+			add(byNumber, nil, true)
+		case Glob:
+			prefixes, suffixes := make([]string, len(p.Texts)), make([]string, len(p.Texts))
+			for i, s := range p.Texts {
+				prefixes[i], suffixes[i] = globEnds(s)
+			}
+			add(byPrefix, prefixes, false)
+			add(bySuffix, suffixes, false)
+		case Regex:
+			prefixes := make([]string, len(p.Texts))
+			for i, s := range p.Texts {
+				prefixes[i] = regexPrefix(s)
+			}
+			add(byPrefix, prefixes, false)
+		case PathMatch:
+			keys := make([]string, len(p.Texts))
+			for i, s := range p.Texts {
+				keys[i] = pathKey(b.patterns.paths[s].literals())
+			}
+			add(byPath, keys, false)
+		}
+	}
+	return all
+}
+
+// pathKey is a list of segments as one text, so that the key of a list that
+// begins with another begins with the other's key. A segment may hold any
+// byte, so each is quoted: \x00 as \x00\x01, and \x00\x00 ends it.
+func pathKey(segments []string) string {
+	var key strings.Builder
+	for _, s := range segments {
+		key.WriteString(strings.ReplaceAll(s, "\x00", "\x00\x01"))
+		key.WriteString("\x00\x00")
+	}
+	return key.String()
+}
+
+func pathOfKey(key string) []string {
+	if key == "" {
+		return nil
+	}
+	segments := strings.Split(strings.TrimSuffix(key, "\x00\x00"), "\x00\x00")
+	for i, s := range segments {
+		segments[i] = strings.ReplaceAll(s, "\x00\x01", "\x00")
+	}
+	return segments
+}
+
+// atomCost orders the conditions that are left to test, cheapest first.
+func atomCost(a *Atom) int {
+	if len(a.Token) > 0 {
+		cost := 10
+		for i := range a.Token {
+			cost += atomCost(&a.Token[i])
+		}
+		return cost
+	}
+	cost := 1 + 4*len(a.Field.Via)
+	if a.Field.many() {
+		cost += 5
+	}
+	for i := range a.Preds {
+		p := &a.Preds[i]
+		n := len(p.Texts)
+		switch p.Op {
+		case Equal:
+			n = min(n, fewTexts)
+		case Contains, CIDR:
+			n *= 4
+		case Glob, PathMatch:
+			n *= 8
+		case Regex:
+			n *= 30
+		}
+		cost += n
+	}
+	return cost
+}
+
+// memoCost is from when on remembering an outcome is cheaper than another test.
+const memoCost = 4
+
+// write puts a clause into a leaf.
+func (b *builder) write(it *item) ref {
+	slices.SortStableFunc(it.left, func(x, y residue) int {
+		return cmp.Compare(b.conds[x.cond].cost, b.conds[y.cond].cost)
+	})
+	x := it.ref
+	x.from, x.n = uint32(len(b.e.conds)), uint8(len(it.left))
+	for _, left := range it.left {
+		c := &b.conds[left.cond]
+		if c.at == 0 {
+			b.e.atoms = append(b.e.atoms, b.atom(&c.atom))
+			c.at = uint32(len(b.e.atoms))
+		}
+		at := &b.e.atoms[c.at-1]
+		if c.refs++; c.refs == 2 && c.cost >= memoCost {
+			at.memo = int32(b.e.memos)
+			b.e.memos++
+		}
+		b.e.conds = append(b.e.conds, c.at-1)
+	}
+	return x
+}
+
+func (b *builder) atom(a *Atom) atom {
+	x := atom{not: a.Not, memo: -1}
+	if len(a.Token) > 0 {
+		x.kind = atomTokens
+		for i := range a.Token {
+			x.token = append(x.token, b.atom(&a.Token[i]))
+		}
+		return x
+	}
+	x.field = b.field(&a.Field, false)
+	switch shapeOf(a.Field.Base) {
+	case shapeNumber:
+		x.kind = atomNumber
+	case shapeList:
+		x.kind = atomList
+	default:
+		if a.Field.many() {
+			x.kind = atomMany
+		}
+	}
+	for i := range a.Preds {
+		x.preds = append(x.preds, b.pred(&a.Preds[i]))
+	}
+	return x
+}
+
+func (b *builder) pred(p *Pred) pred {
+	x := pred{op: p.Op, not: p.Not, low: p.Low, high: p.High}
+	if p.Other != nil {
+		x.other = b.field(p.Other, false)
+	}
+	for _, s := range p.Texts {
+		switch p.Op {
+		case Glob:
+			x.globs = append(x.globs, b.patterns.globs[s])
+		case Regex:
+			x.regex = append(x.regex, b.patterns.regexes[s])
+		case CIDR:
+			x.cidrs = append(x.cidrs, b.patterns.cidrs[s])
+		case PathMatch:
+			x.paths = append(x.paths, b.patterns.paths[s])
+		default:
+			x.texts = append(x.texts, s)
+		}
+	}
+	if p.Op == Equal && len(p.Texts) > fewTexts {
+		x.set = make(map[string]struct{}, len(x.texts))
+		for _, s := range x.texts {
+			x.set[s] = struct{}{}
+		}
+		x.texts = nil
+	}
+	return x
+}
+
+func (b *builder) finish() *engine {
+	e := b.e
+	e.fields, e.atoms, e.nodes = slices.Clip(e.fields), slices.Clip(e.atoms), slices.Clip(e.nodes)
+	e.refs, e.conds, e.trie, e.first = slices.Clip(e.refs), slices.Clip(e.conds), slices.Clip(e.trie), slices.Clip(e.first)
+	e.pool.New = func() any {
+		return &run{slots: make([]slot, len(e.fields)), memo: make([]uint32, e.memos)}
+	}
+	return e
+}

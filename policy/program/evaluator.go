@@ -1,0 +1,239 @@
+package program
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/writ-dev/writ/policy"
+)
+
+// Evaluator is a Program ready to decide. It is safe for concurrent use.
+type Evaluator struct {
+	*engine
+	revision policy.Revision
+}
+
+// engine is what evaluators of one Program share, whatever their revision.
+type engine struct {
+	units  map[string]*unit
+	fields []field
+	atoms  []atom
+	nodes  []node
+	refs   []ref
+	conds  []uint32 // indices into atoms; each ref has a run of them
+	expiry []int64  // by ref.expires; 0 is none
+	tables []table
+	trie   []trieNode
+	first  []byte // of the label of each trieNode
+	ranges []intervals
+	paths  []pathIndex
+	// rules in the order of their ids, in which a decision lists them.
+	rules []policy.Rule
+	memos int
+	pool  sync.Pool
+}
+
+// unit holds the index of each tier: the node to begin with, 0 for none.
+type unit struct {
+	ask    uint32
+	tiers  [policy.ServiceAllow + 1]uint32
+	reason string // of a default deny
+}
+
+// ref is a clause in a leaf of the index: what remains to be tested of it.
+type ref struct {
+	rank    uint32 // of its rule
+	from    uint32 // in engine.conds
+	expires uint32 // in engine.expiry
+	n       uint8
+	ask     bool
+}
+
+// At is e for the decisions of a revision, which it writes into each.
+func (e *Evaluator) At(revision policy.Revision) *Evaluator {
+	return &Evaluator{engine: e.engine, revision: revision}
+}
+
+// Services are those that e decides for, in no order.
+func (e *Evaluator) Services() []string {
+	names := make([]string, 0, len(e.units))
+	for name := range e.units {
+		names = append(names, name)
+	}
+	return names
+}
+
+// Decide fills out with what topdown would decide, or reports false: then out
+// is empty and OPA has to be asked. It keeps neither in nor out, and reuses
+// the memory of out.
+func (e *Evaluator) Decide(in *policy.Input, out *policy.Decision) bool {
+	out.Reset()
+	u := e.units[in.Destination.Service]
+	if u == nil {
+		return false
+	}
+	r := e.pool.Get().(*run)
+	answered := r.begin(in) && e.decide(r, u, out)
+	r.end()
+	e.pool.Put(r)
+	if answered {
+		out.Revision = e.revision
+	}
+	return answered
+}
+
+func (e *engine) decide(r *run, u *unit, out *policy.Decision) bool {
+	if u.ask != 0 {
+		e.walk(r, u.ask)
+		if r.ask {
+			return false
+		}
+	}
+	for tier := policy.Guardrail; tier <= policy.ServiceAllow; tier++ {
+		if u.tiers[tier] == 0 {
+			continue
+		}
+		// All clauses of the tier, not only until one holds: the decision names
+		// every rule, and any of them may say to ask.
+		e.walk(r, u.tiers[tier])
+		if r.ask {
+			return false
+		}
+		if len(r.hits) > 0 {
+			out.Verdict, out.Tier = tierVerdict(tier), tier
+			e.name(r, out)
+			return true
+		}
+	}
+	out.Verdict, out.Tier, out.Reason = policy.Deny, policy.DefaultDeny, u.reason
+	return true
+}
+
+// name lists the rules as a set of their ids would be listed.
+func (e *engine) name(r *run, out *policy.Decision) {
+	if len(r.hits) > 1 {
+		slices.Sort(r.hits)
+		r.hits = slices.Compact(r.hits)
+	}
+	for _, rank := range r.hits {
+		out.Rules = append(out.Rules, e.rules[rank])
+	}
+	if r.expires != 0 {
+		out.Expires = time.Unix(0, r.expires).UTC()
+	}
+}
+
+// walk visits the part of an index that the input leads to.
+func (e *engine) walk(r *run, root uint32) {
+	r.todo = append(r.todo[:0], root)
+	for len(r.todo) > 0 && !r.ask {
+		n := &e.nodes[r.todo[len(r.todo)-1]]
+		r.todo = r.todo[:len(r.todo)-1]
+		if n.rest != 0 {
+			r.todo = append(r.todo, n.rest)
+		}
+		if n.kind == leaf {
+			e.scan(r, e.refs[n.at:n.at+n.n])
+		} else {
+			e.descend(r, n)
+		}
+	}
+}
+
+// scan tests clauses one by one.
+func (e *engine) scan(r *run, refs []ref) {
+next:
+	for i := range refs {
+		c := &refs[i]
+		for _, at := range e.conds[c.from : c.from+uint32(c.n)] {
+			if !e.holds(r, &e.atoms[at]) {
+				continue next
+			}
+		}
+		if c.ask {
+			r.ask = true
+			return
+		}
+		r.hits = append(r.hits, c.rank)
+		if c.expires != 0 {
+			if at := e.expiry[c.expires]; r.expires == 0 || at < r.expires {
+				r.expires = at
+			}
+		}
+	}
+}
+
+// descend finds the children of an inner node that the input leads to.
+func (e *engine) descend(r *run, n *node) {
+	f := &e.fields[n.field]
+	switch n.kind {
+	case byNumber:
+		if v, ok := r.number(f); ok {
+			r.push(e.ranges[n.at].find(v))
+		}
+		return
+	case byPath:
+		if r.request && r.segments() {
+			e.paths[n.at].find(r, r.in.Request.Segments)
+		}
+		return
+	}
+	if f.many {
+		for _, s := range r.all(f, n.field) {
+			e.follow(r, n, s)
+		}
+	} else if s, ok := r.one(f, n.field); ok {
+		e.follow(r, n, s)
+	}
+}
+
+func (e *engine) follow(r *run, n *node, s string) {
+	switch n.kind {
+	case byText:
+		r.push(e.tables[n.at].find(s))
+	case byPrefix:
+		e.prefixes(r, n.at, s)
+	case bySuffix:
+		e.suffixes(r, n.at, s)
+	}
+}
+
+func (r *run) push(node uint32) {
+	if node != 0 {
+		r.todo = append(r.todo, node)
+	}
+}
+
+// New makes p ready to decide. It does not keep p.
+func New(p *Program) (*Evaluator, error) {
+	patterns, err := p.check()
+	if err != nil {
+		return nil, err
+	}
+	b := newBuilder(patterns)
+	order := make([]uint32, len(p.Rules)) // Rule indices by rank.
+	for i := range order {
+		order[i] = uint32(i)
+	}
+	slices.SortStableFunc(order, func(x, y uint32) int {
+		return compareText(p.Rules[x].ID, p.Rules[y].ID)
+	})
+	ranks := make([]uint32, len(order))
+	for rank, rule := range order {
+		ranks[rule] = uint32(rank)
+		b.e.rules = append(b.e.rules, p.Rules[rule])
+	}
+	for i := range p.Units {
+		b.unit(&p.Units[i], ranks)
+	}
+	return &Evaluator{engine: b.finish()}, nil
+}
+
+func noRule(u *Unit) string {
+	if u.HasPolicy {
+		return "no rule allows it"
+	}
+	return fmt.Sprintf("no policy for service %q", u.Service)
+}

@@ -1,0 +1,210 @@
+package program
+
+import (
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"github.com/gobwas/glob"
+
+	"github.com/writ-dev/writ/policy"
+)
+
+// atom is an Atom as an Evaluator tests it.
+type atom struct {
+	kind atomKind
+	not  bool
+	// memo is the place of a shared condition's outcome in run.memo, -1 for
+	// one that a single clause has.
+	memo  int32
+	field uint32
+	preds []pred
+	token []atom
+}
+
+type atomKind uint8
+
+const (
+	atomOne    atomKind = iota // a field with at most one text
+	atomMany                   // a field with any number of texts
+	atomNumber                 // a number
+	atomList                   // the segments
+	atomTokens                 // one token meets all
+)
+
+type pred struct {
+	op        Op
+	not       bool
+	low, high int64
+	texts     []string
+	// set stands for the texts of an Equal that has many.
+	set   map[string]struct{}
+	globs []*glob.Pattern
+	regex []*regexp.Regexp
+	cidrs []netip.Prefix
+	paths []*path
+	other uint32
+}
+
+// holds reports whether the condition is met.
+func (e *engine) holds(r *run, a *atom) bool {
+	if a.memo < 0 {
+		return e.test(r, a)
+	}
+	m := &r.memo[a.memo]
+	if *m>>1 == r.gen {
+		return *m&1 == 1
+	}
+	*m = r.gen << 1
+	if e.test(r, a) {
+		*m |= 1
+		return true
+	}
+	return false
+}
+
+// test is holds without a memory.
+func (e *engine) test(r *run, a *atom) bool {
+	met := false
+	switch a.kind {
+	case atomOne:
+		s, ok := r.one(&e.fields[a.field], a.field)
+		met = ok && e.meets(r, a.preds, s)
+	case atomMany:
+		f := &e.fields[a.field]
+		values := r.all(f, a.field)
+		for _, s := range values {
+			if e.meets(r, a.preds, s) {
+				met = true
+				break
+			}
+		}
+		if f.token {
+			r.drop(values)
+		}
+	case atomNumber:
+		n, ok := r.number(&e.fields[a.field])
+		met = ok
+		for i := range a.preds {
+			p := &a.preds[i]
+			met = met && (p.low <= n && n <= p.high) != p.not
+		}
+	case atomList:
+		met = r.request && r.segments()
+		for i := range a.preds {
+			p := &a.preds[i]
+			met = met && matchAny(p.paths, r.in.Request.Segments) != p.not
+		}
+	case atomTokens:
+		met = e.someToken(r, a.token)
+	}
+	return met != a.not
+}
+
+func (e *engine) someToken(r *run, atoms []atom) bool {
+	for i := range r.in.Tokens {
+		r.token = &r.in.Tokens[i]
+		met := true
+		for j := range atoms {
+			if !e.test(r, &atoms[j]) {
+				met = false
+				break
+			}
+		}
+		if met {
+			r.token = nil
+			return true
+		}
+	}
+	r.token = nil
+	return false
+}
+
+// meets reports whether s meets all predicates.
+func (e *engine) meets(r *run, preds []pred, s string) bool {
+	for i := range preds {
+		if p := &preds[i]; e.meet(r, p, s) == p.not {
+			return false
+		}
+	}
+	return true
+}
+
+func (e *engine) meet(r *run, p *pred, s string) bool {
+	switch p.op {
+	case Equal:
+		if p.set != nil {
+			_, ok := p.set[s]
+			return ok
+		}
+		for _, t := range p.texts {
+			if s == t {
+				return true
+			}
+		}
+	case Prefix:
+		for _, t := range p.texts {
+			if strings.HasPrefix(s, t) {
+				return true
+			}
+		}
+	case Suffix:
+		for _, t := range p.texts {
+			if strings.HasSuffix(s, t) {
+				return true
+			}
+		}
+	case Contains:
+		for _, t := range p.texts {
+			if strings.Contains(s, t) {
+				return true
+			}
+		}
+	case Glob:
+		for _, g := range p.globs {
+			if g.Match(s) {
+				return true
+			}
+		}
+	case Regex:
+		for _, x := range p.regex {
+			if x.MatchString(s) {
+				return true
+			}
+		}
+	case CIDR:
+		addr, ok := parseAddress(s)
+		if !ok {
+			return false
+		}
+		for _, n := range p.cidrs {
+			if n.Contains(addr) {
+				return true
+			}
+		}
+	case Address:
+		_, ok := parseAddress(s)
+		return ok
+	case EqualField:
+		t, ok := r.one(&e.fields[p.other], p.other)
+		return ok && s == t
+	}
+	return false
+}
+
+func matchAny(paths []*path, segments []string) bool {
+	for _, p := range paths {
+		if p.match(segments) {
+			return true
+		}
+	}
+	return false
+}
+
+// tierVerdict is what a tier says when it speaks.
+func tierVerdict(t policy.Tier) policy.Verdict {
+	if t == policy.BreakGlass || t == policy.ServiceAllow {
+		return policy.Allow
+	}
+	return policy.Deny
+}
