@@ -218,16 +218,21 @@ func (l *loader) checkReferences(modules map[string]*ast.Module) {
 		m := modules[path]
 		own := bundle.ServiceOf(m.Package.Path)
 		for _, rule := range m.Rules {
+			at := rule.Location
 			var visit func(x any) bool
 			visit = func(x any) bool {
-				if term, ok := x.(*ast.Term); ok && term.Equal(ast.DefaultRootDocument) {
-					l.checkReference(ast.Ref{term}, own)
+				if term, ok := x.(*ast.Term); ok {
+					// What an import stands for has the place of its last use.
+					at = term.Location
+					if term.Equal(ast.DefaultRootDocument) {
+						l.checkReference(ast.Ref{term}, at, own)
+					}
 				}
 				ref, ok := x.(ast.Ref)
 				if !ok {
 					return false
 				}
-				l.checkReference(ref, own)
+				l.checkReference(ref, at, own)
 				for _, t := range ref[1:] {
 					ast.NewGenericVisitor(visit).Walk(t)
 				}
@@ -239,9 +244,9 @@ func (l *loader) checkReferences(modules map[string]*ast.Module) {
 }
 
 // checkReference checks one reference in a rule of the service own.
-func (l *loader) checkReference(ref ast.Ref, own string) {
+func (l *loader) checkReference(ref ast.Ref, at *ast.Location, own string) {
 	fail := func(format string, args ...any) {
-		l.fail("", ref[0].Location, policy.ProblemType, format, args...)
+		l.fail("", at, policy.ProblemType, format, args...)
 	}
 	if header := headerName(ref); header != strings.ToLower(header) {
 		fail("header names are lower case: %q never matches; did you mean %q?", header, strings.ToLower(header))
@@ -258,7 +263,7 @@ func (l *loader) checkReference(ref ast.Ref, own string) {
 		fail("a reference to all of data reaches into other services: name what is meant")
 	case root == "writ":
 		if problem := libraryProblem(ref); problem != "" {
-			fail("%s: %s", ref, problem)
+			fail("%s: %s", ref.ConstantPrefix(), problem)
 		}
 	case root == "services" && (own == "" || bundle.ServiceOf(ref) != own):
 		fail("%s: the rules of a service can be used by that service only; put what is shared into a package of its own", ref)
