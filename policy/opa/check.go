@@ -296,12 +296,19 @@ func (l *loader) checkTests() {
 			}
 		}
 	}
-	if len(l.problems) > 0 || len(p.tests) == 0 {
+	if len(l.problems) > 0 {
 		return
 	}
 	all := maps.Clone(p.parsed)
 	maps.Copy(all, p.tests)
-	if _, err := l.compile(all); err != nil {
-		l.problems = append(l.problems, problemsOf(err)...)
+	l.checkInputs(all)
+	if len(p.tests) == 0 {
+		return
 	}
+	compiler, err := l.compile(all)
+	if err != nil {
+		l.problems = append(l.problems, problemsOf(err)...)
+		return
+	}
+	l.checkFields(compiler, func(file string) bool { return p.tests[file] != nil })
 }

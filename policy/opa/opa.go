@@ -75,7 +75,9 @@ func Load(content bundle.Content) (*Program, error) {
 //   - references from one service to another, to all of data, or to data.writ,
 //     but for its library;
 //   - guardrails that read input.request without testing input.layer;
-//   - comparisons of a field such as input.layer with a word it never holds;
+//   - comparisons of a field such as input.layer with a word it never holds, and
+//     lists, such as the values of a header, taken for a text;
+//   - inputs in tests that no request could make;
 //   - a catalogue that is not well formed;
 //   - data that is too large for a slice;
 //   - tests that define rules of the policy.
@@ -85,10 +87,12 @@ func Check(content bundle.Content) (*Program, []policy.Problem) {
 	l := loader{content: content, program: &Program{content: content}}
 	l.load()
 	if len(l.problems) == 0 {
+		l.checkFields(l.program.compiler, func(string) bool { return true })
 		l.checkTests()
 	}
 	if len(l.problems) > 0 {
 		slices.SortStableFunc(l.problems, comparePlace)
+		l.problems = slices.Compact(l.problems) // What is used twice is looked at twice.
 		return nil, l.problems[:min(len(l.problems), maxProblems)]
 	}
 	return l.program, nil
