@@ -48,6 +48,7 @@ func flags(f *pflag.FlagSet, cfg *writdconf.Config) {
 	f.IntVar(&cfg.AttestRate, "attest-rate", cfg.AttestRate, "attestation attempts per second and address")
 	f.IntVar(&cfg.SignRate, "sign-rate", cfg.SignRate, "SVIDs per second that one agent may have signed; 0 is no limit")
 	f.StringSliceVar(&cfg.PublisherKeys, "publisher-keys", cfg.PublisherKeys, "public key files (PEM) of publishers that may push policy")
+	f.IntVar(&cfg.Approvals, "approvals", cfg.Approvals, "approvals that each activation of policy takes: 0, 1 or 2")
 	f.BoolVar(&cfg.AllowUnsignedPolicy, "allow-unsigned-policy", cfg.AllowUnsignedPolicy, "take policy that no publisher signed; for experiments only")
 	f.Int64Var(&cfg.AuditMaxBytes, "audit-max-bytes", cfg.AuditMaxBytes, "bytes that the audit ledger may take")
 	f.StringVar(&cfg.Collector, "collector", cfg.Collector, "control listener of the writd that keeps the record, without the audit role")

@@ -36,11 +36,22 @@ func (w *writd) openDecision(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	approvers, err := approvers(w.cfg)
+	if err != nil {
+		return err
+	}
 	w.decision, err = server.New(ctx, server.Config{
 		DB: w.db, DecisionKey: key, Publishers: publishers, AllowUnsigned: w.cfg.AllowUnsignedPolicy,
+		Approvers: approvers, Approvals: w.cfg.Approvals,
 		Emit: w.emit, Actor: knownActor, PeerID: peerID, Log: w.log, Clock: time.Now,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	for _, act := range w.decision.StandingAlarms() {
+		w.alarms.raise(act)
+	}
+	return nil
 }
 
 // publishers reads who may push what.
@@ -60,6 +71,27 @@ func publishers(cfg writdconf.Config) (*owners.Set, error) {
 		}
 	}
 	return owners.New(list, nil)
+}
+
+// approvers reads who may approve. A key tells who signed, so that it is one
+// person's.
+func approvers(cfg writdconf.Config) ([]server.Approver, error) {
+	var list []server.Approver
+	owner := map[string]string{}
+	for _, a := range cfg.Approvers {
+		keys, err := bundle.LoadKeys(a.Keys...)
+		if err != nil {
+			return nil, fmt.Errorf("key of approver %q: %w", a.Name, err)
+		}
+		for id := range keys {
+			if other, taken := owner[id]; taken {
+				return nil, fmt.Errorf("key %s is of approver %q and of %q: a key tells who signed", id, other, a.Name)
+			}
+			owner[id] = a.Name
+		}
+		list = append(list, server.Approver{Name: a.Name, Keys: keys})
+	}
+	return list, nil
 }
 
 // grants are the publishers of the configuration without their keys.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 )
 
@@ -44,6 +45,11 @@ type Config struct {
 	PublisherKeys []string `yaml:"publisher_keys"`
 	// Publishers of policy, each with what it owns. Grants do not overlap.
 	Publishers []Publisher `yaml:"publishers"`
+	// People who may approve proposals of policy.
+	Approvers []Approver `yaml:"approvers"`
+	// Approvals that each activation takes, by others than its author: 0, 1 or
+	// 2. More than 0 makes every change a proposal first.
+	Approvals int `yaml:"approvals"`
 	// Take policy that no publisher signed. For experiments only.
 	AllowUnsignedPolicy bool `yaml:"allow_unsigned_policy"`
 	// Bytes that the audit ledger may take. At the cap it stops acknowledging,
@@ -71,6 +77,15 @@ type Publisher struct {
 	Data []string `yaml:"data"`
 	// Services for which it may write YAML rules, beside those of its packages.
 	Rules []string `yaml:"rules"`
+}
+
+// Approver is a person whose signature counts under a proposal.
+type Approver struct {
+	// Name of the person, as break-glass entries give it. One key here and at a
+	// publisher says that this person signs for that publisher.
+	Name string `yaml:"name"`
+	// Files with the public keys (PEM) of the person.
+	Keys []string `yaml:"keys"`
 }
 
 // Default is the configuration before a file or a flag is read.
@@ -147,6 +162,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 			bad(fmt.Sprintf("publishers[%d].keys", i), "missing: name the files with the public keys of publisher %q", p.Name)
 		}
 	}
+	c.validateApprovers(bad)
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")
 	}
@@ -154,6 +170,31 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 		bad("collector", "missing: without the audit role the events of this control plane go to the collector of another")
 	}
 	return errors.Join(errs...)
+}
+
+func (c *Config) validateApprovers(bad func(key, format string, args ...any)) {
+	seen := map[string]bool{}
+	for i, a := range c.Approvers {
+		name := strings.ToLower(strings.TrimSpace(a.Name))
+		switch {
+		case name == "":
+			bad(fmt.Sprintf("approvers[%d].name", i), "missing")
+		case seen[name]:
+			bad(fmt.Sprintf("approvers[%d].name", i), "%q is there twice: one person counts once", a.Name)
+		}
+		seen[name] = true
+		if len(a.Keys) == 0 {
+			bad(fmt.Sprintf("approvers[%d].keys", i), "missing: name the files with the public keys of %q", a.Name)
+		}
+	}
+	switch {
+	case c.Approvals < 0 || c.Approvals > 2:
+		bad("approvals", "want 0, 1 or 2, got %d", c.Approvals)
+	case c.Approvals > len(c.Approvers):
+		bad("approvals", "%d are demanded and %d approvers are configured", c.Approvals, len(c.Approvers))
+	case c.Approvals > 0 && c.AllowUnsignedPolicy:
+		bad("approvals", "take signed policy: what nobody signed has no author to tell from its approvers")
+	}
 }
 
 func loopback(addr string) bool {

@@ -29,8 +29,11 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 	info.Activated = s.cfg.Clock().UTC()
 	var next *active
 	recorded := false
-	info, err := s.store.Add(ctx, c.content, c.parts, info, func(_ *sql.Tx, info revisions.Info) (err error) {
+	info, err := s.store.Add(ctx, c.content, c.parts, info, func(tx *sql.Tx, info revisions.Info) (err error) {
 		if next, err = s.ready(info, c); err != nil {
+			return err
+		}
+		if err := s.markActivated(ctx, tx, info); err != nil {
 			return err
 		}
 		for _, act := range s.acts(actor, info, next) {
@@ -54,6 +57,7 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 	}
 	s.parts = c.parts
 	s.swap(next)
+	s.outdate(context.WithoutCancel(ctx))
 	s.cfg.Log.Info("policy activated", "revision", info.Revision.String(), "author", info.Author, "publisher", info.Publisher, "key_id", info.KeyID)
 	return info, nil
 }
@@ -78,6 +82,16 @@ func (s *Server) acts(actor string, info revisions.Info, next *active) []identit
 	if info.RollbackOf != 0 {
 		act.Verb = "rolled back"
 		add("rollback_of", strconv.FormatUint(info.RollbackOf, 10))
+	}
+	if info.Proposal != 0 {
+		add("proposal", strconv.FormatUint(info.Proposal, 10))
+	}
+	var names []string
+	for _, a := range info.Approvals {
+		names = append(names, a.Approver)
+	}
+	if len(names) > 0 {
+		add("approved_by", strings.Join(names, " "))
 	}
 	acts := []identity.Act{act}
 	for _, b := range s.brokenAnew(next.catalogue, info.Activated) {
@@ -105,9 +119,14 @@ func (s *Server) brokenAnew(cat bundle.Catalogue, now time.Time) []bundle.BreakG
 	return anew
 }
 
+// glassAlarm says so when nobody can tell whether the approvers approved.
 func (s *Server) glassAlarm(actor string, b bundle.BreakGlass) identity.Act {
+	reason := ""
+	if len(s.cfg.Approvers) == 0 {
+		reason = "approvers not verified"
+	}
 	return identity.Act{
-		Kind: identity.ActAlarm, Verb: "broken", Actor: actor, Object: "glass", ObjectID: b.ID,
+		Kind: identity.ActAlarm, Verb: "broken", Actor: actor, Object: "glass", ObjectID: b.ID, Reason: reason,
 		Details: [][2]string{
 			{"service", b.Service},
 			{"source_ids", strings.Join(b.SourceIDs, " ")},
@@ -116,4 +135,20 @@ func (s *Server) glassAlarm(actor string, b bundle.BreakGlass) identity.Act {
 			{"ticket", b.Ticket},
 		},
 	}
+}
+
+// StandingAlarms are those of what is in force that are already on record: glass
+// that is broken still. A control plane that was restarted shows them again.
+func (s *Server) StandingAlarms() []identity.Act {
+	a, _ := s.current()
+	if a == nil {
+		return nil
+	}
+	var acts []identity.Act
+	for _, b := range a.catalogue.BreakGlass {
+		if s.cfg.Clock().Before(b.Expires) {
+			acts = append(acts, s.glassAlarm(a.info.Author, b))
+		}
+	}
+	return acts
 }

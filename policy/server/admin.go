@@ -45,6 +45,9 @@ func (s *adminService) Rollback(ctx context.Context, req *policyv1.RollbackReque
 	if len(problems) > 0 {
 		return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, policy.Refused(problems))
 	}
+	if need := s.required(program.Catalogue(), "", ""); !need.none() {
+		return nil, s.mustPropose(ctx, "rolled back", need)
+	}
 	info, err := s.activate(ctx, &candidate{content: content, parts: parts, program: program}, revisions.Info{
 		KeyID: old.KeyID, Publisher: old.Publisher, SourceCommit: old.SourceCommit, Message: req.Message,
 		RollbackOf: req.Number, Tests: old.Tests,
@@ -75,9 +78,7 @@ func (s *adminService) Show(ctx context.Context, req *policyv1.ShowRequest) (*po
 		return nil, err
 	}
 	resp := &policyv1.ShowResponse{Info: infoProto(info)}
-	for _, f := range content {
-		resp.Files = append(resp.Files, &policyv1.SourceFile{Path: f.Path, Content: f.Content})
-	}
+	resp.Files = filesProto(content)
 	return resp, nil
 }
 

@@ -45,6 +45,8 @@ func (p *plane) pushAs(key *ecdsa.PrivateKey, c bundle.Content) *policyv1.PushRe
 	return resp
 }
 
+func ownersOf(keys bundle.Keys) *owners.Set { return owners.One(owners.Default, keys) }
+
 func firstProblem(resp *policyv1.PushResponse) string {
 	if len(resp.Problems) == 0 {
 		return ""
@@ -150,7 +152,9 @@ func TestNewOwners(t *testing.T) {
 	now := p.config.Publishers
 	p.config.Publishers = owners.One(owners.Default, keysOf(t, p.publisher))
 	p.start()
-	p.push(sources("GET"))
+	if resp := p.push(sources("GET")); resp.Revision == nil {
+		t.Fatal(resp.Problems)
+	}
 	p.config.Publishers = now
 	p.start()
 	if got := firstProblem(p.pushAs(p.publisher, sources("POST"))); !strings.Contains(got, "which is not trusted here") {

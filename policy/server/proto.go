@@ -2,6 +2,7 @@ package server
 
 import (
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
@@ -60,4 +61,12 @@ func rolloutProto(r revisions.Rollout) *policyv1.Rollout {
 		return nil
 	}
 	return &policyv1.Rollout{Percent: uint32(r.Percent), MaxDenyIncrease: uint32(r.MaxDenyIncrease), MinDecisions: r.MinDecisions}
+}
+
+func filesProto(content bundle.Content) []*policyv1.SourceFile {
+	var files []*policyv1.SourceFile
+	for _, f := range content {
+		files = append(files, &policyv1.SourceFile{Path: f.Path, Content: f.Content})
+	}
+	return files
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -49,6 +50,9 @@ func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*po
 		resp.Revision, resp.Unchanged = revisionProto(a.info.Revision), true
 		return resp, nil
 	}
+	if need := s.required(c.program.Catalogue(), c.pushed.KeyID, c.pushed.Publisher); !need.none() {
+		return nil, s.mustPropose(ctx, "pushed", need)
+	}
 	info, err := s.activate(ctx, c, c.info(revisions.Info{Message: req.Message, SourceCommit: req.SourceCommit}))
 	if err != nil {
 		return nil, err
@@ -75,6 +79,16 @@ func (s *Server) refused(ctx context.Context, verb string, problems []policy.Pro
 		return status.Errorf(codes.Internal, "cannot be put on record: %v", err)
 	}
 	return nil
+}
+
+// mustPropose refuses what takes approvals.
+func (s *Server) mustPropose(ctx context.Context, verb string, need requirement) error {
+	reason := strings.Join(need.because(), "; ")
+	act := identity.Act{Kind: identity.ActPolicy, Verb: verb, Actor: s.cfg.Actor(ctx), Object: "policy", Failed: true, Reason: reason}
+	if err := s.cfg.Emit(ctx, act); err != nil {
+		return status.Errorf(codes.Internal, "cannot be put on record: %v", err)
+	}
+	return status.Errorf(codes.FailedPrecondition, "%s: propose it (policyctl policy propose), have it approved, then activate it", reason)
 }
 
 // candidate is a content that may be put in force.

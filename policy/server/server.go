@@ -48,6 +48,11 @@ type Config struct {
 	// publisher that owns everything. A signature that is there must verify all
 	// the same.
 	AllowUnsigned bool
+	// Approvers may approve proposals. With any, a broken glass takes the
+	// signatures of those whom it names; without, their names are believed.
+	Approvers []Approver
+	// Approvals that every activation takes, by others than its author.
+	Approvals int
 	// Emit puts what happens to policy on record. It must not write to DB.
 	Emit identity.Emit
 	// Actor names who is at the other end of an admin call.
@@ -103,6 +108,9 @@ type active struct {
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.DB == nil || cfg.DecisionKey == nil || cfg.Emit == nil || cfg.Actor == nil || cfg.PeerID == nil || cfg.Log == nil {
 		return nil, errors.New("policy server: incomplete configuration")
+	}
+	if cfg.Approvals > 0 && cfg.AllowUnsigned {
+		return nil, errors.New("policy server: approvals take signed policy: what nobody signed has no author to tell from its approvers")
 	}
 	if _, err := bundle.KeyID(cfg.DecisionKey.Public()); err != nil {
 		return nil, fmt.Errorf("policy server: decision key: %w", err)

@@ -116,7 +116,8 @@ func (p *plane) start() {
 		p.t.Fatal(err)
 	}
 	p.server = s
-	p.listener = bufconn.Listen(1 << 20)
+	listener := bufconn.Listen(1 << 20) // The next start replaces p.listener.
+	p.listener = listener
 	p.progress = make(chan struct{}, 1)
 	g := grpc.NewServer(grpc.MaxRecvMsgSize(server.MaxMessageBytes), grpc.MaxSendMsgSize(server.MaxMessageBytes),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -128,7 +129,7 @@ func (p *plane) start() {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = g.Serve(p.listener)
+		_ = g.Serve(listener)
 	}()
 	p.t.Cleanup(func() {
 		s.Close()
