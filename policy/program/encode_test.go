@@ -48,7 +48,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		"empty":    {nil, "not a compiled policy"},
 		"short":    {good[:len(good)-1], "more than there can be"},
-		"cut":      {good[:len(magic)+4], "cut short"},
+		"cut":      {good[:len(magic)+20], "cut short"},
 		"long":     {append(bytes.Clone(good), 0), "1 bytes follow its end"},
 		"unsorted": {unsorted, "not written as it would be"},
 		"counts":   {append([]byte(magic), Version, 0xff, 0xff, 0x3f), "more than there can be"},

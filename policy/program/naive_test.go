@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gobwas/glob"
@@ -193,9 +194,9 @@ func (n naive) pred(p Pred, v any) truth {
 			holds = strings.Contains(s, t)
 		case Glob:
 			delimiters, pattern, _ := strings.Cut(t, "\x00")
-			holds = glob.MustCompile(pattern, []rune(delimiters)...).Match(s)
+			holds = once("glob "+t, func() *glob.Pattern { return glob.MustCompile(pattern, []rune(delimiters)...) }).Match(s)
 		case Regex:
-			holds = regexp.MustCompile(t).MatchString(s)
+			holds = once("regex "+t, func() *regexp.Regexp { return regexp.MustCompile(t) }).MatchString(s)
 		case CIDR:
 			_, cidr, err := net.ParseCIDR(t)
 			if err != nil {
@@ -236,7 +237,18 @@ func naivePath(pattern string, segments []string) bool {
 	for _, s := range segments {
 		path += s + "\U0010ffff"
 	}
-	return regexp.MustCompile(re.String()).MatchString(path)
+	return once("regex "+re.String(), func() *regexp.Regexp { return regexp.MustCompile(re.String()) }).MatchString(path)
+}
+
+var made sync.Map
+
+// once keeps what is made: compiling is what would take the time here.
+func once[T any](key string, make func() T) T {
+	v, ok := made.Load(key)
+	if !ok {
+		v, _ = made.LoadOrStore(key, make())
+	}
+	return v.(T)
 }
 
 // values of a field after its steps: strings, int64s, or one []string.
