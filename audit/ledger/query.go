@@ -133,9 +133,14 @@ func (s *scanner) segment(ctx context.Context, ref segmentRef, from int64) (int6
 		return 0, fmt.Errorf("read ledger: %w", err)
 	}
 	defer f.Close()
-	fr, err := newFrameReader(f, from, ref.size)
+	return s.scan(ctx, filepath.Base(ref.name), f, from, ref.size)
+}
+
+// scan reads the records of a segment of size bytes.
+func (s *scanner) scan(ctx context.Context, name string, r io.ReaderAt, from, size int64) (int64, error) {
+	fr, err := newFrameReader(r, from, size)
 	if err != nil {
-		return 0, fmt.Errorf("read ledger segment %s: %w", filepath.Base(ref.name), err)
+		return 0, fmt.Errorf("read ledger segment %s: %w", name, err)
 	}
 	for {
 		if err := ctx.Err(); err != nil {
@@ -154,7 +159,7 @@ func (s *scanner) segment(ctx context.Context, ref segmentRef, from int64) (int6
 			}
 		}
 		if err != nil {
-			return 0, fmt.Errorf("%w: segment %s offset %d: %v", ErrDamaged, filepath.Base(ref.name), at, err)
+			return 0, fmt.Errorf("%w: segment %s offset %d: %w", ErrDamaged, name, at, err)
 		}
 	}
 }
@@ -188,6 +193,11 @@ func (s *scanner) emit() error {
 		}
 	}
 	return nil
+}
+
+// Admits reports whether a record passes a filter; nil admits all.
+func Admits(f *auditv1.Filter, r *auditv1.StoredRecord) bool {
+	return admits(f, r.GetDecisionId(), r.GetRecord().GetEvent())
 }
 
 // admits applies a filter. An event that cannot be read passes only where
