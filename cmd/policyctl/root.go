@@ -83,6 +83,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newAgentCmd(a),
 		newPolicyCmd(a),
 		newDecideCmd(a),
+		newSimulateCmd(a),
 		newAuditCmd(a),
 		newSVIDCmd(a),
 		newShopServiceCmd(a),

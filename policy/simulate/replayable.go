@@ -20,8 +20,8 @@ func (s *Side) reads(d policy.Destination) *policy.Reads {
 // obstacle says why a record cannot be replayed, or nothing.
 func (w *worker) obstacle(r *Recorded) (reason, detail string) {
 	if r.Input == nil {
-		if r.Problem == Erased {
-			return Erased, ""
+		if r.Problem == Erased || r.Problem == Refused {
+			return r.Problem, ""
 		}
 		return Malformed, r.Detail
 	}

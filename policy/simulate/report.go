@@ -23,6 +23,8 @@ type Report struct {
 	// Records looked at, and those of them that were replayed.
 	Records  uint64 `json:"records"`
 	Replayed uint64 `json:"replayed"`
+	// Refused were turned away before policy was asked.
+	Refused uint64 `json:"refused"`
 	// From and To are the times of the first and last that was replayed.
 	From *time.Time `json:"from,omitempty"`
 	To   *time.Time `json:"to,omitempty"`
@@ -43,9 +45,8 @@ type Report struct {
 	Blocked uint64 `json:"blocked"`
 	Passing uint64 `json:"passing"`
 
-	// Baseline and Candidate count verdicts.
-	Baseline  Verdicts `json:"baseline"`
-	Candidate Verdicts `json:"candidate"`
+	BaselineVerdicts  Verdicts `json:"baseline_verdicts"`
+	CandidateVerdicts Verdicts `json:"candidate_verdicts"`
 
 	// Mismatched are decided otherwise by the baseline than its own content
 	// decided when they were recorded: they put the rest in question.
@@ -145,7 +146,12 @@ func newReport() *Report {
 // add counts one record.
 func (r *Report) add(index uint64, rec *Recorded, res *result) {
 	r.Records++
-	if res.reason != "" {
+	switch res.reason {
+	case "":
+	case Refused:
+		r.Refused++
+		return
+	default:
 		r.NotReplayable++
 		r.because(res.reason, res.detail, rec.ID)
 		return
@@ -158,8 +164,8 @@ func (r *Report) add(index uint64, rec *Recorded, res *result) {
 	if r.To == nil || at.After(*r.To) {
 		r.To = &at
 	}
-	r.Baseline.add(res.baseline.Verdict)
-	r.Candidate.add(res.candidate.Verdict)
+	r.BaselineVerdicts.add(res.baseline.Verdict)
+	r.CandidateVerdicts.add(res.candidate.Verdict)
 	switch {
 	case res.disagrees && res.sameBy:
 		r.Mismatched++

@@ -83,3 +83,19 @@ func TestRoutesWithoutOrder(t *testing.T) {
 		}
 	}
 }
+
+// The example of groups that are put together is the first on record.
+func TestRoutesKeepTheFirstExample(t *testing.T) {
+	for range 10 {
+		var r routes
+		for i := range uint64(2 * maxSiblings) {
+			g := r.find([]string{"users", string(rune('a' + i))}, false, true)
+			g.merge(&Group{Count: 1, first: i + 5, Example: Example{DecisionID: fmt.Sprint(i)}})
+		}
+		r.each(func(route string, g *Group) {
+			if route != "/users/{*}" || g.Example.DecisionID != "0" || g.Count != 2*maxSiblings {
+				t.Errorf("%s: example %q of %d, want the first", route, g.Example.DecisionID, g.Count)
+			}
+		})
+	}
+}

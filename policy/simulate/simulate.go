@@ -20,7 +20,7 @@ type Recorded struct {
 	ID string
 	// Input that was decided. nil where it cannot be rebuilt: Problem says why.
 	Input *policy.Input
-	// Problem is one of Erased, Malformed, and Detail what about it.
+	// Problem is one of Erased, Malformed and Refused, and Detail what about it.
 	Problem, Detail string
 	// Decision as recorded, and the mode it was recorded in.
 	Decision policy.Decision
@@ -41,6 +41,9 @@ type Recorded struct {
 const (
 	// Erased records are gone; their hash is in the chain.
 	Erased = "erased"
+	// Refused requests were turned away before policy was asked, which no policy
+	// changes. They count apart from what is not replayable.
+	Refused = "refused"
 	// Malformed records cannot have been written by an enforcement point.
 	Malformed = "malformed"
 	// Omitted: the recorder was not allowed to hold what is read, or it was too

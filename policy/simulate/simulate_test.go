@@ -221,6 +221,14 @@ func TestNotReplayable(t *testing.T) {
 	}
 }
 
+// A request that was refused before policy was asked is nobody's change.
+func TestRefused(t *testing.T) {
+	got := run(t, Config{Next: from(Recorded{Problem: Refused}), Candidate: Side{Decider: allowed}})
+	if got.Records != 1 || got.Refused != 1 || got.NotReplayable != 0 || len(got.Reasons) != 0 {
+		t.Errorf("report %+v: want one refused", got)
+	}
+}
+
 // byPath denies some and allows some, so that there is something to group.
 func byPath(salt byte) decide {
 	return func(in *policy.Input, out *policy.Decision) {
