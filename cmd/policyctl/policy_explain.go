@@ -170,8 +170,12 @@ type printer struct {
 	err error
 }
 
-// at is a place that an editor can open.
+// at is a place that an editor can open, but in the library, which is part of
+// the program.
 func (p *printer) at(file string, line int) string {
+	if opa.IsOwn(file) {
+		return fmt.Sprintf("%s:%d", file, line)
+	}
 	return fmt.Sprintf("%s:%d", filepath.Join(p.dir, file), line)
 }
 

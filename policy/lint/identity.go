@@ -90,24 +90,45 @@ var claimed = []string{"forwarded", "x-real-ip", "x-client-ip", "true-client-ip"
 func (s *pass) headerTrust() {
 	for rule := range s.allows {
 		for _, r := range s.reach(rule) {
-			ast.WalkRefs(r, func(ref ast.Ref) bool {
-				name := ""
-				switch path := ref.ConstantPrefix().String(); {
-				case path == "input.request.host":
-					name = "host"
-				case len(ref) > 3 && strings.HasPrefix(path, "input.request.headers["), len(ref) > 3 && strings.HasPrefix(path, "input.request.headers."):
-					header, _ := ref[3].Value.(ast.String)
-					name = string(header)
+			if isOwn(r) {
+				continue
+			}
+			for _, ref := range refs(r) {
+				if name := headerOf(ref); isClaimed(name) {
+					s.foundHeader(r, ref[0].Location, name)
 				}
-				if name == "host" || strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-auth-") || slices.Contains(claimed, name) {
-					at := ref[0].Location
-					if at == nil {
-						at = r.Location
-					}
-					s.found(at, "an allow reads %q, which the caller writes as it likes: it proves nothing", name)
+			}
+			for _, c := range calls(r) { // the library's header, header_has, …
+				if name, ok := constant(c.args[0]); ok && strings.HasPrefix(c.name, "data.writ.http.header") && isClaimed(strings.ToLower(name)) {
+					s.foundHeader(r, c.at, name)
 				}
-				return false
-			})
+			}
 		}
 	}
+}
+
+// headerOf is the header that a reference reads, "host" included.
+func headerOf(ref ast.Ref) string {
+	if !readsField(ref, "input.request") || len(ref) < 3 {
+		return ""
+	}
+	switch part, _ := ref[2].Value.(ast.String); {
+	case part == "host":
+		return "host"
+	case part == "headers" && len(ref) > 3:
+		name, _ := ref[3].Value.(ast.String)
+		return string(name)
+	}
+	return ""
+}
+
+func isClaimed(name string) bool {
+	return name == "host" || strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-auth-") || slices.Contains(claimed, name)
+}
+
+func (s *pass) foundHeader(rule *ast.Rule, at *ast.Location, name string) {
+	if at == nil {
+		at = rule.Location
+	}
+	s.found(at, "an allow reads %q, which the caller writes as it likes: it proves nothing", name)
 }

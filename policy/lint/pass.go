@@ -16,7 +16,7 @@ type pass struct {
 	// resolved are the modules with full names, tests included; written as
 	// they were parsed.
 	resolved, written map[string]*ast.Module
-	// rules by their full name, without tests.
+	// rules by their full name, the library's included, without tests.
 	rules map[string][]*ast.Rule
 
 	rule     Rule // that is looked for
@@ -29,8 +29,12 @@ func newPass(p *opa.Program) (*pass, error) {
 		return nil, err
 	}
 	s := &pass{resolved: resolved, written: p.Written(), rules: map[string][]*ast.Rule{}}
-	for rule := range s.each {
-		s.rules[fullName(rule)] = append(s.rules[fullName(rule)], rule)
+	for _, path := range sortedKeys(s.resolved) {
+		for _, rule := range s.resolved[path].Rules {
+			if !isTest(path) {
+				s.rules[fullName(rule)] = append(s.rules[fullName(rule)], rule)
+			}
+		}
 	}
 	return s, nil
 }
@@ -43,10 +47,13 @@ func fullName(rule *ast.Rule) string {
 	return rule.Module.Package.Path.Extend(rule.Head.Ref().GroundPrefix()).String()
 }
 
-// each gives every rule that is not a test's.
+// isOwn reports whether a rule is of the library.
+func isOwn(rule *ast.Rule) bool { return opa.IsOwn(rule.Location.File) }
+
+// each gives every rule of the publisher that is not a test's.
 func (s *pass) each(yield func(*ast.Rule) bool) {
 	for _, path := range sortedKeys(s.resolved) {
-		if isTest(path) {
+		if isTest(path) || opa.IsOwn(path) {
 			continue
 		}
 		for _, rule := range s.resolved[path].Rules {

@@ -59,6 +59,9 @@ func (s *pass) errorInGuardrail() {
 			continue
 		}
 		for _, r := range s.reach(rule) {
+			if isOwn(r) {
+				continue // The library tests what it reads.
+			}
 			for _, c := range calls(r) {
 				on, ok := failing[c.name]
 				if (c.name == "regex.match" || c.name == "glob.match") && !isText(c.args[0]) {

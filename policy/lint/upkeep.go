@@ -7,6 +7,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/opa"
 )
 
 // missingTest finds services and guardrails that no test asks: neither their
@@ -38,7 +39,7 @@ func (s *pass) missingTest() {
 		pkg := s.resolved[path].Package
 		name := pkg.Path.String()
 		guardrail := isBelow(name, "data.guardrails")
-		if isTest(path) || told[name] || !guardrail && !isBelow(name, "data.services") {
+		if isTest(path) || opa.IsOwn(path) || told[name] || !guardrail && !isBelow(name, "data.services") {
 			continue
 		}
 		told[name] = true
@@ -68,7 +69,7 @@ func (s *pass) unusedRule() {
 	}
 	for _, name := range sortedKeys(s.rules) {
 		rule := s.rules[name][0]
-		if kind(rule) != "" || used[name] || slices.ContainsFunc(whole, func(w string) bool { return isBelow(name, w) }) {
+		if isOwn(rule) || kind(rule) != "" || used[name] || slices.ContainsFunc(whole, func(w string) bool { return isBelow(name, w) }) {
 			continue
 		}
 		s.found(rule.Location, "nothing uses %s, tests aside", strings.TrimPrefix(name, "data."))

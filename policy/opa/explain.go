@@ -15,6 +15,7 @@ import (
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/rego"
 )
 
 // Bounds of an explanation.
@@ -291,6 +292,9 @@ func exprText(x *ast.Expr) string {
 
 func (p *Program) sourceLine(file string, line int) string {
 	content, ok := p.content.File(file)
+	if name, own := strings.CutPrefix(file, ownPrefix); own {
+		content, ok = []byte(rego.Modules()[name]), true
+	}
 	lines := bytes.Split(content, []byte("\n"))
 	if !ok || line < 1 || line > len(lines) {
 		return ""

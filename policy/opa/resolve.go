@@ -3,15 +3,19 @@ package opa
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
+// IsOwn reports whether a module is ours: the root rule, or of its library.
+func IsOwn(path string) bool { return strings.HasPrefix(path, ownPrefix) }
+
 // Resolved are the publisher's modules as they were written, with every
 // reference by its full name: `shop.caller` is data.shop.caller. Nothing else
 // is rewritten, so that a finding or an explanation speaks of what the author
-// wrote. Tests are included when they are wanted. The caller may change what
-// it gets.
+// wrote. Tests are included when they are wanted. The root rule and its library
+// are there, too; IsOwn tells them apart. The caller may change what it gets.
 func (p *Program) Resolved(withTests bool) (map[string]*ast.Module, error) {
 	modules := maps.Clone(p.parsed)
 	if withTests {
@@ -27,9 +31,7 @@ func (p *Program) Resolved(withTests bool) (map[string]*ast.Module, error) {
 		MetricName: "copy_resolved",
 		Stage: func(c *ast.Compiler) *ast.Error {
 			for path, m := range c.Modules {
-				if _, ours := p.content.File(path); ours {
-					resolved[path] = m.Copy()
-				}
+				resolved[path] = m.Copy()
 			}
 			return nil
 		},
@@ -75,7 +77,7 @@ func (x resolvedRules) find(ref ast.Ref) []*ast.Rule {
 func (p *Program) Written() map[string]*ast.Module {
 	written := maps.Clone(p.tests)
 	for path, m := range p.parsed {
-		if _, ours := p.content.File(path); ours {
+		if !IsOwn(path) {
 			written[path] = m
 		}
 	}
