@@ -73,7 +73,10 @@ type Condition struct {
 
 // ShownValue is a part of a condition and what it was: JSON, cut where it is
 // long, or "undefined".
-type ShownValue struct{ Text, Value string }
+type ShownValue struct {
+	Text  string `json:"text"`
+	Value string `json:"value"`
+}
 
 // ExplainOptions says how much to explain.
 type ExplainOptions struct {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,9 @@ const (
 type TestOptions struct {
 	// Coverage also measures which lines the tests evaluate.
 	Coverage bool
+	// Run, when not nil, matches the tests to run by their full names, such as
+	// data.orders_test.test_web_reads.
+	Run *regexp.Regexp
 	// Timeout of all tests together; 60 s when 0. One test has 5 s.
 	Timeout time.Duration
 }
@@ -51,8 +55,10 @@ type TestCase struct {
 	// Message is the error that made it fail, if there was one.
 	Message string `json:"message,omitempty"`
 	// Output is what it printed.
-	Output     string `json:"output,omitempty"`
-	DurationUS int64  `json:"duration_us"`
+	Output string `json:"output,omitempty"`
+	// FailedAt is the condition that was not true, nil when that is not known.
+	FailedAt   *TestFailure `json:"failed_at,omitempty"`
+	DurationUS int64        `json:"duration_us"`
 }
 
 // TestReport is the result of all tests.
@@ -64,12 +70,6 @@ type TestReport struct {
 	// Coverage of the publisher's rules in percent, and per file; nil when it
 	// was not asked for.
 	Coverage *Coverage `json:"coverage,omitempty"`
-}
-
-// Coverage is the share of lines that tests evaluated, in percent.
-type Coverage struct {
-	Percent float64            `json:"percent"`
-	Files   map[string]float64 `json:"files"`
 }
 
 // Problems are the failed tests.
@@ -95,7 +95,7 @@ func (p *Program) Test(ctx context.Context, opts TestOptions) (*TestReport, erro
 		return &TestReport{Cases: []TestCase{}}, nil
 	}
 	timeout := cmp.Or(opts.Timeout, allTestTimeout)
-	return within(ctx, timeout, func(ctx context.Context) (*TestReport, error) { return p.test(ctx, opts.Coverage) })
+	return within(ctx, timeout, func(ctx context.Context) (*TestReport, error) { return p.test(ctx, opts) })
 }
 
 // within ends when run does, and soon after the timeout at the latest. The
@@ -136,7 +136,7 @@ func within(ctx context.Context, timeout time.Duration, run func(context.Context
 	return r.report, r.err
 }
 
-func (p *Program) test(ctx context.Context, withCoverage bool) (*TestReport, error) {
+func (p *Program) test(ctx context.Context, opts TestOptions) (*TestReport, error) {
 	report := &TestReport{Cases: []TestCase{}}
 	compiler, err := newCompiler()
 	if err != nil {
@@ -158,8 +158,11 @@ func (p *Program) test(ctx context.Context, withCoverage bool) (*TestReport, err
 		CapturePrintOutput(true).
 		RaiseBuiltinErrors(true).
 		SetTimeout(testTimeout)
+	if opts.Run != nil {
+		runner.Filter(opts.Run.String())
+	}
 	coverage := cover.New()
-	if withCoverage {
+	if opts.Coverage {
 		runner.SetCoverageQueryTracer(coverage)
 	}
 	results, err := runner.RunTests(ctx, txn)
@@ -172,7 +175,10 @@ func (p *Program) test(ctx context.Context, withCoverage bool) (*TestReport, err
 	slices.SortFunc(report.Cases, func(a, b TestCase) int {
 		return comparePlace(policy.Problem{File: a.File, Line: a.Line}, policy.Problem{File: b.File, Line: b.Line})
 	})
-	if withCoverage {
+	if err := p.explainTests(ctx, report); err != nil {
+		return nil, fmt.Errorf("test policy: %w", err)
+	}
+	if opts.Coverage {
 		report.Coverage = p.coverage(coverage)
 	}
 	return report, nil
@@ -203,25 +209,4 @@ func (r *TestReport) add(result *tester.Result) {
 		r.Passed++
 	}
 	r.Cases = append(r.Cases, c)
-}
-
-func (p *Program) coverage(c *cover.Cover) *Coverage {
-	modules := maps.Clone(p.parsed)
-	maps.DeleteFunc(modules, func(path string, _ *ast.Module) bool { return strings.HasPrefix(path, ownPrefix) })
-	report := c.Report(modules)
-	out := &Coverage{Files: map[string]float64{}}
-	covered, lines := 0, 0
-	for path := range modules {
-		f := report.Files[path]
-		if f == nil {
-			continue
-		}
-		out.Files[path] = f.Coverage
-		covered += f.CoveredLines
-		lines += f.CoveredLines + f.NotCoveredLines
-	}
-	if lines > 0 {
-		out.Percent = float64(covered) / float64(lines) * 100
-	}
-	return out
 }
