@@ -39,7 +39,7 @@ program with exit code 2.`,
 		newPolicyListCmd(a),
 		newPolicyShowCmd(a),
 		newPolicyRollbackCmd(a),
-		newPolicyBuildCmd(a),
+		newPolicyBuildCmd(a), newPolicyVerifyCmd(a), newPolicyRaiseEpochCmd(a),
 	)
 	return cmd
 }

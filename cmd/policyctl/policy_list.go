@@ -30,10 +30,17 @@ func newPolicyListCmd(a *app) *cobra.Command {
 			for _, r := range resp.GetRevisions() {
 				revisions = append(revisions, revisionInfoFrom(r))
 			}
+			epochs := epochRaises(resp.GetEpochs())
 			result := struct {
 				Revisions []revisionInfo `json:"revisions"`
-			}{revisions}
-			return a.emit(result, func(w io.Writer) error { return writeRevisions(w, revisions) })
+				Epochs    []epochRaise   `json:"epochs"`
+			}{revisions, epochs}
+			return a.emit(result, func(w io.Writer) error {
+				if err := writeRevisions(w, revisions); err != nil {
+					return err
+				}
+				return writeEpochs(w, epochs)
+			})
 		},
 	}
 }

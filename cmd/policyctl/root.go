@@ -86,6 +86,8 @@ func newRootCmd(a *app) *cobra.Command {
 		newSimulateCmd(a),
 		newAuditCmd(a),
 		newSVIDCmd(a),
+		newBackupCmd(a),
+		newRestoreCmd(a),
 		newShopServiceCmd(a),
 	)
 	return root

@@ -109,8 +109,19 @@ func validate(cfg *writdconf.Config, at daemon.At) error {
 	return errors.Join(cfg.Validate(at), err)
 }
 
+// actorKey is the key of who acts where nobody calls.
+type actorKey struct{}
+
+// actingAs is a context for what this control plane does by itself.
+func actingAs(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, actorKey{}, name)
+}
+
 // knownActor names a caller whom the interceptors have let in.
 func knownActor(ctx context.Context) string {
+	if name, ok := ctx.Value(actorKey{}).(string); ok {
+		return name
+	}
 	name, err := actor(ctx)
 	if err != nil {
 		return "unknown"

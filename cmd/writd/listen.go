@@ -179,6 +179,7 @@ func (w *writd) listenAdmin() (*listener, error) {
 	}
 	w.record.registerAdmin(s, actor)
 	policyv1.RegisterStatusServer(s, &statusService{w: w})
+	policyv1.RegisterBackupServer(s, &backupService{w: w})
 	return grpcListener("admin", s, l), nil
 }
 

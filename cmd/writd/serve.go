@@ -86,6 +86,7 @@ func (w *writd) open(ctx context.Context) (err error) {
 		if err := w.openDecision(ctx); err != nil {
 			return err
 		}
+		return w.restored(ctx)
 	}
 	return nil
 }
@@ -125,6 +126,7 @@ func (w *writd) openDataDir() error {
 	if err := syscall.Flock(int(w.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return fmt.Errorf("data directory %s is in use by another writd", dir)
 	}
+	w.dropUnfinishedBackups()
 	return os.MkdirAll(w.path("public"), 0o755)
 }
 

@@ -54,7 +54,7 @@ type statusService struct {
 }
 
 // Get implements policyv1.StatusServer.
-func (s *statusService) Get(context.Context, *policyv1.StatusRequest) (*policyv1.StatusResponse, error) {
+func (s *statusService) Get(ctx context.Context, _ *policyv1.StatusRequest) (*policyv1.StatusResponse, error) {
 	w := s.w
 	resp := &policyv1.StatusResponse{TrustDomain: w.td.Name(), Version: version.String(), Alarms: w.alarms.texts()}
 	if w.decision != nil {
@@ -62,11 +62,28 @@ func (s *statusService) Get(context.Context, *policyv1.StatusRequest) (*policyv1
 			resp.Revision = &policyv1.Revision{Epoch: active.Revision.Epoch, Number: active.Revision.Number, Digest: active.Revision.Digest[:]}
 			resp.RevisionActivated = active.Activated.UnixNano()
 		}
+		if alarm := w.ahead(ctx); alarm != "" {
+			resp.Alarms = append(resp.Alarms, alarm)
+		}
 	}
 	resp.Components = append(resp.Components, w.selfComponent(resp))
 	resp.Components = append(resp.Components, w.agentComponents()...)
 	resp.Components = append(resp.Components, w.sidecarComponents(resp)...)
 	return resp, nil
+}
+
+// ahead is the alarm of a control plane that is older than its sidecars, empty
+// when it is not.
+func (w *writd) ahead(ctx context.Context) string {
+	ids, newest, err := w.decision.Ahead(ctx)
+	switch {
+	case err != nil:
+		return err.Error()
+	case len(ids) == 0:
+		return ""
+	}
+	return fmt.Sprintf("%d sidecars, %s among them, run revision %s, which is newer than this control plane: an older state of it was restored, and they refuse what it offers; "+
+		"look at what is in force, then: policyctl policy raise-epoch --reason …", len(ids), ids[0], newest)
 }
 
 func (w *writd) selfComponent(resp *policyv1.StatusResponse) *policyv1.Component {

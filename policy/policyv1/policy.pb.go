@@ -1947,7 +1947,9 @@ func (*ListRequest) Descriptor() ([]byte, []int) {
 type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Newest first.
-	Revisions     []*RevisionInfo `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	Revisions []*RevisionInfo `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	// Each raise of the epoch, newest first.
+	Epochs        []*EpochRaise `protobuf:"bytes,2,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1989,6 +1991,104 @@ func (x *ListResponse) GetRevisions() []*RevisionInfo {
 	return nil
 }
 
+func (x *ListResponse) GetEpochs() []*EpochRaise {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+// EpochRaise is the signed act that raised the epoch.
+type EpochRaise struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// What was in force before; absent when nothing was.
+	From *Revision `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	// Nanoseconds since the Unix epoch.
+	Raised int64 `protobuf:"fixed64,3,opt,name=raised,proto3" json:"raised,omitempty"`
+	// Who did it: unix:uid:<n>, or restore.
+	Actor  string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// JWS, compact, ES256, by the decision key, over
+	// {"purpose":"writ-policy-epoch","epoch":<n>,"from":"<revision>",
+	// "actor":"…","reason":"…","raised":"<RFC 3339>"}.
+	Statement     string `protobuf:"bytes,6,opt,name=statement,proto3" json:"statement,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EpochRaise) Reset() {
+	*x = EpochRaise{}
+	mi := &file_policy_policyv1_policy_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EpochRaise) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EpochRaise) ProtoMessage() {}
+
+func (x *EpochRaise) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_policyv1_policy_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EpochRaise.ProtoReflect.Descriptor instead.
+func (*EpochRaise) Descriptor() ([]byte, []int) {
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EpochRaise) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *EpochRaise) GetFrom() *Revision {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *EpochRaise) GetRaised() int64 {
+	if x != nil {
+		return x.Raised
+	}
+	return 0
+}
+
+func (x *EpochRaise) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *EpochRaise) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EpochRaise) GetStatement() string {
+	if x != nil {
+		return x.Statement
+	}
+	return ""
+}
+
 type ShowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 0 is the one in force.
@@ -1999,7 +2099,7 @@ type ShowRequest struct {
 
 func (x *ShowRequest) Reset() {
 	*x = ShowRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[33]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2111,7 @@ func (x *ShowRequest) String() string {
 func (*ShowRequest) ProtoMessage() {}
 
 func (x *ShowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[33]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2124,7 @@ func (x *ShowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRequest.ProtoReflect.Descriptor instead.
 func (*ShowRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{33}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ShowRequest) GetNumber() uint64 {
@@ -2044,7 +2144,7 @@ type SourceFile struct {
 
 func (x *SourceFile) Reset() {
 	*x = SourceFile{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[34]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2156,7 @@ func (x *SourceFile) String() string {
 func (*SourceFile) ProtoMessage() {}
 
 func (x *SourceFile) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[34]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2169,7 @@ func (x *SourceFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceFile.ProtoReflect.Descriptor instead.
 func (*SourceFile) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{34}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SourceFile) GetPath() string {
@@ -2096,7 +2196,7 @@ type ShowResponse struct {
 
 func (x *ShowResponse) Reset() {
 	*x = ShowResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[35]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2208,7 @@ func (x *ShowResponse) String() string {
 func (*ShowResponse) ProtoMessage() {}
 
 func (x *ShowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[35]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2221,7 @@ func (x *ShowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowResponse.ProtoReflect.Descriptor instead.
 func (*ShowResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{35}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ShowResponse) GetInfo() *RevisionInfo {
@@ -2148,7 +2248,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[36]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2260,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[36]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2273,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{36}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RollbackRequest) GetNumber() uint64 {
@@ -2199,7 +2299,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[37]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2311,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[37]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2324,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{37}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RollbackResponse) GetRevision() *Revision {
@@ -2246,7 +2346,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[38]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2358,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[38]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2371,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{38}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DecideRequest) GetInput() []byte {
@@ -2299,7 +2399,7 @@ type RuleRef struct {
 
 func (x *RuleRef) Reset() {
 	*x = RuleRef{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[39]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2411,7 @@ func (x *RuleRef) String() string {
 func (*RuleRef) ProtoMessage() {}
 
 func (x *RuleRef) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[39]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2424,7 @@ func (x *RuleRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleRef.ProtoReflect.Descriptor instead.
 func (*RuleRef) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{39}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RuleRef) GetId() string {
@@ -2362,7 +2462,7 @@ type DecideResponse struct {
 
 func (x *DecideResponse) Reset() {
 	*x = DecideResponse{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[40]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2474,7 @@ func (x *DecideResponse) String() string {
 func (*DecideResponse) ProtoMessage() {}
 
 func (x *DecideResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[40]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2487,7 @@ func (x *DecideResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideResponse.ProtoReflect.Descriptor instead.
 func (*DecideResponse) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{40}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DecideResponse) GetVerdict() string {
@@ -2453,7 +2553,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[41]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2565,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[41]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2578,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{41}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Report) GetService() string {
@@ -2565,7 +2665,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[42]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2677,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[42]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2690,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{42}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WatchRequest) GetReport() *Report {
@@ -2620,7 +2720,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_policy_policyv1_policy_proto_msgTypes[43]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2632,7 +2732,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_policy_policyv1_policy_proto_msgTypes[43]
+	mi := &file_policy_policyv1_policy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2645,7 +2745,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{43}
+	return file_policy_policyv1_policy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Slice) GetRevision() *Revision {
@@ -2792,9 +2892,18 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\rSliceResponse\x124\n" +
 	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\r\n" +
-	"\vListRequest\"J\n" +
+	"\vListRequest\"~\n" +
 	"\fListResponse\x12:\n" +
-	"\trevisions\x18\x01 \x03(\v2\x1c.writ.policy.v1.RevisionInfoR\trevisions\"%\n" +
+	"\trevisions\x18\x01 \x03(\v2\x1c.writ.policy.v1.RevisionInfoR\trevisions\x122\n" +
+	"\x06epochs\x18\x02 \x03(\v2\x1a.writ.policy.v1.EpochRaiseR\x06epochs\"\xb4\x01\n" +
+	"\n" +
+	"EpochRaise\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12,\n" +
+	"\x04from\x18\x02 \x01(\v2\x18.writ.policy.v1.RevisionR\x04from\x12\x16\n" +
+	"\x06raised\x18\x03 \x01(\x10R\x06raised\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1c\n" +
+	"\tstatement\x18\x06 \x01(\tR\tstatement\"%\n" +
 	"\vShowRequest\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\":\n" +
 	"\n" +
@@ -2873,7 +2982,7 @@ func file_policy_policyv1_policy_proto_rawDescGZIP() []byte {
 	return file_policy_policyv1_policy_proto_rawDescData
 }
 
-var file_policy_policyv1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_policy_policyv1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_policy_policyv1_policy_proto_goTypes = []any{
 	(*Revision)(nil),              // 0: writ.policy.v1.Revision
 	(*Problem)(nil),               // 1: writ.policy.v1.Problem
@@ -2908,17 +3017,18 @@ var file_policy_policyv1_policy_proto_goTypes = []any{
 	(*SliceResponse)(nil),         // 30: writ.policy.v1.SliceResponse
 	(*ListRequest)(nil),           // 31: writ.policy.v1.ListRequest
 	(*ListResponse)(nil),          // 32: writ.policy.v1.ListResponse
-	(*ShowRequest)(nil),           // 33: writ.policy.v1.ShowRequest
-	(*SourceFile)(nil),            // 34: writ.policy.v1.SourceFile
-	(*ShowResponse)(nil),          // 35: writ.policy.v1.ShowResponse
-	(*RollbackRequest)(nil),       // 36: writ.policy.v1.RollbackRequest
-	(*RollbackResponse)(nil),      // 37: writ.policy.v1.RollbackResponse
-	(*DecideRequest)(nil),         // 38: writ.policy.v1.DecideRequest
-	(*RuleRef)(nil),               // 39: writ.policy.v1.RuleRef
-	(*DecideResponse)(nil),        // 40: writ.policy.v1.DecideResponse
-	(*Report)(nil),                // 41: writ.policy.v1.Report
-	(*WatchRequest)(nil),          // 42: writ.policy.v1.WatchRequest
-	(*Slice)(nil),                 // 43: writ.policy.v1.Slice
+	(*EpochRaise)(nil),            // 33: writ.policy.v1.EpochRaise
+	(*ShowRequest)(nil),           // 34: writ.policy.v1.ShowRequest
+	(*SourceFile)(nil),            // 35: writ.policy.v1.SourceFile
+	(*ShowResponse)(nil),          // 36: writ.policy.v1.ShowResponse
+	(*RollbackRequest)(nil),       // 37: writ.policy.v1.RollbackRequest
+	(*RollbackResponse)(nil),      // 38: writ.policy.v1.RollbackResponse
+	(*DecideRequest)(nil),         // 39: writ.policy.v1.DecideRequest
+	(*RuleRef)(nil),               // 40: writ.policy.v1.RuleRef
+	(*DecideResponse)(nil),        // 41: writ.policy.v1.DecideResponse
+	(*Report)(nil),                // 42: writ.policy.v1.Report
+	(*WatchRequest)(nil),          // 43: writ.policy.v1.WatchRequest
+	(*Slice)(nil),                 // 44: writ.policy.v1.Slice
 }
 var file_policy_policyv1_policy_proto_depIdxs = []int32{
 	4,  // 0: writ.policy.v1.PushRequest.rollout:type_name -> writ.policy.v1.Rollout
@@ -2940,7 +3050,7 @@ var file_policy_policyv1_policy_proto_depIdxs = []int32{
 	8,  // 16: writ.policy.v1.WithdrawResponse.proposal:type_name -> writ.policy.v1.Proposal
 	8,  // 17: writ.policy.v1.ProposalsResponse.proposals:type_name -> writ.policy.v1.Proposal
 	8,  // 18: writ.policy.v1.ShowProposalResponse.proposal:type_name -> writ.policy.v1.Proposal
-	34, // 19: writ.policy.v1.ShowProposalResponse.files:type_name -> writ.policy.v1.SourceFile
+	35, // 19: writ.policy.v1.ShowProposalResponse.files:type_name -> writ.policy.v1.SourceFile
 	4,  // 20: writ.policy.v1.ActivateRequest.rollout:type_name -> writ.policy.v1.Rollout
 	0,  // 21: writ.policy.v1.ActivateResponse.revision:type_name -> writ.policy.v1.Revision
 	0,  // 22: writ.policy.v1.PromoteResponse.revision:type_name -> writ.policy.v1.Revision
@@ -2949,53 +3059,55 @@ var file_policy_policyv1_policy_proto_depIdxs = []int32{
 	6,  // 25: writ.policy.v1.CompileReportResponse.info:type_name -> writ.policy.v1.RevisionInfo
 	0,  // 26: writ.policy.v1.SliceResponse.revision:type_name -> writ.policy.v1.Revision
 	6,  // 27: writ.policy.v1.ListResponse.revisions:type_name -> writ.policy.v1.RevisionInfo
-	6,  // 28: writ.policy.v1.ShowResponse.info:type_name -> writ.policy.v1.RevisionInfo
-	34, // 29: writ.policy.v1.ShowResponse.files:type_name -> writ.policy.v1.SourceFile
-	0,  // 30: writ.policy.v1.RollbackResponse.revision:type_name -> writ.policy.v1.Revision
-	39, // 31: writ.policy.v1.DecideResponse.rules:type_name -> writ.policy.v1.RuleRef
-	0,  // 32: writ.policy.v1.DecideResponse.revision:type_name -> writ.policy.v1.Revision
-	0,  // 33: writ.policy.v1.Report.revision:type_name -> writ.policy.v1.Revision
-	41, // 34: writ.policy.v1.WatchRequest.report:type_name -> writ.policy.v1.Report
-	0,  // 35: writ.policy.v1.Slice.revision:type_name -> writ.policy.v1.Revision
-	3,  // 36: writ.policy.v1.Admin.Push:input_type -> writ.policy.v1.PushRequest
-	31, // 37: writ.policy.v1.Admin.List:input_type -> writ.policy.v1.ListRequest
-	33, // 38: writ.policy.v1.Admin.Show:input_type -> writ.policy.v1.ShowRequest
-	36, // 39: writ.policy.v1.Admin.Rollback:input_type -> writ.policy.v1.RollbackRequest
-	38, // 40: writ.policy.v1.Admin.Decide:input_type -> writ.policy.v1.DecideRequest
-	9,  // 41: writ.policy.v1.Admin.Propose:input_type -> writ.policy.v1.ProposeRequest
-	11, // 42: writ.policy.v1.Admin.Approve:input_type -> writ.policy.v1.ApproveRequest
-	13, // 43: writ.policy.v1.Admin.Withdraw:input_type -> writ.policy.v1.WithdrawRequest
-	15, // 44: writ.policy.v1.Admin.Proposals:input_type -> writ.policy.v1.ProposalsRequest
-	17, // 45: writ.policy.v1.Admin.ShowProposal:input_type -> writ.policy.v1.ShowProposalRequest
-	19, // 46: writ.policy.v1.Admin.Activate:input_type -> writ.policy.v1.ActivateRequest
-	21, // 47: writ.policy.v1.Admin.Promote:input_type -> writ.policy.v1.PromoteRequest
-	23, // 48: writ.policy.v1.Admin.Halt:input_type -> writ.policy.v1.HaltRequest
-	25, // 49: writ.policy.v1.Admin.RaiseEpoch:input_type -> writ.policy.v1.RaiseEpochRequest
-	27, // 50: writ.policy.v1.Admin.CompileReport:input_type -> writ.policy.v1.CompileReportRequest
-	29, // 51: writ.policy.v1.Admin.Slice:input_type -> writ.policy.v1.SliceRequest
-	42, // 52: writ.policy.v1.Distribution.Watch:input_type -> writ.policy.v1.WatchRequest
-	5,  // 53: writ.policy.v1.Admin.Push:output_type -> writ.policy.v1.PushResponse
-	32, // 54: writ.policy.v1.Admin.List:output_type -> writ.policy.v1.ListResponse
-	35, // 55: writ.policy.v1.Admin.Show:output_type -> writ.policy.v1.ShowResponse
-	37, // 56: writ.policy.v1.Admin.Rollback:output_type -> writ.policy.v1.RollbackResponse
-	40, // 57: writ.policy.v1.Admin.Decide:output_type -> writ.policy.v1.DecideResponse
-	10, // 58: writ.policy.v1.Admin.Propose:output_type -> writ.policy.v1.ProposeResponse
-	12, // 59: writ.policy.v1.Admin.Approve:output_type -> writ.policy.v1.ApproveResponse
-	14, // 60: writ.policy.v1.Admin.Withdraw:output_type -> writ.policy.v1.WithdrawResponse
-	16, // 61: writ.policy.v1.Admin.Proposals:output_type -> writ.policy.v1.ProposalsResponse
-	18, // 62: writ.policy.v1.Admin.ShowProposal:output_type -> writ.policy.v1.ShowProposalResponse
-	20, // 63: writ.policy.v1.Admin.Activate:output_type -> writ.policy.v1.ActivateResponse
-	22, // 64: writ.policy.v1.Admin.Promote:output_type -> writ.policy.v1.PromoteResponse
-	24, // 65: writ.policy.v1.Admin.Halt:output_type -> writ.policy.v1.HaltResponse
-	26, // 66: writ.policy.v1.Admin.RaiseEpoch:output_type -> writ.policy.v1.RaiseEpochResponse
-	28, // 67: writ.policy.v1.Admin.CompileReport:output_type -> writ.policy.v1.CompileReportResponse
-	30, // 68: writ.policy.v1.Admin.Slice:output_type -> writ.policy.v1.SliceResponse
-	43, // 69: writ.policy.v1.Distribution.Watch:output_type -> writ.policy.v1.Slice
-	53, // [53:70] is the sub-list for method output_type
-	36, // [36:53] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	33, // 28: writ.policy.v1.ListResponse.epochs:type_name -> writ.policy.v1.EpochRaise
+	0,  // 29: writ.policy.v1.EpochRaise.from:type_name -> writ.policy.v1.Revision
+	6,  // 30: writ.policy.v1.ShowResponse.info:type_name -> writ.policy.v1.RevisionInfo
+	35, // 31: writ.policy.v1.ShowResponse.files:type_name -> writ.policy.v1.SourceFile
+	0,  // 32: writ.policy.v1.RollbackResponse.revision:type_name -> writ.policy.v1.Revision
+	40, // 33: writ.policy.v1.DecideResponse.rules:type_name -> writ.policy.v1.RuleRef
+	0,  // 34: writ.policy.v1.DecideResponse.revision:type_name -> writ.policy.v1.Revision
+	0,  // 35: writ.policy.v1.Report.revision:type_name -> writ.policy.v1.Revision
+	42, // 36: writ.policy.v1.WatchRequest.report:type_name -> writ.policy.v1.Report
+	0,  // 37: writ.policy.v1.Slice.revision:type_name -> writ.policy.v1.Revision
+	3,  // 38: writ.policy.v1.Admin.Push:input_type -> writ.policy.v1.PushRequest
+	31, // 39: writ.policy.v1.Admin.List:input_type -> writ.policy.v1.ListRequest
+	34, // 40: writ.policy.v1.Admin.Show:input_type -> writ.policy.v1.ShowRequest
+	37, // 41: writ.policy.v1.Admin.Rollback:input_type -> writ.policy.v1.RollbackRequest
+	39, // 42: writ.policy.v1.Admin.Decide:input_type -> writ.policy.v1.DecideRequest
+	9,  // 43: writ.policy.v1.Admin.Propose:input_type -> writ.policy.v1.ProposeRequest
+	11, // 44: writ.policy.v1.Admin.Approve:input_type -> writ.policy.v1.ApproveRequest
+	13, // 45: writ.policy.v1.Admin.Withdraw:input_type -> writ.policy.v1.WithdrawRequest
+	15, // 46: writ.policy.v1.Admin.Proposals:input_type -> writ.policy.v1.ProposalsRequest
+	17, // 47: writ.policy.v1.Admin.ShowProposal:input_type -> writ.policy.v1.ShowProposalRequest
+	19, // 48: writ.policy.v1.Admin.Activate:input_type -> writ.policy.v1.ActivateRequest
+	21, // 49: writ.policy.v1.Admin.Promote:input_type -> writ.policy.v1.PromoteRequest
+	23, // 50: writ.policy.v1.Admin.Halt:input_type -> writ.policy.v1.HaltRequest
+	25, // 51: writ.policy.v1.Admin.RaiseEpoch:input_type -> writ.policy.v1.RaiseEpochRequest
+	27, // 52: writ.policy.v1.Admin.CompileReport:input_type -> writ.policy.v1.CompileReportRequest
+	29, // 53: writ.policy.v1.Admin.Slice:input_type -> writ.policy.v1.SliceRequest
+	43, // 54: writ.policy.v1.Distribution.Watch:input_type -> writ.policy.v1.WatchRequest
+	5,  // 55: writ.policy.v1.Admin.Push:output_type -> writ.policy.v1.PushResponse
+	32, // 56: writ.policy.v1.Admin.List:output_type -> writ.policy.v1.ListResponse
+	36, // 57: writ.policy.v1.Admin.Show:output_type -> writ.policy.v1.ShowResponse
+	38, // 58: writ.policy.v1.Admin.Rollback:output_type -> writ.policy.v1.RollbackResponse
+	41, // 59: writ.policy.v1.Admin.Decide:output_type -> writ.policy.v1.DecideResponse
+	10, // 60: writ.policy.v1.Admin.Propose:output_type -> writ.policy.v1.ProposeResponse
+	12, // 61: writ.policy.v1.Admin.Approve:output_type -> writ.policy.v1.ApproveResponse
+	14, // 62: writ.policy.v1.Admin.Withdraw:output_type -> writ.policy.v1.WithdrawResponse
+	16, // 63: writ.policy.v1.Admin.Proposals:output_type -> writ.policy.v1.ProposalsResponse
+	18, // 64: writ.policy.v1.Admin.ShowProposal:output_type -> writ.policy.v1.ShowProposalResponse
+	20, // 65: writ.policy.v1.Admin.Activate:output_type -> writ.policy.v1.ActivateResponse
+	22, // 66: writ.policy.v1.Admin.Promote:output_type -> writ.policy.v1.PromoteResponse
+	24, // 67: writ.policy.v1.Admin.Halt:output_type -> writ.policy.v1.HaltResponse
+	26, // 68: writ.policy.v1.Admin.RaiseEpoch:output_type -> writ.policy.v1.RaiseEpochResponse
+	28, // 69: writ.policy.v1.Admin.CompileReport:output_type -> writ.policy.v1.CompileReportResponse
+	30, // 70: writ.policy.v1.Admin.Slice:output_type -> writ.policy.v1.SliceResponse
+	44, // 71: writ.policy.v1.Distribution.Watch:output_type -> writ.policy.v1.Slice
+	55, // [55:72] is the sub-list for method output_type
+	38, // [38:55] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_policy_policyv1_policy_proto_init() }
@@ -3009,7 +3121,7 @@ func file_policy_policyv1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_policy_policyv1_policy_proto_rawDesc), len(file_policy_policyv1_policy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -68,6 +68,9 @@ func (s *adminService) List(ctx context.Context, _ *policyv1.ListRequest) (*poli
 	for _, info := range infos {
 		resp.Revisions = append(resp.Revisions, infoProto(info))
 	}
+	if resp.Epochs, err = s.epochsProto(ctx); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
 	return resp, nil
 }
 

@@ -33,6 +33,9 @@ func Open(ctx context.Context, db *sql.DB) (*Store, error) {
 	if err := sqldb.Migrate(ctx, db, "policy", migrations, "migrations"); err != nil {
 		return nil, err
 	}
+	if err := migrateEpoch(ctx, db); err != nil {
+		return nil, err
+	}
 	return &Store{db: db}, nil
 }
 
