@@ -218,27 +218,7 @@ func (l *loader) checkReferences(modules map[string]*ast.Module) {
 		m := modules[path]
 		own := bundle.ServiceOf(m.Package.Path)
 		for _, rule := range m.Rules {
-			at := rule.Location
-			var visit func(x any) bool
-			visit = func(x any) bool {
-				if term, ok := x.(*ast.Term); ok {
-					// What an import stands for has the place of its last use.
-					at = term.Location
-					if term.Equal(ast.DefaultRootDocument) {
-						l.checkReference(ast.Ref{term}, at, own)
-					}
-				}
-				ref, ok := x.(ast.Ref)
-				if !ok {
-					return false
-				}
-				l.checkReference(ref, at, own)
-				for _, t := range ref[1:] {
-					ast.NewGenericVisitor(visit).Walk(t)
-				}
-				return true
-			}
-			ast.NewGenericVisitor(visit).Walk(rule)
+			eachRef(rule, func(ref ast.Ref, at *ast.Location) { l.checkReference(ref, at, own) })
 		}
 	}
 }
@@ -307,8 +287,10 @@ func (l *loader) checkTests() {
 	}
 	compiler, err := l.compile(all)
 	if err != nil {
-		l.problems = append(l.problems, problemsOf(err)...)
+		l.problems = append(l.problems, l.compileProblems(err)...)
 		return
 	}
-	l.checkFields(compiler, func(file string) bool { return p.tests[file] != nil })
+	ofTests := func(file string) bool { return p.tests[file] != nil }
+	l.checkFields(compiler, ofTests)
+	l.checkUnknown(compiler, ofTests)
 }

@@ -77,6 +77,7 @@ func Load(content bundle.Content) (*Program, error) {
 //   - guardrails that read input.request without testing input.layer;
 //   - comparisons of a field such as input.layer with a word it never holds, and
 //     lists, such as the values of a header, taken for a text;
+//   - references to what nothing defines;
 //   - inputs in tests that no request could make;
 //   - a catalogue that is not well formed;
 //   - data that is too large for a slice;
@@ -87,7 +88,9 @@ func Check(content bundle.Content) (*Program, []policy.Problem) {
 	l := loader{content: content, program: &Program{content: content}}
 	l.load()
 	if len(l.problems) == 0 {
-		l.checkFields(l.program.compiler, func(string) bool { return true })
+		all := func(string) bool { return true }
+		l.checkFields(l.program.compiler, all)
+		l.checkUnknown(l.program.compiler, all)
 		l.checkTests()
 	}
 	if len(l.problems) > 0 {
@@ -149,7 +152,7 @@ func (l *loader) load() {
 	}
 	maps.Copy(p.parsed, own)
 	if p.compiler, err = l.compile(p.parsed); err != nil {
-		l.problems = append(l.problems, problemsOf(err)...)
+		l.problems = append(l.problems, l.compileProblems(err)...)
 		return
 	}
 	l.checkRules()

@@ -87,6 +87,11 @@ func hint(e *ast.Error) string {
 		}
 		return ""
 	}
+	if pattern, ok := e.Details.(*ast.UnificationErrDetail); ok {
+		if hint := patternHint(pattern); hint != "" {
+			return hint
+		}
+	}
 	if e.Code == ast.TypeErr && e.Details != nil {
 		lines := e.Details.Lines()
 		for i := range lines {
@@ -118,4 +123,25 @@ func hint(e *ast.Error) string {
 		}
 	}
 	return ""
+}
+
+// patternHint explains why a pattern such as {"method": m} = input.request
+// never matches: it would have to name all fields.
+func patternHint(e *ast.UnificationErrDetail) string {
+	left, right := fieldsOf(e.Left), fieldsOf(e.Right)
+	if len(left) == 0 || len(right) == 0 {
+		return ""
+	}
+	if len(left) > len(right) {
+		left, right = right, left
+	}
+	for _, name := range left {
+		if !slices.Contains(right, name) {
+			return fmt.Sprintf(": no field %q", name) + nearmiss.Hint(name, right)
+		}
+	}
+	if len(left) == len(right) {
+		return ""
+	}
+	return ": a pattern of an object matches only one with exactly its fields; refer to each field that is meant"
 }
