@@ -4,7 +4,8 @@
 //
 // Fields are matched by their `yaml:"name"` tag; a field without one is not
 // part of the file. Beside the kinds of Go it knows time.Duration ("30s"),
-// time.Time (RFC 3339 or a date) and encoding.TextUnmarshaler. A field tagged
+// time.Time (RFC 3339 or a date) and encoding.TextUnmarshaler; a slice that is
+// one may be a list or a word. A field tagged
 // `enum:"a|b"` takes only those words. Missing keys leave the field as it was,
 // so defaults are set before decoding.
 package strictyaml
@@ -149,7 +150,10 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, key, enum string) {
 		return
 	}
 	switch {
-	case v.Type() == durationType, v.Type() == timeType, v.CanAddr() && v.Addr().Type().Implements(textType):
+	case v.Type() == durationType, v.Type() == timeType:
+		d.scalar(n, v, key, enum)
+		return
+	case v.CanAddr() && v.Addr().Type().Implements(textType) && (n.Kind != yaml.SequenceNode || v.Kind() != reflect.Slice):
 		d.scalar(n, v, key, enum)
 		return
 	}

@@ -1,7 +1,7 @@
 // Package bundle reads, writes, signs and verifies policy as OPA bundles.
 //
-// A publisher's sources are a Content: .rego files, their tests, and data
-// files, taken from a directory or a tar.gz. Its Digest names it. The control
+// A publisher's sources are a Content: .rego files, their tests, YAML rules and
+// data files, taken from a directory or a tar.gz. Its Digest names it. The control
 // plane cuts from it, for each SPIFFE ID, the Slice that this workload needs
 // and signs that with its decision key; a sidecar opens only slices that a
 // pinned key signed, that are its own, and that are not older than what it
@@ -22,6 +22,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 // Limits of a policy. They bound what one push can make a control plane and
@@ -98,8 +99,11 @@ func (f File) IsData() bool {
 	return false
 }
 
+// IsRules reports whether the file holds YAML rules.
+func (f File) IsRules() bool { return rules.IsFile(f.Path) }
+
 func (f File) isSource() bool {
-	return f.IsModule() || f.IsData() || f.Path == manifestFile
+	return f.IsModule() || f.IsData() || f.IsRules() || f.Path == manifestFile
 }
 
 // collector gathers the files of a Content within the limits, none of which

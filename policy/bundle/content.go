@@ -9,7 +9,7 @@ func NewContent(files []File) (Content, error) {
 			return nil, err
 		}
 		if !f.isSource() {
-			return nil, refuse(f.Path, "not part of a policy: .rego, data.json and data.yaml are")
+			return nil, refuse(f.Path, "not part of a policy: .rego, .rules.yaml, data.json and data.yaml are")
 		}
 		if err := c.add(f); err != nil {
 			return nil, err

@@ -12,10 +12,12 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/util"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/internal/strictjson"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 // MaxDataDepth bounds the nesting of data documents.
@@ -28,7 +30,8 @@ const maxProblems = 100
 // Data merges the data files: one in directory a/b is data.a.b, as in an OPA
 // bundle. Two files may not give the same value. It also checks who may define
 // what: data.services and data.guardrails are made of rules, data.system is
-// OPA's, and of data.writ only services and break_glass are a publisher's.
+// OPA's, and of data.writ only services and break_glass are a publisher's. The
+// YAML rules of the services in data.writ.services become data.writ.rules.
 func (c Content) Data() (map[string]any, []policy.Problem) {
 	m := merger{root: map[string]any{}, origin: map[string]string{}}
 	for _, f := range c {
@@ -36,7 +39,59 @@ func (c Content) Data() (map[string]any, []policy.Problem) {
 			m.file(f)
 		}
 	}
+	set, problems := c.Rules(m.root)
+	m.problems = append(m.problems, problems...)
+	if len(m.problems) == 0 {
+		if written := set.Data(); written != nil {
+			writ, ok := m.root["writ"].(map[string]any)
+			if !ok {
+				writ = map[string]any{}
+				m.root["writ"] = writ
+			}
+			writ["rules"] = written
+		}
+	}
 	return m.root, m.problems
+}
+
+// Rules are the YAML rules for the services in data, which is what Data
+// returned.
+func (c Content) Rules(data map[string]any) (*rules.Set, []policy.Problem) {
+	var files []*rules.File
+	var problems []policy.Problem
+	for _, f := range c {
+		if !f.IsRules() {
+			continue
+		}
+		parsed, wrong := rules.Parse(f.Path, f.Content)
+		if problems = append(problems, wrong...); parsed != nil {
+			files = append(files, parsed)
+		}
+	}
+	if len(problems) > 0 {
+		return nil, problems[:min(len(problems), maxProblems)]
+	}
+	return rules.Build(files, trustDomains(data))
+}
+
+// trustDomains of the SPIFFE IDs of each service. What is no SPIFFE ID is for
+// Catalogue to report.
+func trustDomains(data map[string]any) map[string][]string {
+	writ, _ := data["writ"].(map[string]any)
+	services, _ := writ["services"].(map[string]any)
+	domains := make(map[string][]string, len(services))
+	for name, value := range services {
+		entry, _ := value.(map[string]any)
+		ids, _ := entry["spiffe_ids"].([]any)
+		domains[name] = []string{}
+		for _, item := range ids {
+			text, _ := item.(string)
+			if id, err := spiffeid.FromString(text); err == nil {
+				domains[name] = append(domains[name], id.TrustDomain().Name())
+			}
+		}
+	}
+	return domains
 }
 
 type merger struct {
@@ -103,6 +158,10 @@ func (m *merger) mayDefine(f File, skip int, object map[string]any) bool {
 			}
 			for _, sub := range slices.Sorted(maps.Keys(writ)) {
 				if sub != "services" && sub != "break_glass" {
+					if sub == "rules" {
+						refuse([]string{name, sub}, "is made of rules files, such as orders.rules.yaml; data may not define it")
+						continue
+					}
 					refuse([]string{name, sub}, "is reserved; only services and break_glass are data of a publisher")
 				}
 			}

@@ -15,8 +15,8 @@ import (
 	"github.com/writ-dev/writ/policy"
 )
 
-// ReadDir reads the sources in dir: .rego files, data.json and data.yaml, and
-// a .manifest at the top. Other files are not part of a policy, and neither is
+// ReadDir reads the sources in dir: .rego files, rules.yaml and *.rules.yaml,
+// data.json and data.yaml, and a .manifest at the top. Other files are not part of a policy, and neither is
 // anything in a directory whose name starts with a dot. Symbolic links are
 // followed to files as long as they stay inside dir (so a mounted ConfigMap
 // works); one that leads out is an error.
@@ -119,7 +119,7 @@ func readArchive(data []byte, belongs func(File) bool) (*Archive, error) {
 			continue
 		}
 		if !belongs(f) {
-			return nil, refuse(f.Path, "not part of a policy: .rego, data.json and data.yaml are")
+			return nil, refuse(f.Path, "not part of a policy: .rego, .rules.yaml, data.json and data.yaml are")
 		}
 		if err := c.add(f); err != nil {
 			return nil, err

@@ -70,8 +70,8 @@ type Cutter struct {
 	content   Content
 	data      map[string]any
 	catalogue Catalogue
-	// service of each module; "" is for all.
-	service map[string]string
+	// services of each file with rules; nil is for all.
+	services map[string][]string
 }
 
 // NewCutter reads a content that has no problems.
@@ -82,7 +82,14 @@ func NewCutter(c Content) (*Cutter, error) {
 	if len(problems) > 0 {
 		return nil, policy.Refused(problems)
 	}
-	cutter := &Cutter{content: c, data: data, catalogue: cat, service: map[string]string{}}
+	cutter := &Cutter{content: c, data: data, catalogue: cat, services: map[string][]string{}}
+	written, problems := c.Rules(data)
+	if len(problems) > 0 {
+		return nil, policy.Refused(problems)
+	}
+	for _, f := range written.Files {
+		cutter.services[f.Path] = f.Services
+	}
 	for _, f := range c {
 		if !f.IsModule() || f.IsTest() {
 			continue
@@ -91,7 +98,10 @@ func NewCutter(c Content) (*Cutter, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cut policy: %w", err)
 		}
-		cutter.service[f.Path] = ServiceOf(module.Package.Path)
+		cutter.services[f.Path] = nil
+		if service := ServiceOf(module.Package.Path); service != "" {
+			cutter.services[f.Path] = []string{service}
+		}
 	}
 	return cutter, nil
 }
@@ -106,8 +116,8 @@ func (c *Cutter) Cut(cfg SliceConfig) (*Slice, error) {
 		}
 	}
 	for _, f := range c.content {
-		service, decides := c.service[f.Path]
-		if decides && (service == "" || slices.Contains(s.Services, service)) {
+		services, decides := c.services[f.Path]
+		if decides && (len(services) == 0 || slices.ContainsFunc(services, func(name string) bool { return slices.Contains(s.Services, name) })) {
 			s.Content = append(s.Content, f)
 		}
 	}
@@ -170,7 +180,7 @@ func (c Content) SliceProblems(data map[string]any) []policy.Problem {
 	// own. The manifest's list of services is as long as the data at most.
 	files, size := 3, 2*len(doc)+MaxFileBytes+1024
 	for _, f := range c {
-		if f.IsModule() && !f.IsTest() {
+		if f.IsModule() && !f.IsTest() || f.IsRules() {
 			files++
 			size += len(f.Content)
 		}

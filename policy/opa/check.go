@@ -2,6 +2,7 @@ package opa
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 // maxRuleID bounds the ids that a policy names, bytes.
@@ -42,6 +44,9 @@ func (l *loader) checkManifest(data map[string]any) {
 	}
 	inRoots := func(path string) bool { return opabundle.RootPathsContain(*m.Roots, path) }
 	for _, name := range slices.Sorted(maps.Keys(data)) {
+		if writ, _ := data[name].(map[string]any); name == "writ" && len(writ) == 1 && writ["rules"] != nil {
+			continue // Made of rules files, which are not data of the bundle.
+		}
 		if !inRoots(name) && !slices.ContainsFunc(*m.Roots, func(r string) bool { return strings.HasPrefix(strings.Trim(r, "/"), name+"/") }) {
 			l.fail(file, nil, policy.ProblemParse, "roots do not hold data.%s", name)
 		}
@@ -81,6 +86,33 @@ func (l *loader) checkPackages() {
 				}
 			}
 		}
+	}
+}
+
+// checkRuleFiles checks what concerns rules files beside others: their services
+// are in the catalogue, and their ids are not those of Rego rules.
+func (l *loader) checkRuleFiles() {
+	p := l.program
+	for _, f := range p.written.Files {
+		for i, name := range f.Services {
+			if _, ok := p.catalogue.Services[name]; !ok {
+				line, column := f.Place(i)
+				l.problems = append(l.problems, policy.Problem{File: f.Path, Line: line, Column: column, Code: policy.ProblemCatalogue,
+					Message: fmt.Sprintf("service %q is not in the catalogue (data.writ.services)%s", name, nearmiss.Hint(name, slices.Collect(maps.Keys(p.catalogue.Services))))})
+			}
+		}
+	}
+	check := func(service string, list []rules.Rule) {
+		for _, r := range list {
+			if have := p.rules.find(r.Tier, service, r.ID); have.File != r.File {
+				l.problems = append(l.problems, policy.Problem{File: r.File, Line: r.Line, Column: r.Column, Code: policy.ProblemType,
+					Message: fmt.Sprintf("id %q is used in %s:%d, too: ids must tell rules apart", r.ID, have.File, have.Line)})
+			}
+		}
+	}
+	check("", p.written.Guardrails)
+	for _, service := range slices.Sorted(maps.Keys(p.written.Services)) {
+		check(service, p.written.Services[service])
 	}
 }
 

@@ -50,7 +50,7 @@ func (p *Program) Snapshot(cfg SnapshotConfig) (*policy.Snapshot, error) {
 		valueCache: cache.NewInterQueryValueCache(context.Background(), &cache.Config{
 			InterQueryBuiltinValueCache: cache.InterQueryBuiltinValueCacheConfig{MaxNumEntries: &patterns},
 		}),
-		reads:      readsOf(p.parsed),
+		reads:      p.reads(),
 		rules:      p.rules,
 		breakGlass: map[string]time.Time{},
 		revision:   cfg.Revision,

@@ -8,6 +8,7 @@ import (
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/rules"
 	"github.com/writ-dev/writ/rego"
 )
 
@@ -45,7 +46,7 @@ func WithRoot(root string, timeout time.Duration) (*policy.Snapshot, error) {
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, compiler.Errors
 	}
-	p := &Program{data: ast.NewObject(), compiler: compiler, parsed: modules, rules: ruleIndex{}}
+	p := &Program{data: ast.NewObject(), compiler: compiler, parsed: modules, written: &rules.Set{}, rules: ruleIndex{}}
 	return p.Snapshot(SnapshotConfig{Timeout: timeout})
 }
 

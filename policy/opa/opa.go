@@ -22,6 +22,7 @@ import (
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/rules"
 	"github.com/writ-dev/writ/rego"
 )
 
@@ -46,7 +47,9 @@ type Program struct {
 	parsed map[string]*ast.Module
 	// tests are the modules with tests.
 	tests map[string]*ast.Module
-	rules ruleIndex
+	// written are the YAML rules, which are in data, too.
+	written *rules.Set
+	rules   ruleIndex
 }
 
 // Load compiles what decides: rules and data, without tests. What is wrong is
@@ -81,7 +84,9 @@ func Load(content bundle.Content) (*Program, error) {
 //   - inputs in tests that no request could make;
 //   - a catalogue that is not well formed;
 //   - data that is too large for a slice;
-//   - tests that define rules of the policy.
+//   - tests that define rules of the policy;
+//   - rules files that package rules does not accept, or for services that are
+//     not in the catalogue.
 //
 // With problems there is no Program.
 func Check(content bundle.Content) (*Program, []policy.Problem) {
@@ -91,6 +96,7 @@ func Check(content bundle.Content) (*Program, []policy.Problem) {
 		all := func(string) bool { return true }
 		l.checkFields(l.program.compiler, all)
 		l.checkUnknown(l.program.compiler, all)
+		l.checkRuleFiles()
 		l.checkTests()
 	}
 	if len(l.problems) > 0 {
@@ -103,6 +109,9 @@ func Check(content bundle.Content) (*Program, []policy.Problem) {
 
 // Catalogue is the service catalogue of the content.
 func (p *Program) Catalogue() bundle.Catalogue { return p.catalogue }
+
+// Rules are the YAML rules of the content, in their normal form.
+func (p *Program) Rules() *rules.Set { return p.written }
 
 // Digest is the content's.
 func (p *Program) Digest() [32]byte { return p.content.Digest() }
@@ -122,6 +131,11 @@ func (l *loader) load() {
 	l.problems = append(append(l.problems, problems...), more...)
 	l.problems = append(l.problems, l.content.SliceProblems(data)...)
 	p.catalogue = catalogue
+	if len(problems) == 0 {
+		p.written, _ = l.content.Rules(data) // Data has read them.
+	} else {
+		p.written = &rules.Set{}
+	}
 	p.parsed, p.tests = map[string]*ast.Module{}, map[string]*ast.Module{}
 	for _, f := range l.content {
 		if !f.IsModule() {

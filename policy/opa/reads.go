@@ -31,6 +31,28 @@ var libraryReads = map[string]string{
 	"token.verified":      "tokens",
 }
 
+// interpreter is our module that looks at whatever YAML rules name.
+const interpreter = ownPrefix + "writ/rules.rego"
+
+// reads is what the program looks at.
+func (p *Program) reads() *reads {
+	modules := maps.Clone(p.parsed)
+	delete(modules, interpreter)
+	r := readsOf(modules)
+	if p.written == nil {
+		return r
+	}
+	headers, query, tokens := p.written.Reads()
+	for _, name := range headers {
+		r.headers[name] = true
+	}
+	for _, name := range query {
+		r.query[name] = true
+	}
+	r.tokens = r.tokens || tokens
+	return r
+}
+
 // readsOf looks at modules as they were written. A variable that stands for a
 // part of the input comes from a reference to that part, which is seen. The
 // library is looked at where it is used: it is in every program, and reads what

@@ -8,6 +8,7 @@ import (
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 // ruleKey names the rules of one tier: of one service, or of all guardrails.
@@ -52,6 +53,10 @@ func indexRules(p *Program) ruleIndex {
 			}
 		}
 	}
+	index.addWritten("", p.written.Guardrails)
+	for service, list := range p.written.Services {
+		index.addWritten(service, list)
+	}
 	for _, b := range p.catalogue.BreakGlass {
 		key := ruleKey{policy.BreakGlass, b.Service}
 		if index[key] == nil {
@@ -61,6 +66,19 @@ func indexRules(p *Program) ruleIndex {
 		index[key].byID[b.ID] = policy.Rule{ID: b.ID, File: file, Line: line}
 	}
 	return index
+}
+
+// addWritten adds YAML rules. Check refuses an id that a Rego rule has, too.
+func (x ruleIndex) addWritten(service string, list []rules.Rule) {
+	for _, r := range list {
+		key := ruleKey{r.Tier, service}
+		if x[key] == nil {
+			x[key] = &tierRules{byID: map[string]policy.Rule{}}
+		}
+		if _, seen := x[key].byID[r.ID]; !seen {
+			x[key].byID[r.ID] = policy.Rule{ID: r.ID, File: r.File, Line: r.Line}
+		}
+	}
 }
 
 func (x ruleIndex) find(tier policy.Tier, service, id string) policy.Rule {
