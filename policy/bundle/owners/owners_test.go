@@ -123,6 +123,10 @@ func TestCheck(t *testing.T) {
 		{"above what is owned", []string{"data.json", `{"prices": 1}`}, "data.prices is not"},
 		{"empty above what is owned", []string{"data.json", `{"prices": {}}`}, "data.prices is not"},
 		{"beside what is owned", []string{"prices/data.json", `{"payments": 2, "orders": 1}`}, "data.prices.payments is not"},
+		{"own rules", []string{"rules.yaml", "service: orders\nrules: [{id: a, action: deny, from: any}]\n"}, ""},
+		{"another's rules", []string{"rules.yaml", "services: [orders, payments]\nrules: [{id: a, action: deny, from: any}]\n"}, `rules.yaml:1:20: owner: rules of service "payments" are not publisher "orders"'s: that takes rules: [payments]`},
+		{"guardrails in YAML", []string{"a/x.rules.yaml", "guardrails: [{id: a, from: any}]\n"}, `that takes packages: [guardrails]; publisher "platform" has it`},
+		{"broken rules", []string{"rules.yaml", "service: orders\n"}, "want rules"},
 		{"manifest", []string{".manifest", `{"roots": [""]}`}, "a .manifest speaks for the whole policy"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

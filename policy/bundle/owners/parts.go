@@ -11,6 +11,7 @@ import (
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 const (
@@ -53,6 +54,36 @@ func (o *Owner) look(f bundle.File) (owned bool, outside, found []policy.Problem
 			return false, nil, problems
 		}
 		owned, outside = o.lookData(f, root, nil)
+	case f.IsRules():
+		return o.lookRules(f)
+	}
+	return owned, outside, nil
+}
+
+// lookRules looks at the services of a rules file. YAML guardrails have no
+// names of their own, so that they take a grant of all guardrails.
+func (o *Owner) lookRules(f bundle.File) (owned bool, outside, found []policy.Problem) {
+	file, problems := rules.Parse(f.Path, f.Content)
+	if len(problems) > 0 {
+		return false, nil, problems
+	}
+	if len(file.Services) == 0 {
+		may := func(o *Owner) bool { return o.mayPackage([]string{"guardrails"}) }
+		if may(o) {
+			return true, nil, nil
+		}
+		return false, []policy.Problem{problem(f.Path, 1, 1,
+			"guardrails in YAML are not publisher %q's: that takes packages: [guardrails]%s", o.name, o.hint(may))}, nil
+	}
+	for i, service := range file.Services {
+		may := func(o *Owner) bool { return o.mayRule(service) }
+		if may(o) {
+			owned = true
+			continue
+		}
+		line, column := file.Place(i)
+		outside = append(outside, problem(f.Path, line, column,
+			"rules of service %q are not publisher %q's: that takes rules: [%s]%s", service, o.name, service, o.hint(may)))
 	}
 	return owned, outside, nil
 }
