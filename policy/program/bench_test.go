@@ -65,8 +65,8 @@ func decideAll(b *testing.B, p *Program, ins []*policy.Input, want policy.Tier) 
 	if err != nil {
 		b.Fatal(err)
 	}
-	runtime.KeepAlive(p)
 	used := heap() - before
+	runtime.KeepAlive(p)
 	var out policy.Decision
 	for i, in := range ins {
 		if !e.Decide(in, &out) || out.Tier != want {
