@@ -40,6 +40,15 @@ program with exit code 2.`,
 		newPolicyShowCmd(a),
 		newPolicyRollbackCmd(a),
 		newPolicyBuildCmd(a), newPolicyVerifyCmd(a), newPolicyRaiseEpochCmd(a),
+		newPolicyDiffCmd(a),
+		newPolicyProposeCmd(a),
+		newPolicyProposalsCmd(a),
+		newPolicyApproveCmd(a),
+		newPolicyActivateCmd(a),
+		newPolicyWithdrawCmd(a),
+		newPolicyPromoteCmd(a),
+		newPolicyHaltCmd(a),
+		newPolicyBreakGlassCmd(a),
 	)
 	return cmd
 }

@@ -19,6 +19,7 @@ func newPolicyPushCmd(a *app) *cobra.Command {
 		from         sourceFlags
 		key, message string
 		dryRun       bool
+		canary       rolloutFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "push SOURCE",
@@ -28,14 +29,22 @@ checks and tests it and puts it in force, or refuses it whole. Pushing what is
 in force changes nothing.
 
 ` + sourceHelp + ` A bundle that
-is signed is pushed with its signature; a directory is signed with --key.`,
+is signed is pushed with its signature; a directory is signed with --key.
+
+A publisher pushes its own part: what others have pushed stays in force. An
+empty directory takes the part away.`,
 		Example: `  policyctl policy push --key publisher.pem -m "orders: admit reports" policy/
   policyctl policy push --dry-run policy/
+  policyctl policy push --key publisher.pem --canary 10% --max-deny-increase 5% policy/
   policyctl policy push --key publisher.pem --git-ref v1.4 policy/
   policyctl policy push bundle.tar.gz`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: sourceArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			rollout, err := canary.rollout()
+			if err != nil {
+				return err
+			}
 			sealed, err := from.seal(cmd.Context(), args[0], key)
 			if err != nil {
 				return err
@@ -44,7 +53,7 @@ is signed is pushed with its signature; a directory is signed with --key.`,
 			resp := &policyv1.PushResponse{}
 			if len(problems) == 0 {
 				err := a.policyAdmin(func(c policyv1.AdminClient) (err error) {
-					resp, err = c.Push(cmd.Context(), &policyv1.PushRequest{Bundle: sealed.archive, Message: message, DryRun: dryRun, SourceCommit: sealed.commit})
+					resp, err = c.Push(cmd.Context(), &policyv1.PushRequest{Bundle: sealed.archive, Message: message, DryRun: dryRun, SourceCommit: sealed.commit, Rollout: rollout})
 					return err
 				})
 				if err != nil {
@@ -52,7 +61,7 @@ is signed is pushed with its signature; a directory is signed with --key.`,
 				}
 				problems = problemsFrom(resp.GetProblems())
 			}
-			return a.pushed(args[0], resp, problems, dryRun)
+			return a.pushed(args[0], resp, problems, dryRun, rollout)
 		},
 	}
 	f := cmd.Flags()
@@ -61,6 +70,7 @@ is signed is pushed with its signature; a directory is signed with --key.`,
 	f.BoolVar(&dryRun, "dry-run", false, "check and test at the control plane, activate nothing")
 	_ = cmd.MarkFlagFilename("key", "pem")
 	_ = cmd.RegisterFlagCompletionFunc("message", cobra.NoFileCompletions)
+	canary.add(cmd)
 	from.add(cmd)
 	return cmd
 }
@@ -93,7 +103,7 @@ func readPrivateKey(file string) (*ecdsa.PrivateKey, error) {
 	return ec, nil
 }
 
-func (a *app) pushed(dir string, resp *policyv1.PushResponse, problems []policy.Problem, dryRun bool) error {
+func (a *app) pushed(dir string, resp *policyv1.PushResponse, problems []policy.Problem, dryRun bool, rollout *policyv1.Rollout) error {
 	result := struct {
 		Revision  string           `json:"revision,omitempty"`
 		Number    uint64           `json:"number,omitempty"`
@@ -101,7 +111,8 @@ func (a *app) pushed(dir string, resp *policyv1.PushResponse, problems []policy.
 		DryRun    bool             `json:"dry_run"`
 		Problems  []policy.Problem `json:"problems"`
 		Tests     testCounts       `json:"tests"`
-	}{Number: resp.GetRevision().GetNumber(), Unchanged: resp.GetUnchanged(), DryRun: dryRun, Problems: problems, Tests: testCountsFrom(resp.GetTests())}
+		Percent   uint32           `json:"percent,omitempty"`
+	}{Percent: rollout.GetPercent(), Number: resp.GetRevision().GetNumber(), Unchanged: resp.GetUnchanged(), DryRun: dryRun, Problems: problems, Tests: testCountsFrom(resp.GetTests())}
 	if resp.GetRevision() != nil {
 		result.Revision = revisionText(resp.GetRevision())
 	}
@@ -115,7 +126,7 @@ func (a *app) pushed(dir string, resp *policyv1.PushResponse, problems []policy.
 		case result.Unchanged:
 			_, err = fmt.Fprintf(w, "unchanged: revision %s is in force\n", result.Revision)
 		default:
-			_, err = fmt.Fprintf(w, "revision %s is in force, %v\n", result.Revision, result.Tests)
+			err = writeInForce(w, result.Revision, rollout, result.Tests.String())
 		}
 		return err
 	})

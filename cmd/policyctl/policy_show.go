@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -94,15 +93,16 @@ func writePolicy(dir string, files []*policyv1.SourceFile) error {
 
 func (a *app) showPolicy(resp *policyv1.ShowResponse, out string) error {
 	type file struct {
-		Path    string `json:"path"`
-		Content string `json:"content,omitempty"`
+		Path      string `json:"path"`
+		Publisher string `json:"publisher,omitempty"`
+		Content   string `json:"content,omitempty"`
 	}
 	result := struct {
 		revisionInfo
 		Files []file `json:"files"`
 	}{revisionInfoFrom(resp.GetInfo()), []file{}}
 	for _, f := range resp.GetFiles() {
-		shown := file{Path: f.GetPath()}
+		shown := file{Path: f.GetPath(), Publisher: f.GetPublisher()}
 		if out == "" {
 			shown.Content = string(f.GetContent())
 		}
@@ -118,14 +118,8 @@ func (a *app) showPolicy(resp *policyv1.ShowResponse, out string) error {
 		}
 		for _, f := range resp.GetFiles() {
 			fmt.Fprintf(w, "\n-- %s --\n", terminalSafe(f.GetPath()))
-			for line := range strings.Lines(string(f.GetContent())) {
-				fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-				for i := range fields {
-					fields[i] = terminalSafe(fields[i])
-				}
-				if _, err := fmt.Fprintln(w, strings.Join(fields, "\t")); err != nil {
-					return err
-				}
+			if err := writeText(w, string(f.GetContent())); err != nil {
+				return err
 			}
 		}
 		return nil

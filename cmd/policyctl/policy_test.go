@@ -66,7 +66,7 @@ func writeTestFile(t *testing.T, path, text string) {
 
 // startPolicyServer serves policy administration on a socket and returns it,
 // with the file of the key that may publish.
-func startPolicyServer(t *testing.T) (socket, keyFile string) {
+func startPolicyServer(t *testing.T, change ...func(*server.Config)) (socket, keyFile string) {
 	t.Helper()
 	// A socket's path is short, a test's directory may not be.
 	dir, err := os.MkdirTemp("", "writ")
@@ -97,13 +97,17 @@ func startPolicyServer(t *testing.T) (socket, keyFile string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	s, err := server.New(t.Context(), server.Config{
+	config := server.Config{
 		DB: db, DecisionKey: newKey(), Publishers: owners.One(owners.Default, keys),
 		Emit:   func(context.Context, identity.Act) error { return nil },
 		Actor:  func(context.Context) string { return "unix:uid:7" },
 		PeerID: func(context.Context) (spiffeid.ID, error) { return spiffeid.ID{}, errors.New("none") },
 		Log:    slog.New(slog.DiscardHandler),
-	})
+	}
+	for _, c := range change {
+		c(&config)
+	}
+	s, err := server.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2135,9 +2135,11 @@ func (x *ShowRequest) GetNumber() uint64 {
 }
 
 type SourceFile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	Content       []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Path    string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Content []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	// Whose part it is of; empty where that is not known.
+	Publisher     string `protobuf:"bytes,3,opt,name=publisher,proto3" json:"publisher,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2184,6 +2186,13 @@ func (x *SourceFile) GetContent() []byte {
 		return x.Content
 	}
 	return nil
+}
+
+func (x *SourceFile) GetPublisher() string {
+	if x != nil {
+		return x.Publisher
+	}
+	return ""
 }
 
 type ShowResponse struct {
@@ -2905,11 +2914,12 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1c\n" +
 	"\tstatement\x18\x06 \x01(\tR\tstatement\"%\n" +
 	"\vShowRequest\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\":\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"X\n" +
 	"\n" +
 	"SourceFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\fR\acontent\"r\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\x12\x1c\n" +
+	"\tpublisher\x18\x03 \x01(\tR\tpublisher\"r\n" +
 	"\fShowResponse\x120\n" +
 	"\x04info\x18\x01 \x01(\v2\x1c.writ.policy.v1.RevisionInfoR\x04info\x120\n" +
 	"\x05files\x18\x02 \x03(\v2\x1a.writ.policy.v1.SourceFileR\x05files\"C\n" +

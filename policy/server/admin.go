@@ -80,8 +80,12 @@ func (s *adminService) Show(ctx context.Context, req *policyv1.ShowRequest) (*po
 	if err != nil {
 		return nil, err
 	}
+	parts, err := s.store.PartsOf(ctx, info, content)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
 	resp := &policyv1.ShowResponse{Info: infoProto(info)}
-	resp.Files = filesProto(content)
+	resp.Files = filesProto(content, parts)
 	return resp, nil
 }
 

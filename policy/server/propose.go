@@ -177,6 +177,9 @@ func (s *adminService) Withdraw(ctx context.Context, req *policyv1.WithdrawReque
 func (s *adminService) Activate(ctx context.Context, req *policyv1.ActivateRequest) (*policyv1.ActivateResponse, error) {
 	s.admin.Lock()
 	defer s.admin.Unlock()
+	if req.Rollout != nil {
+		return nil, status.Error(codes.Unimplemented, "rollouts are not served")
+	}
 	p, err := s.open(ctx, req.Number)
 	if err != nil {
 		return nil, err
@@ -239,7 +242,7 @@ func (s *adminService) ShowProposal(ctx context.Context, req *policyv1.ShowPropo
 	if err != nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "proposal %d: %v", p.Number, err)
 	}
-	return &policyv1.ShowProposalResponse{Proposal: shown, Files: filesProto(content)}, nil
+	return &policyv1.ShowProposalResponse{Proposal: shown, Files: filesProto(content, nil)}, nil
 }
 
 // proposed is the whole content that a proposal was made for: its part in what

@@ -63,10 +63,16 @@ func rolloutProto(r revisions.Rollout) *policyv1.Rollout {
 	return &policyv1.Rollout{Percent: uint32(r.Percent), MaxDenyIncrease: uint32(r.MaxDenyIncrease), MinDecisions: r.MinDecisions}
 }
 
-func filesProto(content bundle.Content) []*policyv1.SourceFile {
+func filesProto(content bundle.Content, parts []bundle.Part) []*policyv1.SourceFile {
+	publisher := map[string]string{}
+	for _, p := range parts {
+		for _, f := range p.Content {
+			publisher[f.Path] = p.Publisher
+		}
+	}
 	var files []*policyv1.SourceFile
 	for _, f := range content {
-		files = append(files, &policyv1.SourceFile{Path: f.Path, Content: f.Content})
+		files = append(files, &policyv1.SourceFile{Path: f.Path, Content: f.Content, Publisher: publisher[f.Path]})
 	}
 	return files
 }

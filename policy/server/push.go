@@ -27,6 +27,9 @@ func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*po
 	if err := checkWords(req.Message, req.SourceCommit); err != nil {
 		return nil, err
 	}
+	if req.Rollout != nil {
+		return nil, status.Error(codes.Unimplemented, "rollouts are not served")
+	}
 	s.admin.Lock()
 	defer s.admin.Unlock()
 	c, problems, err := s.examine(ctx, req.Bundle)

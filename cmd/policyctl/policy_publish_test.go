@@ -1,0 +1,105 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/server"
+)
+
+// newApprover is a person with the file of the private key.
+func newApprover(t *testing.T, name string) (server.Approver, string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := bundle.NewKeys(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), name+".pem")
+	writeTestFile(t, file, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	return server.Approver{Name: name, Keys: keys}, file
+}
+
+type policyStep struct {
+	args []string
+	code int
+	want string // in stdout, or in stderr when the code is 1
+}
+
+func runSteps(t *testing.T, socket string, steps []policyStep) {
+	t.Helper()
+	for _, s := range steps {
+		code, stdout, stderr := policyCommand(t, "", append(s.args, "--server", socket)...)
+		got := stdout
+		if s.code == 1 {
+			got = stderr
+		}
+		if code != s.code || !strings.Contains(got, s.want) {
+			t.Errorf("%s: exit %d, want %d\nstdout: %s\nstderr: %s\nwant: %s", strings.Join(s.args, " "), code, s.code, stdout, stderr, s.want)
+		}
+	}
+}
+
+func TestPolicyProposals(t *testing.T) {
+	ann, annKey := newApprover(t, "ann")
+	bob, bobKey := newApprover(t, "bob")
+	socket, key := startPolicyServer(t, func(c *server.Config) { c.Approvers, c.Approvals = []server.Approver{ann, bob}, 1 })
+	get, post := policyDir(t, "GET"), policyDir(t, "POST")
+	runSteps(t, socket, []policyStep{
+		{[]string{"policy", "push", "--key", key, get}, 1, "every activation takes 1 approval here: propose it"},
+		{[]string{"policy", "propose", get}, 2, "signature: the bundle is not signed"},
+		{[]string{"policy", "propose", "--key", key, "-m", "first", get}, 0, "proposal 1, 1 tests passed\nit needs 1 approvals and has 0: every activation takes 1 approval here\nnext: policyctl policy approve 1"},
+		{[]string{"policy", "activate", "1"}, 1, "proposal 1: 0 of 1 approval"},
+		{[]string{"policy", "approve", "1", "--key", key}, 1, "which is no approver's"},
+		{[]string{"policy", "approve", "1", "--key", annKey, "--digest", "00"}, 1, "it is not what you looked at"},
+		{[]string{"policy", "approve", "1", "--key", annKey}, 0, "proposal 1 is approved by ann\nnext: policyctl policy activate 1"},
+		{[]string{"policy", "proposals", "1"}, 0, "+++ orders.rego (proposed)"},
+		{[]string{"policy", "activate", "1"}, 0, "revision 1.1@"},
+		{[]string{"policy", "proposals"}, 0, "activated as 1"},
+		{[]string{"policy", "list"}, 0, "  ann "},
+		{[]string{"policy", "rollback", "1"}, 1, "every activation takes 1 approval"},
+		{[]string{"policy", "propose", "--key", key, post}, 0, "proposal 2"},
+		{[]string{"policy", "withdraw", "2", "-m", "no"}, 0, "proposal 2 is withdrawn"},
+		{[]string{"policy", "activate", "2"}, 1, "proposal 2 is withdrawn"},
+		{[]string{"policy", "proposals", "x"}, 1, "want a number"},
+
+		{[]string{"policy", "break-glass", "--service", "orders", "--ticket", "INC 7", "--approver", "ann,bob", "--key", key}, 1, "--source: missing"},
+		{[]string{"policy", "break-glass", "--service", "orders", "--source", "spiffe://example.org/svc/me", "--ticket", "INC 7", "--for", "2h", "--approver", "ann,bob", "--key", key}, 1, "want at most 1h"},
+		{[]string{"policy", "break-glass", "--service", "orders", "--source", "spiffe://example.org/svc/me", "--ticket", "INC 7", "--approver", "ann,bob", "--key", key}, 0, "break-glass inc-7 until "},
+		{[]string{"policy", "approve", "3", "--key", annKey}, 0, "it needs 2 approvals and has 1"},
+		{[]string{"policy", "activate", "3"}, 1, "break-glass inc-7 names bob, who has not signed"},
+		{[]string{"policy", "approve", "3", "--key", bobKey}, 0, "next: policyctl policy activate 3"},
+		{[]string{"policy", "activate", "3"}, 0, "revision 1.2@"},
+		{[]string{"policy", "break-glass", "--end", "inc-8", "--key", key}, 1, `has no entry "inc-8"`},
+		{[]string{"policy", "break-glass", "--end", "inc-7", "--key", key}, 0, "break-glass inc-7 would end: proposal 4"},
+		{[]string{"policy", "diff", "1"}, 0, `+    "ticket": "INC 7"`},
+		{[]string{"policy", "diff", "1", "2", "-o", "json"}, 0, `"diff": "diff writ/break_glass/data.json`},
+		{[]string{"policy", "diff", "1", post}, 0, `-allow contains "method" if input.request.method == "GET"`},
+		{[]string{"policy", "diff", "1", get}, 0, ""},
+		{[]string{"policy", "diff", "1", "9"}, 1, "no policy revision 9"},
+	})
+}
+
+func TestPolicyBreakGlassWithoutApprovers(t *testing.T) {
+	socket, key := startPolicyServer(t)
+	runSteps(t, socket, []policyStep{
+		{[]string{"policy", "push", "--key", key, policyDir(t, "GET")}, 0, "is in force"},
+		{[]string{"policy", "break-glass", "--service", "orders", "--source", "spiffe://example.org/svc/me", "--ticket", "T", "--approver", "ann,bob", "--key", key}, 0, "next: policyctl policy activate 1"},
+		{[]string{"policy", "activate", "1"}, 0, "is in force, proposal 1"},
+		{[]string{"policy", "break-glass", "--end", "t", "--key", key, "--publisher", "default"}, 0, "break-glass t has ended, revision 1.3@"},
+	})
+}
