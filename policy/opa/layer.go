@@ -14,11 +14,11 @@ import (
 // anybody having decided so.
 //
 // What counts as the test is an expression `input.layer == "request"` (or a
-// variable that is input.layer) in the same rule body, not negated and without
+// variable that is input.layer), `input.layer in {"request"}`, or a helper all
+// of whose bodies test so, in the same rule body, not negated and without
 // `with`. What counts as reading is a reference to input.request, to input as
 // a whole, or to a helper outside of the guardrail packages that reads so.
-// Limits: a test made in a helper is not seen, nor one by membership
-// (`input.layer in {"request"}`); such a guardrail repeats the test.
+// Limits: a test in a function is not seen; such a guardrail repeats it.
 func (l *loader) checkLayers() {
 	compiler := l.program.compiler
 	readers := requestReaders(compiler)
@@ -37,7 +37,7 @@ func (l *loader) checkLayers() {
 				if at == nil && throughHelper {
 					at = r.Location
 				}
-				if at != nil && !testsLayer(r.Body) {
+				if at != nil && !testsLayer(compiler, r.Body, maxLayerHelpers) {
 					l.fail(path, at, policy.ProblemType, `a guardrail that reads input.request must test input.layer == "request" in the same rule body: there is no request at layer connection`)
 					break
 				}
@@ -108,7 +108,10 @@ func readsRequest(ref ast.Ref) bool {
 	return !literal || name == "request"
 }
 
-func testsLayer(body ast.Body) bool {
+// maxLayerHelpers is how many helpers may lead to the test.
+const maxLayerHelpers = 8
+
+func testsLayer(compiler *ast.Compiler, body ast.Body, helpers int) bool {
 	layer := map[ast.Var]bool{} // variables that are input.layer
 	for _, expr := range body {
 		a, b, ok := equation(expr)
@@ -122,16 +125,82 @@ func testsLayer(body ast.Body) bool {
 			layer[v] = true
 		}
 	}
+	is := func(x ast.Value) bool {
+		v, _ := x.(ast.Var)
+		return isLayer(x) || layer[v]
+	}
 	for _, expr := range body {
-		a, b, ok := equation(expr)
-		if !ok {
+		if a, b, ok := equation(expr); ok && (is(a) && isRequestWord(b) || is(b) && isRequestWord(a)) {
+			return true
+		}
+		if expr.Negated || len(expr.With) > 0 {
 			continue
 		}
-		if s, ok := a.(ast.String); ok && string(s) == policy.LayerRequest {
+		if expr.IsCall() && expr.Operator().Equal(ast.Member.Ref()) && is(expr.Operand(0).Value) && onlyRequest(expr.Operand(1).Value) {
+			return true
+		}
+		if helper, ok := expr.Terms.(*ast.Term); ok && helpers > 0 && helperTestsLayer(compiler, helper.Value, helpers-1) {
+			return true
+		}
+	}
+	return false
+}
+
+func isRequestWord(v ast.Value) bool { return v.Compare(ast.String(policy.LayerRequest)) == 0 }
+
+// onlyRequest reports whether a list or set holds the word and no other.
+func onlyRequest(v ast.Value) bool {
+	switch v := v.(type) {
+	case ast.Set:
+		return v.Len() == 1 && isRequestWord(v.Slice()[0].Value)
+	case *ast.Array:
+		return v.Len() == 1 && isRequestWord(v.Elem(0).Value)
+	}
+	return false
+}
+
+// helperTestsLayer reports whether a rule is true at layer request only: each
+// of its bodies tests, or is its value.
+func helperTestsLayer(compiler *ast.Compiler, v ast.Value, helpers int) bool {
+	ref, ok := v.(ast.Ref)
+	if !ok || !ref.IsGround() {
+		return false
+	}
+	rules := compiler.GetRulesExact(ref)
+	for _, rule := range rules {
+		for r := rule; r != nil; r = r.Else {
+			value := r.Head.Value
+			if value == nil || len(r.Head.Args) > 0 {
+				return false
+			}
+			never := value.Value.Compare(ast.Boolean(false)) == 0
+			if !never && !isTestValue(r) && !testsLayer(compiler, r.Body, helpers) {
+				return false
+			}
+		}
+	}
+	return len(rules) > 0
+}
+
+// isTestValue reports whether a rule is `name := input.layer == "request"`,
+// which the compiler makes a variable of.
+func isTestValue(rule *ast.Rule) bool {
+	layer := map[ast.Var]bool{}
+	for _, expr := range rule.Body {
+		if a, b, ok := equation(expr); ok {
+			if v, isVar := a.(ast.Var); isVar && isLayer(b) {
+				layer[v] = true
+			}
+		}
+		if expr.Negated || len(expr.With) > 0 || !expr.IsCall() || !expr.Operator().Equal(ast.Equal.Ref()) || len(expr.Operands()) != 3 {
+			continue
+		}
+		a, b := expr.Operand(0).Value, expr.Operand(1).Value
+		if isRequestWord(a) {
 			a, b = b, a
 		}
 		v, _ := a.(ast.Var)
-		if s, ok := b.(ast.String); ok && string(s) == policy.LayerRequest && (isLayer(a) || layer[v]) {
+		if (isLayer(a) || layer[v]) && isRequestWord(b) && expr.Operand(2).Equal(rule.Head.Value) {
 			return true
 		}
 	}
