@@ -38,6 +38,10 @@ type ServerConfig struct {
 	// PeerID is the SPIFFE ID that the caller proved by mTLS. It writes as
 	// nobody else.
 	PeerID func(context.Context) (spiffeid.ID, error)
+	// Stored, where set, is told of each batch once it is durable, in the order
+	// of its stream. It must not wait: the next commit does. It may keep the
+	// records.
+	Stored func(*audit.Batch)
 	// Grace is how long Close waits for a recorder that does not read what is
 	// acknowledged; 5 s when 0.
 	Grace time.Duration
@@ -80,6 +84,7 @@ type ingest struct {
 	// at is the last record received, durable or on its way.
 	at      audit.Position
 	checker *audit.Checker
+	stored  func(*audit.Batch)
 	slots   chan struct{}
 
 	mu sync.Mutex
@@ -186,7 +191,7 @@ func (s *Server) Close() {
 
 // greet takes the hello and answers with the position to begin at.
 func (s *Server) greet(stream ingestStream) (*ingest, error) {
-	c := &ingest{store: s.cfg.Store, checker: s.checker, stream: stream, slots: make(chan struct{}, maxInFlight), changed: make(chan struct{}, 1)}
+	c := &ingest{store: s.cfg.Store, checker: s.checker, stored: s.cfg.Stored, stream: stream, slots: make(chan struct{}, maxInFlight), changed: make(chan struct{}, 1)}
 	id, err := s.cfg.PeerID(stream.Context())
 	if err != nil {
 		s.cfg.Log.Warn("audit records refused: caller has no identity", "error", err)
@@ -273,7 +278,12 @@ func (c *ingest) batch(ctx context.Context, m *auditv1.Batch) error {
 	}
 	c.at.Sequence, c.at.Chain = m.First+n-1, b.Last
 	at := c.at
-	c.store.Append(b, func(err error) { c.committed(at, err) })
+	c.store.Append(b, func(err error) {
+		if err == nil && c.stored != nil {
+			c.stored(b)
+		}
+		c.committed(at, err)
+	})
 	return nil
 }
 

@@ -51,6 +51,7 @@ func flags(f *pflag.FlagSet, cfg *writdconf.Config) {
 	f.IntVar(&cfg.Approvals, "approvals", cfg.Approvals, "approvals that each activation of policy takes: 0, 1 or 2")
 	f.BoolVar(&cfg.AllowUnsignedPolicy, "allow-unsigned-policy", cfg.AllowUnsignedPolicy, "take policy that no publisher signed; for experiments only")
 	f.Int64Var(&cfg.AuditMaxBytes, "audit-max-bytes", cfg.AuditMaxBytes, "bytes that the audit ledger may take")
+	f.IntVar(&cfg.RecheckSample, "recheck-sample", cfg.RecheckSample, "one in this many recorded decisions is decided again and compared; 0 is none")
 	f.StringVar(&cfg.Collector, "collector", cfg.Collector, "control listener of the writd that keeps the record, without the audit role")
 	f.DurationVar(&cfg.Drain, "drain", cfg.Drain, "time that open calls get at shutdown")
 }

@@ -48,6 +48,7 @@ func (w *writd) healthHandler() http.Handler {
 			return float64(n)
 		})
 	}
+	w.recheckMetrics(reg)
 	gauge("svid_expires_seconds", "Unix time at which the own X509-SVID expires.", func() float64 {
 		svid, err := w.source.GetX509SVID()
 		if err != nil {

@@ -86,7 +86,7 @@ func (r *record) registerIngest(s grpc.ServiceRegistrar, peerID func(context.Con
 	if r.ledger == nil {
 		return
 	}
-	r.ingest = collect.NewServer(collect.ServerConfig{Store: r.ledger, PeerID: peerID, Log: r.w.log})
+	r.ingest = collect.NewServer(collect.ServerConfig{Store: r.ledger, PeerID: peerID, Stored: r.w.sample(), Log: r.w.log})
 	auditv1.RegisterIngestServer(s, r.ingest)
 }
 

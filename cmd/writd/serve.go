@@ -29,6 +29,7 @@ import (
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/version"
 	"github.com/writ-dev/writ/internal/writdconf"
+	"github.com/writ-dev/writ/policy/recheck"
 	"github.com/writ-dev/writ/policy/server"
 )
 
@@ -46,6 +47,7 @@ type writd struct {
 	registry *registry.Index
 	issuer   *issuer.Issuer
 	decision *server.Server
+	recheck  *recheck.Sampler
 	source   identity.Source
 	started  time.Time
 }
@@ -84,6 +86,9 @@ func (w *writd) open(ctx context.Context) (err error) {
 	}
 	if w.cfg.Runs("decision") {
 		if err := w.openDecision(ctx); err != nil {
+			return err
+		}
+		if err := w.openRecheck(); err != nil {
 			return err
 		}
 		return w.restored(ctx)
@@ -207,6 +212,9 @@ func (w *writd) run(ctx context.Context) error {
 		group.Go(func() error { return w.publishBundles(running) })
 	}
 	group.Go(func() error { return w.record.run(running) })
+	if w.recheck != nil {
+		group.Go(func() error { w.recheck.Run(running); return nil })
+	}
 
 	started := w.program().Started(time.Now())
 	if _, err := w.record.recorder.Record(&started); err != nil {

@@ -55,6 +55,11 @@ type Config struct {
 	// Bytes that the audit ledger may take. At the cap it stops acknowledging,
 	// so that spools hold what they have; nothing is ever deleted.
 	AuditMaxBytes int64 `yaml:"audit_max_bytes"`
+	// One in this many recorded decisions is decided again by OPA's evaluator
+	// and compared, at most 50 per second; the first difference raises an alarm
+	// and moves the policy to the evaluator. 0 is none. Needs the roles
+	// decision and audit.
+	RecheckSample int `yaml:"recheck_sample"`
 	// Address of the control listener of a writd with the audit role, which
 	// takes the events of this one when it does not run that role itself.
 	Collector string `yaml:"collector"`
@@ -99,6 +104,7 @@ func Default() Config {
 		AttestRate:    10,
 		SignRate:      500,
 		AuditMaxBytes: 10 << 30,
+		RecheckSample: 100,
 		Drain:         5 * time.Second,
 	}
 }
@@ -163,6 +169,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 		}
 	}
 	c.validateApprovers(bad)
+	if c.RecheckSample < 0 {
+		bad("recheck_sample", "want 0 (none) or more, got %d", c.RecheckSample)
+	}
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")
 	}
