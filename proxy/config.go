@@ -70,11 +70,24 @@ type Control struct {
 	SPIFFEID string `yaml:"spiffe_id"`
 }
 
+// Values of Policy.Trust.
+const (
+	TrustControlPlane = "control-plane"
+	TrustPublisher    = "publisher"
+)
+
 // Policy is how policy is trusted and kept.
 type Policy struct {
 	// Files with the public keys (PEM) of the decision keys that may sign a
 	// policy slice.
 	Keys []string `yaml:"keys"`
+	// Whom to believe what policy says: control-plane (slices that the decision
+	// key signed; the default), or publisher (sources that the publishers below
+	// signed, compiled here).
+	Trust string `yaml:"trust" enum:"control-plane|publisher"`
+	// Publishers to believe with trust publisher, each with what it owns. The
+	// part of each must be there.
+	Publishers []Publisher `yaml:"publishers"`
 	// Directory where the last verified slice is kept.
 	Dir string `yaml:"dir"`
 	// Age of the last contact with the control plane from which max_age_action
@@ -82,6 +95,24 @@ type Policy struct {
 	MaxAge time.Duration `yaml:"max_age"`
 	// What happens then: alarm (keep deciding, and say so) or deny.
 	MaxAgeAction string `yaml:"max_age_action" enum:"alarm|deny"`
+}
+
+// Publisher is somebody whose part of policy is believed.
+type Publisher struct {
+	// Name of the publisher, for messages.
+	Name string `yaml:"name"`
+	// Files with the public keys (PEM) that sign its part.
+	Keys []string `yaml:"keys"`
+	// Packages that it may define, with what is below them: services.orders,
+	// guardrails.internal, shop; "*" is everything there is.
+	Packages []string `yaml:"packages"`
+	// Data that it may define, with what is below.
+	Data []string `yaml:"data"`
+	// Services for which it may write YAML rules, beside those of its packages.
+	Rules []string `yaml:"rules"`
+	// Do without its part when there is none. Whoever holds the control plane
+	// can leave out an optional part.
+	Optional bool `yaml:"optional"`
 }
 
 // Audit is where the record is kept until the collector has it.
@@ -105,7 +136,7 @@ func Default() Config {
 	return Config{
 		Admin:  "127.0.0.1:0",
 		Drain:  5 * time.Second,
-		Policy: Policy{MaxAgeAction: "alarm"},
+		Policy: Policy{MaxAgeAction: "alarm", Trust: TrustControlPlane},
 		Audit:  Audit{MaxBytes: 64 << 20, OnFull: "deny"},
 	}
 }

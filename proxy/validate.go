@@ -47,6 +47,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	if c.Inbound != nil {
 		v.need("policy.dir", c.Policy.Dir)
 	}
+	v.publishers(&c.Policy)
 	v.atLeast("policy.max_age", int64(c.Policy.MaxAge), 0)
 	v.need("audit.dir", c.Audit.Dir)
 	v.atLeast("audit.max_bytes", c.Audit.MaxBytes, spool.MinBytes)
@@ -60,6 +61,29 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	v.atLeast("drain", int64(c.Drain), 0)
 	return errors.Join(v.errs...)
+}
+
+func (v *validator) publishers(p *Policy) {
+	switch p.Trust {
+	case TrustPublisher:
+		if len(p.Publishers) == 0 {
+			v.fail("policy.publishers", "missing: trust publisher takes the publishers to trust")
+		}
+		if len(p.Keys) == 0 {
+			v.fail("policy.keys", "missing: the decision key says in which order revisions come")
+		}
+	case TrustControlPlane, "":
+		if len(p.Publishers) > 0 {
+			v.fail("policy.publishers", "is for trust: publisher")
+		}
+	default:
+		v.fail("policy.trust", "want control-plane or publisher, got %q", p.Trust)
+	}
+	for i, pub := range p.Publishers {
+		if len(pub.Keys) == 0 {
+			v.fail(fmt.Sprintf("policy.publishers[%d].keys", i), "missing: name the files with the public keys of publisher %q", pub.Name)
+		}
+	}
 }
 
 type validator struct {

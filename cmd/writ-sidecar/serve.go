@@ -149,8 +149,12 @@ func (s *sidecar) follow() error {
 	if err != nil {
 		return fmt.Errorf("policy.keys: %w", err)
 	}
+	publishers, optional, err := s.publishers()
+	if err != nil {
+		return err
+	}
 	s.follower, err = follow.New(follow.Config{
-		Conn: s.conn, Keys: keys, Dir: s.cfg.Policy.Dir, Service: s.cfg.Service, Log: s.log,
+		Conn: s.conn, Keys: keys, Publishers: publishers, Optional: optional, Dir: s.cfg.Policy.Dir, Service: s.cfg.Service, Log: s.log,
 		SPIFFEID: func() spiffeid.ID { return s.id },
 		Report: func() *policyv1.Report {
 			return &policyv1.Report{

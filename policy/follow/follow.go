@@ -22,6 +22,7 @@ import (
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/owners"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
@@ -40,6 +41,12 @@ type Config struct {
 	Conn grpc.ClientConnInterface
 	// Keys are the pinned decision keys.
 	Keys bundle.Keys
+	// Publishers, when set, are whom the follower trusts: it asks for their
+	// sources, verifies each part, and cuts and compiles what is its own. The
+	// decision keys are believed about the order of revisions only.
+	Publishers *owners.Set
+	// Optional names publishers whose part need not be there.
+	Optional []string
 	// Dir is where the last verified slice is kept, made with mode 0700.
 	Dir string
 	// SPIFFEID is the ID of the own SVID.
@@ -188,7 +195,7 @@ func (f *Follower) send(stream grpc.BidiStreamingClient[policyv1.WatchRequest, p
 	if r := f.Revision(); !r.IsZero() {
 		report.Revision = &policyv1.Revision{Epoch: r.Epoch, Number: r.Number, Digest: r.Digest[:]}
 	}
-	err := stream.Send(&policyv1.WatchRequest{Report: report})
+	err := stream.Send(&policyv1.WatchRequest{Report: report, WantSources: f.cfg.Publishers != nil})
 	if errors.Is(err, io.EOF) {
 		return nil // The reason comes with the next Recv.
 	}
@@ -197,7 +204,7 @@ func (f *Follower) send(stream grpc.BidiStreamingClient[policyv1.WatchRequest, p
 
 // take puts a slice in force, or remembers why not.
 func (f *Follower) take(data []byte) {
-	slice, err := bundle.OpenSlice(data, f.cfg.Keys, f.cfg.SPIFFEID())
+	slice, err := f.open(data)
 	if err == nil {
 		err = f.advance(slice, data)
 	}
@@ -206,6 +213,30 @@ func (f *Follower) take(data []byte) {
 		f.refused = err.Error()
 		f.cfg.Log.Error("policy slice refused, the last good one stays", "in_force", f.Revision().String(), "error", err)
 	}
+}
+
+// open verifies what the control plane sent, or what was kept of it.
+func (f *Follower) open(data []byte) (*bundle.Slice, error) {
+	id := f.cfg.SPIFFEID()
+	if f.cfg.Publishers == nil {
+		return bundle.OpenSlice(data, f.cfg.Keys, id)
+	}
+	src, err := bundle.OpenSources(data, f.cfg.Keys, id)
+	if err != nil {
+		return nil, err
+	}
+	content, err := f.cfg.Publishers.Assemble(src.Parts, f.cfg.Optional...)
+	if err != nil {
+		return nil, fmt.Errorf("policy sources: %w", err)
+	}
+	if digest := content.Digest(); digest != src.Revision.Digest {
+		return nil, fmt.Errorf("policy sources: the parts together are %x, and revision %v is not", digest[:6], src.Revision)
+	}
+	cutter, err := bundle.NewCutter(content)
+	if err != nil {
+		return nil, err
+	}
+	return cutter.Cut(bundle.SliceConfig{Revision: src.Revision, Activated: src.Activated, SPIFFEID: id})
 }
 
 func (f *Follower) advance(slice *bundle.Slice, data []byte) error {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,8 @@ type plane struct {
 	policyv1.UnimplementedDistributionServer
 	slices  chan []byte
 	reports chan *policyv1.Report
+	// sources is whether the last stream asked for them.
+	sources atomic.Bool
 }
 
 func (p *plane) Watch(stream grpc.BidiStreamingServer[policyv1.WatchRequest, policyv1.Slice]) error {
@@ -42,6 +45,7 @@ func (p *plane) Watch(stream grpc.BidiStreamingServer[policyv1.WatchRequest, pol
 		if err != nil {
 			return err
 		}
+		p.sources.Store(req.WantSources)
 		p.reports <- req.Report
 		select {
 		case data := <-p.slices:

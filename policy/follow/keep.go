@@ -13,18 +13,30 @@ import (
 	"github.com/writ-dev/writ/policy/bundle"
 )
 
-// keptFile holds the last verified slice as it came, signature included. Its
-// modification time is that of the last contact.
-const keptFile = "slice.tar.gz"
+// keptSlice holds the last verified slice as it came, signature included, and
+// keptSources the publishers' sources where those are trusted. The modification
+// time is that of the last contact.
+const (
+	keptSlice   = "slice.tar.gz"
+	keptSources = "sources.tar"
+)
+
+func (f *Follower) keptFile() string {
+	name := keptSlice
+	if f.cfg.Publishers != nil {
+		name = keptSources
+	}
+	return filepath.Join(f.cfg.Dir, name)
+}
 
 // load puts the kept slice in force, verified like one from the network.
 func (f *Follower) load() error {
 	// A crash while writing leaves these.
-	leftovers, _ := filepath.Glob(filepath.Join(f.cfg.Dir, keptFile+".*"))
+	leftovers, _ := filepath.Glob(f.keptFile() + ".*")
 	for _, name := range leftovers {
 		_ = os.Remove(name)
 	}
-	path := filepath.Join(f.cfg.Dir, keptFile)
+	path := f.keptFile()
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -39,7 +51,7 @@ func (f *Follower) load() error {
 	if err != nil {
 		return err
 	}
-	slice, err := bundle.OpenSlice(data, f.cfg.Keys, f.cfg.SPIFFEID())
+	slice, err := f.open(data)
 	if err != nil {
 		return err
 	}
@@ -67,7 +79,7 @@ func (f *Follower) contact() {
 	f.heard(now)
 	if !f.kept.IsZero() {
 		// For the next start only; there the worst is a policy that looks older.
-		_ = os.Chtimes(filepath.Join(f.cfg.Dir, keptFile), now, now)
+		_ = os.Chtimes(f.keptFile(), now, now)
 	}
 }
 
@@ -94,5 +106,5 @@ func (f *Follower) write(data []byte) error {
 	if err := os.MkdirAll(f.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(f.cfg.Dir, keptFile), data, 0o600)
+	return atomicfile.Write(f.keptFile(), data, 0o600)
 }

@@ -56,7 +56,7 @@ func (s *distributionService) Watch(stream watchStream) error {
 		defer s.streams.Done()
 		received <- s.receive(stream, peer)
 	}()
-	return s.send(stream, id, received)
+	return s.send(stream, id, first.WantSources, received)
 }
 
 // receive keeps what the peer reports until the stream ends. When Watch
@@ -81,13 +81,13 @@ func (s *distributionService) receive(stream watchStream, peer *peer) error {
 
 // send gives the slice at once and at each activation, and between them a
 // heartbeat: the revision in force without a bundle.
-func (s *distributionService) send(stream watchStream, id spiffeid.ID, received <-chan error) error {
+func (s *distributionService) send(stream watchStream, id spiffeid.ID, sources bool, received <-chan error) error {
 	heartbeat := time.NewTicker(s.cfg.Heartbeat)
 	defer heartbeat.Stop()
 	var sent policy.Revision
 	for {
 		a, changed := s.current()
-		if msg := s.message(a, id, &sent); msg != nil {
+		if msg := s.message(a, id, sources, &sent); msg != nil {
 			if err := stream.Send(msg); err != nil {
 				return err
 			}
@@ -114,12 +114,16 @@ func (s *distributionService) send(stream watchStream, id spiffeid.ID, received 
 }
 
 // message is the slice of a if it has not been sent, or nil.
-func (s *distributionService) message(a *active, id spiffeid.ID, sent *policy.Revision) *policyv1.Slice {
+func (s *distributionService) message(a *active, id spiffeid.ID, sources bool, sent *policy.Revision) *policyv1.Slice {
 	if a == nil || a.info.Revision == *sent {
 		return nil
 	}
 	*sent = a.info.Revision
-	sealed, err := a.slice(id, s.cfg.DecisionKey)
+	seal := a.slice
+	if sources {
+		seal = a.sources
+	}
+	sealed, err := seal(id, s.cfg.DecisionKey)
 	if err != nil {
 		// The peer keeps what it has, and status shows that it is behind.
 		s.cfg.Log.Error("policy slice cannot be made", "peer", id.String(), "revision", a.info.Revision.String(), "error", err)

@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"crypto"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
@@ -33,4 +35,12 @@ func (s *adminService) Slice(ctx context.Context, req *policyv1.SliceRequest) (*
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return &policyv1.SliceResponse{Revision: revisionProto(a.info.Revision), Bundle: sealed}, nil
+}
+
+// sources seals what the publishers signed for a follower that trusts only
+// them. It is not kept: of those followers there are as many as streams, and
+// their envelopes differ.
+func (a *active) sources(id spiffeid.ID, key crypto.Signer) ([]byte, error) {
+	src := &bundle.Sources{Revision: a.info.Revision, Activated: a.info.Activated, SPIFFEID: id, Parts: a.parts}
+	return src.Seal(key)
 }
