@@ -172,10 +172,9 @@ passes("path", segments, patterns) if {
 	fits(pattern, segments)
 }
 
-# net.cidr_contains is an error for what is no address.
+# net.cidr_contains is an error for what is no address. An IPv6 address may have
+# this mask, too.
 is_ip_address(text) if net.cidr_is_valid(concat("", [text, "/32"]))
-
-is_ip_address(text) if net.cidr_is_valid(concat("", [text, "/128"]))
 
 # A pattern is head, any number of segments if open, tail, and one segment or
 # more if rest.
