@@ -57,7 +57,7 @@ func TestRulesEqualTopdown(t *testing.T) {
 	}
 	t.Logf("tiers %v, %d asked", tiers, asked)
 	for tier := policy.Guardrail; tier <= policy.DefaultDeny; tier++ {
-		if tiers[tier] < 100 {
+		if tier != policy.BreakGlass && tiers[tier] < 100 {
 			t.Errorf("%d decisions by %v: too few to tell", tiers[tier], tier)
 		}
 	}
