@@ -135,14 +135,14 @@ func (b *builder) condition(a Atom) uint32 {
 }
 
 // field is the place of f in engine.fields.
-func (b *builder) field(f *Field, overTokens bool) uint32 {
-	b.key = append((&encoder{}).field(b.key[:0], f, inlineText), flag(overTokens, 1))
+func (b *builder) field(f *Field, overTokens, lenient bool) uint32 {
+	b.key = append((&encoder{}).field(b.key[:0], f, inlineText), flag(overTokens, 1)|flag(lenient, 2))
 	if n, ok := b.fields[string(b.key)]; ok {
 		return n
 	}
 	n := uint32(len(b.e.fields))
 	b.fields[string(b.key)] = n
-	x := field{Field: *f, shape: shapeOf(f.Base), many: f.many() || overTokens, token: ofToken(f.Base), overTokens: overTokens}
+	x := field{Field: *f, shape: shapeOf(f.Base), many: f.many() || overTokens, token: ofToken(f.Base), overTokens: overTokens, lenient: lenient}
 	if named(f.Base) && x.token {
 		x.claim = strings.Split(f.Name, "\x00")
 	}
@@ -163,17 +163,32 @@ func (b *builder) options(a *Atom) []option {
 			if t.Not {
 				continue
 			}
-			for _, o := range b.optionsOf(&t.Field, t.Preds, true) {
+			place := func() uint32 { return b.field(&t.Field, true, guarded(a.Token[:i], &t.Field)) }
+			for _, o := range b.optionsOf(t.Preds, place) {
 				o.exact = o.exact && len(a.Token) == 1
 				all = append(all, o)
 			}
 		}
 		return all
 	}
-	return b.optionsOf(&a.Field, a.Preds, false)
+	return b.optionsOf(a.Preds, func() uint32 { return b.field(&a.Field, false, false) })
 }
 
-func (b *builder) optionsOf(f *Field, preds []Pred, overTokens bool) []option {
+// guarded reports whether one of the conditions before it keeps a claim from
+// being read where it is of another kind.
+func guarded(before []Atom, f *Field) bool {
+	kind := map[Base]string{TokenClaim: "string", TokenClaimItem: "strings"}[f.Base]
+	return slices.ContainsFunc(before, func(a Atom) bool {
+		return !a.Not && a.Field.Base == TokenClaimKind && a.Field.Name == f.Name && len(a.Field.Via) == 0 &&
+			slices.ContainsFunc(a.Preds, func(p Pred) bool {
+				return !p.Not && p.Op == Equal && len(p.Texts) == 1 && p.Texts[0] == kind
+			})
+	})
+}
+
+// optionsOf some predicates on the field that place gives, which is not there
+// before it is needed.
+func (b *builder) optionsOf(preds []Pred, place func() uint32) []option {
 	var all []option
 	for i := range preds {
 		p := &preds[i]
@@ -182,7 +197,7 @@ func (b *builder) optionsOf(f *Field, preds []Pred, overTokens bool) []option {
 		}
 		add := func(kind nodeKind, keys []string, exact bool) {
 			if !slices.Contains(keys, "") || exact {
-				dim := dimension{kind, b.field(f, overTokens)}
+				dim := dimension{kind, place()}
 				all = append(all, option{dim: dim, keys: keys, exact: exact && len(preds) == 1, low: p.Low, high: p.High})
 			}
 		}
@@ -308,7 +323,7 @@ func (b *builder) atom(a *Atom) atom {
 		}
 		return x
 	}
-	x.field = b.field(&a.Field, false)
+	x.field = b.field(&a.Field, false, false)
 	switch shapeOf(a.Field.Base) {
 	case shapeNumber:
 		x.kind = atomNumber
@@ -328,7 +343,7 @@ func (b *builder) atom(a *Atom) atom {
 func (b *builder) pred(p *Pred) pred {
 	x := pred{op: p.Op, not: p.Not, low: p.Low, high: p.High}
 	if p.Other != nil {
-		x.other = b.field(p.Other, false)
+		x.other = b.field(p.Other, false, false)
 	}
 	for _, s := range p.Texts {
 		switch p.Op {

@@ -112,6 +112,24 @@ func TestAsk(t *testing.T) {
 		t.Error("it holds")
 	} // And did not ask about what it did not read.
 
+	// A claim that is tested to be a text is not asked about, also where an index
+	// looks for it.
+	var guarded []Atom
+	for _, role := range []string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"} {
+		guarded = append(guarded, Atom{Token: []Atom{
+			{Field: Field{Base: TokenClaimKind, Name: "n"}, Preds: equal("string")},
+			{Field: Field{Base: TokenClaim, Name: "n"}, Preds: equal(role)},
+		}})
+	}
+	p := clausesOf(len(guarded), func(i int) []Atom { return guarded[i : i+1] })
+	if e, err := New(p); err != nil || !e.Decide(full(), new(policy.Decision)) {
+		t.Errorf("asked about a claim that is guarded (%v)", err)
+	}
+	p = clausesOf(len(guarded), func(i int) []Atom { return []Atom{{Token: guarded[i].Token[1:]}} })
+	if e, err := New(p); err != nil || e.Decide(full(), new(policy.Decision)) {
+		t.Errorf("not asked about a claim that is not guarded (%v)", err)
+	}
+
 	u := Unit{Service: "shop", Ask: []Clause{{Atoms: []Atom{{Field: Field{Base: PeerIP}, Not: true, Preds: []Pred{{Op: Address}}}}}}}
 	e, err := New(&Program{Units: []Unit{u}})
 	if err != nil {

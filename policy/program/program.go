@@ -70,8 +70,8 @@ type Atom struct {
 	Not   bool
 	Preds []Pred
 	// Token, when not empty, stands in the place of Field and Preds: one token
-	// of input.tokens meets all of these, which read the Token bases. The Other
-	// of an EqualField may read any.
+	// of input.tokens meets all of these, which read the Token bases. They are
+	// tested in this order. The Other of an EqualField may read any.
 	Token []Atom
 }
 

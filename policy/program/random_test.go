@@ -147,7 +147,13 @@ func (s source) atom(token bool) Atom {
 	a := Atom{Not: s.IntN(5) == 0}
 	if !token && s.IntN(8) == 0 {
 		for range 1 + s.IntN(3) {
-			a.Token = append(a.Token, s.atom(true))
+			one := s.atom(true)
+			if s.IntN(2) == 0 && (one.Field.Base == TokenClaim || one.Field.Base == TokenClaimItem) {
+				a.Token = append(a.Token, Atom{
+					Field: Field{Base: TokenClaimKind, Name: one.Field.Name}, Preds: equal(of(s, "string", "strings", "true")), Not: s.IntN(8) == 0,
+				})
+			}
+			a.Token = append(a.Token, one)
 		}
 		return a
 	}

@@ -16,7 +16,10 @@ type field struct {
 	// token fields are read of one token at a time, or, overTokens, of all:
 	// only an index does that.
 	token, overTokens bool
-	claim             []string
+	// lenient is a claim of which an index reads only what is a text: that it is
+	// one is tested before it is read otherwise.
+	lenient bool
+	claim   []string
 }
 
 // slot remembers what a field holds for the length of one decision.

@@ -21,7 +21,7 @@ func (r *run) tokenText(f *field, t *policy.Token) (s string, ok bool) {
 		var v any
 		if v, ok = r.claim(f, t); ok {
 			if s, ok = v.(string); !ok {
-				r.ask = true
+				r.odd(f)
 			}
 		}
 	case TokenClaimItem:
@@ -73,8 +73,15 @@ func (r *run) claimItem(f *field, t *policy.Token, i int) (string, bool) {
 			return s, true
 		}
 	}
-	r.ask = true
+	r.odd(f)
 	return "", false
+}
+
+// odd notes a claim that is not what f expects.
+func (r *run) odd(f *field) {
+	if !f.lenient {
+		r.ask = true
+	}
 }
 
 // claimKind is the value of TokenClaimKind, empty for what JSON does not have.
