@@ -110,6 +110,9 @@ func (p *Program) Explain(ctx context.Context, in *policy.Input, opts ExplainOpt
 			return nil, err
 		}
 	}
+	for _, outcome := range e.writtenRules(ctx, in.Destination.Service) {
+		out.add(outcome)
+	}
 	out.Incomplete = e.late
 	if out.Decision.Tier == policy.BreakGlass {
 		for _, r := range out.Decision.Rules {

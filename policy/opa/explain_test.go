@@ -232,3 +232,106 @@ func TestQuery(t *testing.T) {
 		}
 	}
 }
+
+func TestExplainWritten(t *testing.T) {
+	program, problems := opa.Check(content(`
+-- data.json --
+{"writ": {"services": {"orders": {"spiffe_ids": ["spiffe://example.org/svc/orders"]}}}}
+-- orders.rules.yaml --
+service: orders
+rules:
+  - id: web-reads
+    action: allow
+    from:
+      - names: [web]
+      - spiffe_ids: ["spiffe://example.org/svc/app"]
+        cidrs: ["10.0.0.0/8"]
+    to:
+      - methods: [GET]
+        paths: ["/orders/**"]
+      - methods: [HEAD]
+    when:
+      - field: request.headers.x-env
+        in: [prod]
+  - id: was
+    action: allow
+    from: any
+    expires: 2020-01-01T00:00:00Z
+    ticket: T-1
+    owner: ann
+  - id: no-trace
+    action: deny
+    from: any
+    to:
+      - methods: [TRACE]
+-- all.rules.yaml --
+guardrails:
+  - id: own-domain
+    from:
+      - not_trust_domains: ["example.org"]
+`))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	tests := []struct {
+		name   string
+		change func(*policy.Input)
+		want   string
+	}{
+		{"allowed", func(*policy.Input) {}, `
+allow service-allow
+decided web-reads orders.rules.yaml:3
+`},
+		{"deny", func(in *policy.Input) { in.Request.Method = "TRACE" }, `
+deny service-deny
+decided no-trace orders.rules.yaml:22
+nearest web-reads orders.rules.yaml:3
+  10:9 to: request.method in [GET] 
+    input.request.method = "TRACE"
+nearest was orders.rules.yaml:16
+  19:14 expires: 2020-01-01T00:00:00Z 
+    input.time = "2030-01-01T12:30:00Z"
+`},
+		{"guardrail", func(in *policy.Input) {
+			in.Source.TrustDomain, in.Source.ID = "other.example", "spiffe://other.example/svc/web"
+		}, `
+deny guardrail
+decided own-domain all.rules.yaml:2
+nearest web-reads orders.rules.yaml:3
+  6:9 from: source.id in [spiffe://example.org/svc/web] 
+    input.source.id = "spiffe://other.example/svc/web"
+nearest was orders.rules.yaml:16
+  19:14 expires: 2020-01-01T00:00:00Z 
+    input.time = "2030-01-01T12:30:00Z"
+`},
+		{"nearest alternative, header", func(in *policy.Input) {
+			in.Source.ID = "spiffe://example.org/svc/app"
+			in.Request.Headers = nil
+		}, `
+deny default-deny
+nearest was orders.rules.yaml:16
+  19:14 expires: 2020-01-01T00:00:00Z 
+    input.time = "2030-01-01T12:30:00Z"
+nearest web-reads orders.rules.yaml:3
+  7:9 from: connection.peer_ip cidr [10.0.0.0/8] 
+    input.connection.peer_ip = "127.0.0.1"
+  14:7 when: request.headers["x-env"] in [prod] 
+    input.request.headers["x-env"] = undefined
+`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			in := request()
+			in.Request.Segments = []string{"orders", "1"}
+			in.Request.Headers = policy.MapValues{"x-env": {"prod"}}
+			tt.change(in)
+			x, err := program.Explain(t.Context(), in, opa.ExplainOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(strings.TrimPrefix(tt.want, "\n"), describe(x)); diff != "" {
+				t.Errorf("explanation (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
