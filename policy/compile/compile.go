@@ -1,14 +1,19 @@
-// Package compile turns a checked policy into a program.Program: partial
-// evaluation with data and destination fixed, then typed conditions. What it
-// cannot prove equal to topdown it leaves to topdown, and its Report says
-// which rules these are and why.
+// Package compile turns a checked policy into a program.Program. It follows
+// the rules of each tier as topdown would, with data and destination known and
+// the rest of the input not, and notes typed conditions where they look at the
+// input. What it cannot prove equal to topdown it leaves to topdown, and its
+// Report says which rules these are and why.
 package compile
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 
-	"github.com/writ-dev/writ/policy"
+	"github.com/open-policy-agent/opa/v1/ast"
+
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/program"
 )
@@ -16,6 +21,10 @@ import (
 // Version of the compiler. It stands in every Program and changes with
 // whatever could change one.
 const Version = "1"
+
+// defaultTimeout bounds a compilation. What a policy can cost is bounded by
+// steps; this is for a machine that is starved of processors.
+const defaultTimeout = 30 * time.Second
 
 // Config says what to compile.
 type Config struct {
@@ -47,7 +56,7 @@ const (
 	Guarded = "guarded"
 	// Topdown rules are asked about at each decision that reaches their tier.
 	Topdown = "topdown"
-	// Never rules cannot match: partial evaluation left nothing of them.
+	// Never rules cannot match: nothing of them is left for the service.
 	Never = "never"
 )
 
@@ -66,19 +75,48 @@ type RuleReport struct {
 }
 
 // Compile compiles p. It fails only when ctx ends; what cannot be compiled is
-// in the Report.
+// in the Report. The same content gives the same Program, unless the time ran
+// out.
 func Compile(ctx context.Context, p *opa.Program, cfg Config) (*program.Program, *Report, error) {
-	return &program.Program{Compiler: Version, Digest: p.Digest()}, &Report{Compiler: Version}, ctx.Err()
-}
-
-// Snapshot puts a compiled program in force, with topdown beside it for what
-// the program does not answer. load gives the sources' form; it is called at
-// once when the program needs topdown for anything a request is likely to ask,
-// and otherwise when something is first asked. prog may be nil: all is asked.
-func Snapshot(load func() (*opa.Program, error), prog *program.Program, cfg opa.SnapshotConfig) (*policy.Snapshot, error) {
-	p, err := load()
-	if err != nil {
-		return nil, err
+	timeout := cfg.Timeout
+	if timeout == 0 {
+		timeout = defaultTimeout
 	}
-	return p.Snapshot(cfg)
+	within, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	consts, err := p.Constants(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("compile policy: %w", err)
+	}
+	defer consts.Close()
+	services := cfg.Services
+	if services == nil {
+		services = slices.Collect(maps.Keys(p.Catalogue().Services))
+	}
+	services = slices.Clone(services)
+	slices.Sort(services)
+
+	out := &program.Program{Compiler: Version, Digest: p.Digest(), Reads: p.Reads()}
+	report := &Report{Compiler: Version, Services: []ServiceReport{}}
+	rules := &ruleTable{}
+	for _, name := range slices.Compact(services) {
+		if _, ok := p.Catalogue().Services[name]; !ok {
+			continue // Its requests are asked about.
+		}
+		c := &serviceCompiler{
+			p:     p,
+			rules: rules,
+			x: &evaluation{
+				ctx: within, p: p, consts: consts, service: name,
+				independent: map[*ast.Rule]bool{}, documents: map[string]constantDoc{}, outcomes: map[*ast.Rule]*outcomes{},
+			},
+			unit:   program.Unit{Service: name, HasPolicy: p.HasPolicy(name)},
+			report: ServiceReport{Service: name, Rules: []RuleReport{}},
+		}
+		c.compile()
+		out.Units = append(out.Units, c.unit)
+		report.Services = append(report.Services, c.report)
+	}
+	out.Rules = rules.sorted(out.Units)
+	return out, report, ctx.Err()
 }
