@@ -14,31 +14,33 @@ type relation func(x *evaluation, s state, args []value, k func(state))
 
 // relations by name, for arguments that are not all constant. Those of the
 // input have the type of the schema, so what fails on a wrong type does not.
-var relations = map[string]relation{
-	"neq": func(x *evaluation, s state, args []value, k func(state)) {
-		x.opposite(s, "==", func(s state, k func(state)) { x.equal(s, args[0], args[1], k) }, k)
-	},
-	"equal":                    func(x *evaluation, s state, args []value, k func(state)) { x.equal(s, args[0], args[1], k) },
-	"lt":                       order("lt"),
-	"lte":                      order("lte"),
-	"gt":                       order("gt"),
-	"gte":                      order("gte"),
-	"internal.member_2":        func(x *evaluation, s state, args []value, k func(state)) { x.member(s, args[0], args[1], k) },
-	"startswith":               affix("startswith", program.Prefix, false),
-	"endswith":                 affix("endswith", program.Suffix, false),
-	"contains":                 affix("contains", program.Contains, false),
-	"strings.any_prefix_match": affix("strings.any_prefix_match", program.Prefix, true),
-	"strings.any_suffix_match": affix("strings.any_suffix_match", program.Suffix, true),
-	"regex.match":              matchRegex,
-	"glob.match":               matchGlob,
-	"net.cidr_contains":        containsAddress,
-	"is_string":                kind(func(v value) bool { _, ok := v.(text); return ok }),
-	"is_number":                kind(func(v value) bool { _, ok := v.(number); return ok }),
-	"is_array":                 kind(isList),
-	"is_object":                kind(func(v value) bool { _, n := v.(node); _, o := v.(object); return n || o }),
-	"is_set":                   kind(func(v value) bool { _, r := v.(ruleSet); _, s := v.(set); return r || s }),
-	"is_boolean":               kind(func(value) bool { return false }),
-	"is_null":                  kind(func(value) bool { return false }),
+func relations() map[string]relation {
+	return map[string]relation{
+		"neq": func(x *evaluation, s state, args []value, k func(state)) {
+			x.opposite(s, "==", func(s state, k func(state)) { x.equal(s, args[0], args[1], k) }, k)
+		},
+		"equal":                    func(x *evaluation, s state, args []value, k func(state)) { x.equal(s, args[0], args[1], k) },
+		"lt":                       order("lt"),
+		"lte":                      order("lte"),
+		"gt":                       order("gt"),
+		"gte":                      order("gte"),
+		"internal.member_2":        func(x *evaluation, s state, args []value, k func(state)) { x.member(s, args[0], args[1], k) },
+		"startswith":               affix("startswith", program.Prefix, false),
+		"endswith":                 affix("endswith", program.Suffix, false),
+		"contains":                 affix("contains", program.Contains, false),
+		"strings.any_prefix_match": affix("strings.any_prefix_match", program.Prefix, true),
+		"strings.any_suffix_match": affix("strings.any_suffix_match", program.Suffix, true),
+		"regex.match":              matchRegex,
+		"glob.match":               matchGlob,
+		"net.cidr_contains":        containsAddress,
+		"is_string":                kind(func(v value) bool { _, ok := v.(text); return ok }),
+		"is_number":                kind(func(v value) bool { _, ok := v.(number); return ok }),
+		"is_array":                 kind(isList),
+		"is_object":                kind(func(v value) bool { _, n := v.(node); _, o := v.(object); return n || o }),
+		"is_set":                   kind(func(v value) bool { _, r := v.(ruleSet); _, s := v.(set); return r || s }),
+		"is_boolean":               kind(func(value) bool { return false }),
+		"is_null":                  kind(func(value) bool { return false }),
+	}
 }
 
 func isList(v value) bool {
@@ -47,6 +49,17 @@ func isList(v value) bool {
 		return true
 	}
 	return false
+}
+
+// kinds of a claim for which a builtin is true.
+var kinds = map[string][]string{
+	"is_string":  {kindString},
+	"is_number":  {"number"},
+	"is_boolean": {"true", "false"},
+	"is_null":    {"null"},
+	"is_array":   {kindStrings, kindArray},
+	"is_object":  {kindObject},
+	"is_set":     {""}, // No claim is.
 }
 
 func kind(is func(value) bool) relation {
@@ -211,23 +224,28 @@ func (x *evaluation) askNotAddress(s state, t text) {
 // whether it could be followed.
 type function func(x *evaluation, s state, args []value, k func(state, value)) bool
 
-var functions = map[string]function{
-	"lower":       through(program.Lower),
-	"upper":       through(program.Upper),
-	"trim_space":  through(program.TrimSpace),
-	"trim_prefix": throughWith(program.TrimPrefix),
-	"trim_suffix": throughWith(program.TrimSuffix),
-	"split": func(_ *evaluation, s state, args []value, k func(state, value)) bool {
-		t, isText := args[0].(text)
-		separator, ok := constantText(args[1])
-		if isText && ok {
-			k(s, split{t, separator})
-		}
-		return isText && ok
-	},
-	"count":                 count,
-	"object.get":            objectGet,
-	"time.parse_rfc3339_ns": parseClock,
+func functions() map[string]function {
+	return map[string]function{
+		"trim":        throughWith(stepTrim),
+		"trim_left":   throughWith(stepTrimLeft),
+		"trim_right":  throughWith(stepTrimRight),
+		"lower":       through(program.Lower),
+		"upper":       through(program.Upper),
+		"trim_space":  through(program.TrimSpace),
+		"trim_prefix": throughWith(program.TrimPrefix),
+		"trim_suffix": throughWith(program.TrimSuffix),
+		"split": func(_ *evaluation, s state, args []value, k func(state, value)) bool {
+			t, isText := args[0].(text)
+			separator, ok := constantText(args[1])
+			if isText && ok {
+				k(s, split{t, separator})
+			}
+			return isText && ok
+		},
+		"count":                 count,
+		"object.get":            objectGet,
+		"time.parse_rfc3339_ns": parseClock,
+	}
 }
 
 func constantText(v value) (string, bool) {
@@ -308,10 +326,8 @@ func objectGet(x *evaluation, s state, args []value, k func(state, value)) bool 
 	var found []value
 	ways := x.solutions(s, func(s state, k func(state)) {
 		x.walk(s, args[0], nil, path, func(s state, v value) {
-			x.settled(s, v, func(s state, v value) {
-				found = append(found, v)
-				k(s)
-			})
+			found = append(found, v)
+			k(s)
 		})
 	})
 	for i, way := range ways {
@@ -332,4 +348,4 @@ func parseClock(x *evaluation, s state, args []value, k func(state, value)) bool
 
 // intrinsics are functions of Writ's own library whose meaning is one
 // condition, though their rules say more.
-var intrinsics = map[string]function{}
+func intrinsics() map[string]function { return map[string]function{} }

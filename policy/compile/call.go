@@ -49,7 +49,7 @@ func (x *evaluation) apply(s state, e *ast.Expr, op ast.Ref, args []value, out *
 			k(s)
 		}
 	}
-	if native, ok := intrinsics[name]; ok && native(x, s, args, result) {
+	if native, ok := x.intrinsics[name]; ok && native(x, s, args, result) {
 		return
 	}
 	if rules := x.p.Compiler().GetRulesExact(op); len(rules) > 0 {
@@ -72,11 +72,24 @@ func (x *evaluation) apply(s state, e *ast.Expr, op ast.Ref, args []value, out *
 		x.constantCall(s, op, operands, result)
 		return
 	}
-	if relation, ok := relations[name]; ok {
+	if isKind, ok := kinds[name]; ok {
+		if c, isClaim := args[0].(claim); isClaim && c.path != "" {
+			x.relation(s, e, func(s state, k func(state)) { k(s.and(c.is(isKind...))) }, out, k)
+			return
+		}
+	} else if name != ast.Member.Name {
+		for _, a := range args {
+			if _, isClaim := a.(claim); isClaim {
+				x.texts(s, args, nil, func(s state, args []value) { x.apply(s, e, op, args, out, k) })
+				return
+			}
+		}
+	}
+	if relation, ok := x.relations[name]; ok {
 		x.relation(s, e, func(s state, k func(state)) { relation(x, s, args, k) }, out, k)
 		return
 	}
-	if function, ok := functions[name]; ok && function(x, s, args, result) {
+	if function, ok := x.functions[name]; ok && function(x, s, args, result) {
 		return
 	}
 	x.ask(s, "line %d: %s(%s)", line(e), name, describeAll(args))

@@ -108,6 +108,7 @@ func Compile(ctx context.Context, p *opa.Program, cfg Config) (*program.Program,
 			rules: rules,
 			x: &evaluation{
 				ctx: within, p: p, consts: consts, service: name,
+				relations: relations(), functions: functions(), intrinsics: intrinsics(),
 				independent: map[*ast.Rule]bool{}, documents: map[string]constantDoc{}, outcomes: map[*ast.Rule]*outcomes{},
 			},
 			unit:   program.Unit{Service: name, HasPolicy: p.HasPolicy(name)},

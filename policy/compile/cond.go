@@ -146,7 +146,7 @@ func (c *cond) atom() program.Atom {
 func (c *cond) open() bool { return c.elem != 0 || c.token != 0 }
 
 // single reports whether the field has one value at most.
-func (c *cond) single() bool { return c.f != nil && !c.open() && c.f.Index >= 0 }
+func (c *cond) single() bool { return c.f != nil && !c.open() && !c.f.many() }
 
 // negated is the opposite; ok is false when it cannot be said.
 func (c *cond) negated() (out *cond, holds, ok bool) {
@@ -156,10 +156,8 @@ func (c *cond) negated() (out *cond, holds, ok bool) {
 		return &n, true, true
 	}
 	// The element is there: turn around what is said of it.
-	for _, s := range c.f.Via {
-		if s.Kind == program.SplitElement {
-			return nil, false, false
-		}
+	if c.f.mayMiss() {
+		return nil, false, false
 	}
 	switch len(c.pred) {
 	case 0:
@@ -220,7 +218,7 @@ func closeElement(group []*cond) (*cond, bool) {
 		if c.not {
 			return nil, false
 		}
-		if len(c.pred) == 0 && len(c.f.Via) == 0 {
+		if len(c.pred) == 0 && !c.f.mayMiss() {
 			continue
 		}
 		if said && c.f.key != out.f.key {
@@ -242,13 +240,8 @@ func closeToken(group []*cond) (*cond, bool) {
 		if c.elem != 0 {
 			return nil, false
 		}
-		for _, p := range c.pred {
-			if p.Other != nil {
-				return nil, false
-			}
-		}
-		if c.f.Base == program.TokenIssuer && len(c.pred) == 0 && !c.not && len(group) > 1 {
-			continue // Only says that there is a token.
+		if len(c.pred) == 0 && !c.not && saidElsewhere(c, group) {
+			continue
 		}
 		out.tokenAtoms = append(out.tokenAtoms, program.Atom{Field: c.f.Field, Not: c.not, Preds: c.pred})
 	}
@@ -259,6 +252,25 @@ func closeToken(group []*cond) (*cond, bool) {
 	out.tokenAtoms = slices.CompactFunc(out.tokenAtoms, func(a, b program.Atom) bool { return atomKey(a) == atomKey(b) })
 	out.setKey()
 	return &out, true
+}
+
+// saidElsewhere reports whether the rest of the group implies that the field
+// of c is there.
+func saidElsewhere(c *cond, group []*cond) bool {
+	for _, other := range group {
+		if other == c || other.not {
+			continue
+		}
+		switch c.f.Base {
+		case program.TokenIssuer, program.TokenSubject, program.TokenActor:
+			return len(c.f.Via) == 0
+		case program.TokenClaimKind:
+			if other.f.Name == c.f.Name && (other.f.Base != program.TokenClaimKind || len(other.pred) > 0) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func predKey(p program.Pred) string {

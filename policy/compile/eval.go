@@ -30,6 +30,10 @@ type evaluation struct {
 	consts  *opa.Constants
 	service string
 
+	relations  map[string]relation
+	functions  map[string]function
+	intrinsics map[string]function
+
 	steps   int
 	lastID  int // of elements and tokens
 	asks    []asked
@@ -187,7 +191,11 @@ func (x *evaluation) plain(s state, e *ast.Expr, k func(state)) {
 				if ast.Boolean(false).Compare(v.v) == 0 {
 					return
 				}
-			case unknown, split:
+			case claim:
+				if v.path != "" {
+					s = s.and(v.isNot("false"))
+				}
+			case unknown:
 				x.ask(s, "line %d: %s is not followed", line(e), terms)
 				return
 			}
@@ -217,7 +225,7 @@ func (x *evaluation) term(s state, t *ast.Term, k func(state, value)) {
 			x.ask(s, "%s has no value here", v)
 		}
 	case ast.Ref:
-		x.ref(s, v, func(s state, v value) { x.settled(s, v, k) })
+		x.ref(s, v, k)
 	case *ast.Array:
 		terms := make([]*ast.Term, v.Len())
 		for i := range terms {
@@ -386,7 +394,7 @@ func (x *evaluation) every(s state, e *ast.Expr, every *ast.Every, k func(state)
 		}
 		// For all of them is for none of them not.
 		floor := x.lastID
-		one := l.at(-1, x.newID())
+		one := x.any(l)
 		why := fmt.Sprintf("line %d: every over a list of the input is not simple", line(e))
 		there := presence(one.f, one.elem, one.token)
 		ways := x.solutions(s.and(there), func(in state, k func(state)) {

@@ -63,6 +63,13 @@ func (x *evaluation) walk(s state, v value, present *cond, path []*ast.Term, k f
 			x.match(s, key, m, func(s state) { x.walk(s, m, nil, path[1:], k) })
 		})
 	case split:
+		if x.isFree(s, key) {
+			if part, ok := x.anyPart(v); ok {
+				s = s.and(presence(part.f, part.elem, part.token)).bind(key.Value.(ast.Var), unknown{"an index"})
+				x.walk(s, part, nil, path[1:], k)
+				return
+			}
+		}
 		i, ok := x.index(s, key)
 		if !ok || v.separator == "" {
 			x.ask(s, "the parts of a text, by anything but a literal number")
@@ -127,22 +134,10 @@ func (x *evaluation) walkInput(s state, v value, present *cond, path []*ast.Term
 	case token:
 		x.walkToken(s, v, string(name), isName, path, k)
 	case claim:
-		if !isName {
-			x.ask(s, "what is below a claim")
-			return
-		}
-		below := claim{v.token, string(name)}
-		if v.path != "" {
-			below.path = v.path + "\x00" + string(name)
-		}
-		x.walk(s, below, nil, path[1:], k)
+		x.walkClaim(s, v, name, isName, path, k)
 	case list:
 		x.walkList(s, v, path, k)
 	}
-}
-
-func (c claim) field() *field {
-	return newField(program.Field{Base: program.TokenClaim, Name: c.path})
 }
 
 func (x *evaluation) walkToken(s state, t token, name string, isName bool, path []*ast.Term, k func(state, value)) {
@@ -169,12 +164,12 @@ func (x *evaluation) walkToken(s state, t token, name string, isName bool, path 
 
 func (x *evaluation) walkList(s state, l list, path []*ast.Term, k func(state, value)) {
 	if i, ok := x.index(s, path[0]); ok {
-		at := l.at(i, 0)
+		at := l.at(i)
 		x.walk(s, at, presence(at.f, 0, at.token), path[1:], k)
 		return
 	}
 	if x.isFree(s, path[0]) {
-		at := l.at(-1, x.newID())
+		at := x.any(l)
 		s = s.and(presence(at.f, at.elem, at.token)).bind(path[0].Value.(ast.Var), unknown{"an index"})
 		x.walk(s, at, nil, path[1:], k)
 		return

@@ -22,41 +22,10 @@ func (x *evaluation) unify(s state, a, b *ast.Term, k func(state)) {
 			x.ask(s, "%s = %s with no value on either side", a, b)
 			return
 		}
-		x.raw(s, b, func(s state, v value) { x.match(s, a, v, k) })
-	case isPlain(a):
-		x.raw(s, b, func(s state, v value) { x.match(s, a, v, k) })
+		x.term(s, b, func(s state, v value) { x.match(s, a, v, k) })
 	default:
-		x.raw(s, a, func(s state, v value) { x.match(s, b, v, k) })
+		x.term(s, a, func(s state, v value) { x.match(s, b, v, k) })
 	}
-}
-
-// raw is term, but for a claim: compared with a text as it is, it need not be
-// a text itself.
-func (x *evaluation) raw(s state, t *ast.Term, k func(state, value)) {
-	if ref, ok := t.Value.(ast.Ref); ok {
-		x.ref(s, ref, k)
-		return
-	}
-	x.term(s, t, k)
-}
-
-// settled goes on with a claim that is a text. Whether there is one of another
-// kind is not seen.
-func (x *evaluation) settled(s state, v value, k func(state, value)) {
-	c, ok := v.(claim)
-	if !ok {
-		k(s, v)
-		return
-	}
-	if c.path == "" {
-		x.ask(s, "all claims of a token")
-		return
-	}
-	isText := presence(c.field(), 0, c.token)
-	no := *isText
-	no.not = true
-	x.ask(s.and(&no), "a claim that is not a text, if there is one")
-	k(s.and(isText), text{isText.f, 0, c.token})
 }
 
 // isFree reports whether the term is a variable without a value.
@@ -85,12 +54,6 @@ func (x *evaluation) unbound(s state, t *ast.Term) bool {
 
 // match goes on where the pattern equals v.
 func (x *evaluation) match(s state, pattern *ast.Term, v value, k func(state)) {
-	if _, isClaim := v.(claim); isClaim {
-		if _, isText := pattern.Value.(ast.String); !isText {
-			x.settled(s, v, func(s state, v value) { x.match(s, pattern, v, k) })
-			return
-		}
-	}
 	if !x.unbound(s, pattern) {
 		x.term(s, pattern, func(s state, p value) { x.equal(s, p, v, k) })
 		return
@@ -128,7 +91,7 @@ func (x *evaluation) matchArray(s state, p *ast.Array, v value, k func(state)) {
 			return
 		}
 		s = s.and(inRange(v.counter(), int64(n), int64(n)))
-		item = func(i int) value { return v.at(int32(i), 0) }
+		item = func(i int) value { return v.at(int32(i)) }
 	case text, number, node, object, set, ruleSet:
 		return
 	default:
@@ -219,6 +182,9 @@ func (x *evaluation) equal(s state, a, b value, k func(state)) {
 		return
 	case text:
 		switch b := b.(type) {
+		case claim:
+			x.equal(s, b, a, k)
+			return
 		case constant:
 			if t, ok := b.v.(ast.String); ok {
 				k(s.and(equalsAny(a.f, a.elem, a.token, string(t))))
@@ -246,13 +212,12 @@ func (x *evaluation) equal(s state, a, b value, k func(state)) {
 			return
 		}
 	case claim:
-		// What is not a text is not equal to one, and the field has no value.
-		if t, ok := b.(constant); ok {
-			if t, ok := t.v.(ast.String); ok && a.path != "" {
-				k(s.and(equalsAny(a.field(), 0, a.token, string(t))))
-				return
-			}
+		if c, ok := c.v.(ast.Boolean); ok && isConstant && a.path != "" {
+			k(s.and(a.is(c.String())))
+			return
 		}
+		x.asText(s, a, func(s state, t text) { x.equal(s, t, b, k) })
+		return
 	case array, list:
 		if x.equalLists(s, a, b, k) {
 			return
@@ -306,7 +271,7 @@ func (x *evaluation) equalLists(s state, a, b value, k func(state)) bool {
 		s = s.and(inRange(l.counter(), int64(len(items)), int64(len(items))))
 		own := make([]value, len(items))
 		for i := range own {
-			own[i] = l.at(int32(i), 0)
+			own[i] = l.at(int32(i))
 		}
 		x.equalAll(s, own, items, k)
 		return true
@@ -385,9 +350,19 @@ func (x *evaluation) member(s state, v, collection value, k func(state)) {
 	case text, number:
 		return // Nothing is in a scalar.
 	case list:
-		elem := c.at(-1, x.newID())
+		elem := x.any(c)
 		x.equal(s.and(presence(elem.f, elem.elem, elem.token)), elem, v, k)
 		return
+	case split:
+		if part, ok := x.anyPart(c); ok {
+			x.equal(s.and(presence(part.f, part.elem, part.token)), part, v, k)
+			return
+		}
+	case claim:
+		if c.path != "" {
+			x.items(s, c, func(s state, item text) { x.equal(s, item, v, k) })
+			return
+		}
 	case ruleSet:
 		x.members(s, c, func(s state, m value) { x.equal(s, m, v, k) })
 		return

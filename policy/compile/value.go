@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -111,10 +112,8 @@ func (t text) via(s program.Step) text {
 
 // always reports whether the field has a value in every input.
 func (f *field) always() bool {
-	for _, s := range f.Via {
-		if s.Kind == program.SplitElement {
-			return false
-		}
+	if f.mayMiss() {
+		return false
 	}
 	switch f.Base {
 	case program.Direction, program.Layer,
@@ -125,6 +124,16 @@ func (f *field) always() bool {
 		return true
 	}
 	return false
+}
+
+// mayMiss reports whether a step may find no value.
+func (f *field) mayMiss() bool {
+	return slices.ContainsFunc(f.Via, func(s program.Step) bool { return s.Kind == program.SplitElement && s.Index >= 0 })
+}
+
+// many reports whether the field may have several values.
+func (f *field) many() bool {
+	return f.Index < 0 || slices.ContainsFunc(f.Via, func(s program.Step) bool { return s.Index < 0 })
 }
 
 // ofRequest reports whether only a request has the field.
@@ -249,7 +258,22 @@ func (l list) present() *cond {
 
 func (l list) counter() *field { return newField(program.Field{Base: l.count, Name: l.name}) }
 
-// at is one element by its index, or any with -1.
-func (l list) at(index int32, elem int) text {
-	return text{newField(program.Field{Base: l.base, Name: l.name, Index: index}), elem, l.token}
+// at is one element by its index.
+func (l list) at(index int32) text {
+	return text{newField(program.Field{Base: l.base, Name: l.name, Index: index}), 0, l.token}
+}
+
+// any is one element of a list, whichever.
+func (x *evaluation) any(l list) text {
+	return text{newField(program.Field{Base: l.base, Name: l.name, Index: -1}), x.newID(), l.token}
+}
+
+// anyPart is one part of a text, whichever.
+func (x *evaluation) anyPart(p split) (text, bool) {
+	if p.of.elem != 0 || p.separator == "" {
+		return text{}, false
+	}
+	part := p.of.via(program.Step{Kind: program.SplitElement, Text: p.separator, Index: -1})
+	part.elem = x.newID()
+	return part, true
 }
