@@ -226,9 +226,9 @@ type function func(x *evaluation, s state, args []value, k func(state, value)) b
 
 func functions() map[string]function {
 	return map[string]function{
-		"trim":        throughWith(stepTrim),
-		"trim_left":   throughWith(stepTrimLeft),
-		"trim_right":  throughWith(stepTrimRight),
+		"trim":        throughWith(program.Trim),
+		"trim_left":   throughWith(program.TrimLeft),
+		"trim_right":  throughWith(program.TrimRight),
 		"lower":       through(program.Lower),
 		"upper":       through(program.Upper),
 		"trim_space":  through(program.TrimSpace),
@@ -347,5 +347,29 @@ func parseClock(x *evaluation, s state, args []value, k func(state, value)) bool
 }
 
 // intrinsics are functions of Writ's own library whose meaning is one
-// condition, though their rules say more.
-func intrinsics() map[string]function { return map[string]function{} }
+// condition, though their rules say it with many. Those that are not taken
+// are followed like any other.
+func intrinsics() map[string]relation {
+	return map[string]relation{
+		"data.writ.net.is_address": func(x *evaluation, s state, args []value, k func(state)) {
+			t, isText := args[0].(text)
+			if !isText {
+				x.ask(s, "is_address(%s)", describe(args[0]))
+				return
+			}
+			k(s.and(newCond(t.f, t.elem, t.token, program.Pred{Op: program.Address})))
+		},
+		"data.writ.http.path_match": func(x *evaluation, s state, args []value, k func(state)) {
+			pattern, ok := constantText(args[0])
+			l, isList := args[1].(list)
+			if !ok || !isList || l.base != program.Segment || len(pattern) > maxOperand {
+				x.ask(s, "path_match with a pattern that is not literal")
+				return
+			}
+			if program.CheckPathPattern(pattern) != nil {
+				return // It matches nothing.
+			}
+			k(s.and(newCond(newField(program.Field{Base: program.Segments}), 0, 0, program.Pred{Op: program.PathMatch, Texts: []string{pattern}})))
+		},
+	}
+}

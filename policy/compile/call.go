@@ -49,8 +49,12 @@ func (x *evaluation) apply(s state, e *ast.Expr, op ast.Ref, args []value, out *
 			k(s)
 		}
 	}
-	if native, ok := x.intrinsics[name]; ok && native(x, s, args, result) {
-		return
+	if native, ok := x.intrinsics[name]; ok {
+		if _, known := constants(args); !known {
+			// A function that does not hold has no value, where a builtin is false.
+			native(x, s, args, func(s state) { result(s, constant{ast.Boolean(true)}) })
+			return
+		}
 	}
 	if rules := x.p.Compiler().GetRulesExact(op); len(rules) > 0 {
 		floor := x.lastID

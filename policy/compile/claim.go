@@ -75,6 +75,14 @@ func (x *evaluation) asText(s state, c claim, k func(state, text)) {
 	k(s.and(c.is(kindString)), text{c.field(program.TokenClaim), 0, c.token})
 }
 
+// claimIn goes on where the claim is one of the texts. Of another kind, it is
+// not.
+func (x *evaluation) claimIn(s state, c claim, texts []string, k func(state)) {
+	if len(texts) > 0 {
+		k(s.and(c.is(kindString)).and(equalsAny(c.field(program.TokenClaim), 0, c.token, texts...)))
+	}
+}
+
 // texts goes on with each claim among the values as a text.
 func (x *evaluation) texts(s state, values, done []value, k func(state, []value)) {
 	if len(values) == 0 {

@@ -119,5 +119,22 @@ func Compile(ctx context.Context, p *opa.Program, cfg Config) (*program.Program,
 		report.Services = append(report.Services, c.report)
 	}
 	out.Rules = rules.sorted(out.Units)
+	if err := out.Validate(); err != nil {
+		giveUp(out, report, err)
+	}
 	return out, report, ctx.Err()
+}
+
+// giveUp leaves everything to topdown: the program would be too large.
+func giveUp(out *program.Program, report *Report, why error) {
+	out.Rules = nil
+	for i := range out.Units {
+		u := &out.Units[i]
+		*u = program.Unit{Service: u.Service, HasPolicy: u.HasPolicy, Ask: []program.Clause{{}}}
+	}
+	for _, s := range report.Services {
+		for i := range s.Rules {
+			s.Rules[i].Result, s.Rules[i].Why, s.Rules[i].Clauses = Topdown, why.Error(), 0
+		}
+	}
 }

@@ -69,12 +69,42 @@ func equalsAny(f *field, elem, token int, texts ...string) *cond {
 }
 
 func textOp(op program.Op, t text, texts []string) *cond {
+	if op == program.Equal {
+		t, texts = untrimmed(t, texts)
+	}
 	if len(texts) > 1 {
 		texts = slices.Clone(texts)
 		slices.Sort(texts)
 		texts = slices.Compact(texts)
 	}
 	return newCond(t.f, t.elem, t.token, program.Pred{Op: op, Texts: texts})
+}
+
+// untrimmed says of a text what is said of it without a prefix or suffix, so
+// that it can be looked up.
+func untrimmed(t text, texts []string) (text, []string) {
+	for len(t.f.Via) > 0 {
+		step := t.f.Via[len(t.f.Via)-1]
+		has, with := strings.HasPrefix, func(s string) string { return step.Text + s }
+		switch step.Kind {
+		case program.TrimPrefix:
+		case program.TrimSuffix:
+			has, with = strings.HasSuffix, func(s string) string { return s + step.Text }
+		default:
+			return t, texts
+		}
+		var before []string
+		for _, s := range texts {
+			before = append(before, with(s))
+			if !has(s, step.Text) {
+				before = append(before, s) // There was nothing to trim.
+			}
+		}
+		f := t.f.Field
+		f.Via = f.Via[:len(f.Via)-1]
+		t, texts = text{newField(f), t.elem, t.token}, before
+	}
+	return t, texts
 }
 
 func inRange(f *field, low, high int64) *cond {
@@ -145,8 +175,17 @@ func (c *cond) atom() program.Atom {
 
 func (c *cond) open() bool { return c.elem != 0 || c.token != 0 }
 
-// single reports whether the field has one value at most.
-func (c *cond) single() bool { return c.f != nil && !c.open() && !c.f.many() }
+// single reports whether the field, of one token perhaps, has one value at
+// most.
+func (c *cond) single() bool { return c.f != nil && c.elem == 0 && !c.f.many() }
+
+// about is what the condition is about.
+func (c *cond) about() string {
+	if c.token == 0 {
+		return c.f.key
+	}
+	return c.f.key + "#" + strconv.Itoa(c.token)
+}
 
 // negated is the opposite; ok is false when it cannot be said.
 func (c *cond) negated() (out *cond, holds, ok bool) {
@@ -299,10 +338,10 @@ func (c conj) simplified() (conj, bool) {
 		if fields == nil {
 			fields = make(map[string]*cond, len(c))
 		}
-		merged := fields[x.f.key]
+		merged := fields[x.about()]
 		if merged == nil {
-			merged = &cond{f: x.f, pred: slices.Clone(x.pred)}
-			fields[x.f.key] = merged
+			merged = &cond{f: x.f, token: x.token, pred: slices.Clone(x.pred)}
+			fields[x.about()] = merged
 		} else {
 			merged.pred = append(merged.pred, x.pred...)
 		}
@@ -316,8 +355,8 @@ func (c conj) simplified() (conj, bool) {
 			continue
 		}
 		if !x.not {
-			if merged := fields[x.f.key]; merged != nil && !seen[x.f.key] {
-				seen[x.f.key] = true
+			if merged := fields[x.about()]; merged != nil && !seen[x.about()] {
+				seen[x.about()] = true
 				if !merged.tighten(c) {
 					return nil, false
 				}
@@ -329,7 +368,7 @@ func (c conj) simplified() (conj, bool) {
 		if len(x.pred) == 0 && x.f.always() {
 			return nil, false // It is never absent.
 		}
-		if merged := fields[x.f.key]; merged != nil {
+		if merged := fields[x.about()]; merged != nil {
 			if len(x.pred) == 0 {
 				return nil, false
 			}
@@ -445,7 +484,7 @@ func (c *cond) tighten(all conj) bool {
 	}
 	if texts != nil {
 		for _, x := range all {
-			if x.single() && x.not && x.f.key == c.f.key && len(x.pred) == 1 && decidable(x.pred[0].Op) {
+			if x.single() && x.not && x.about() == c.about() && len(x.pred) == 1 && decidable(x.pred[0].Op) {
 				p := x.pred[0]
 				texts = slices.DeleteFunc(texts, func(t string) bool { return decides(p, t) })
 			}

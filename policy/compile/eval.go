@@ -32,7 +32,7 @@ type evaluation struct {
 
 	relations  map[string]relation
 	functions  map[string]function
-	intrinsics map[string]function
+	intrinsics map[string]relation
 
 	steps   int
 	lastID  int // of elements and tokens
@@ -185,6 +185,11 @@ func (x *evaluation) unless(s state, ways []conj, floor int, why string, k func(
 func (x *evaluation) plain(s state, e *ast.Expr, k func(state)) {
 	switch terms := e.Terms.(type) {
 	case *ast.Term:
+		if terms.Equal(firstToken) {
+			s, _ := x.newToken(s)
+			k(s) // There is one.
+			return
+		}
 		x.term(s, terms, func(s state, v value) {
 			switch v := v.(type) {
 			case constant:
@@ -319,6 +324,8 @@ func objectOf(keys []*ast.Term, items []value) value {
 	}
 	return out
 }
+
+var firstToken = ast.MustParseTerm("input.tokens[0]")
 
 var resultVar = ast.Var("__writ_result__")
 

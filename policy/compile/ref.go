@@ -1,6 +1,9 @@
 package compile
 
 import (
+	"strings"
+	"unicode"
+
 	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/writ-dev/writ/policy/program"
@@ -114,7 +117,9 @@ func (x *evaluation) walkInput(s state, v value, present *cond, path []*ast.Term
 	case node:
 		switch {
 		case isName:
-			if v.path == "destination" && name == "service" {
+			if (v.path == "headers" || v.path == "query") && !plainName(v.path, string(name)) {
+				x.ask(s, "the name %q", string(name))
+			} else if v.path == "destination" && name == "service" {
 				x.walk(s, constant{ast.String(x.service)}, nil, path[1:], k)
 			} else if m, present, ok := v.member(string(name)); ok {
 				x.walk(s, m, present, path[1:], k)
@@ -138,6 +143,16 @@ func (x *evaluation) walkInput(s state, v value, present *cond, path []*ast.Term
 	case list:
 		x.walkList(s, v, path, k)
 	}
+}
+
+// plainName reports whether a header or query parameter can be looked up by
+// the name. Names of headers are lower case, and what is not UTF-8 in a request
+// is written otherwise there.
+func plainName(of, name string) bool {
+	if of == "headers" && (name == "" || name != strings.ToLower(name)) {
+		return false
+	}
+	return !strings.ContainsRune(name, unicode.ReplacementChar) && len(name) <= maxOperand
 }
 
 func (x *evaluation) walkToken(s state, t token, name string, isName bool, path []*ast.Term, k func(state, value)) {

@@ -29,11 +29,14 @@ type serviceCompiler struct {
 	rules  *ruleTable
 	unit   program.Unit
 	report ServiceReport
+	// always is why everything is asked about, "" when it is not.
+	always string
 }
 
 func (c *serviceCompiler) compile() {
 	if why := c.unknownRoot(); why != "" {
-		c.unit.Ask = []program.Clause{{Ask: true}}
+		c.unit.Ask = []program.Clause{{}}
+		c.always = why
 	}
 	guardrails := c.tree("guardrails")
 	for _, tier := range []struct {
@@ -185,12 +188,20 @@ func (c *serviceCompiler) speak(f *found, s state, id value) {
 		c.x.ask(s, "its id is not a text that is known")
 		return
 	}
-	conds, ok := s.conds.conj().closed(0)
+	conds, ok := s.conds.conj().simplified()
 	if !ok {
+		return
+	}
+	if conds, ok = conds.closed(0); !ok {
 		c.x.ask(s, "conditions on an element of a list that are not simple")
 		return
 	}
-	if conds, ok = conds.simplified(); ok {
+	if conds, ok = conds.simplified(); !ok {
+		return
+	}
+	if !conds.fits() {
+		c.x.ask(s, "more conditions than the program can hold")
+	} else {
 		f.clauses[string(text)] = append(f.clauses[string(text)], conds)
 	}
 }
@@ -200,7 +211,10 @@ func (c *serviceCompiler) add(tier policy.Tier, f *found) {
 	r := RuleReport{Tier: tier.String(), ID: f.rule.ID, File: f.rule.File, Line: f.rule.Line, Result: Compiled}
 	asks, why := c.asks(f)
 	for _, ask := range asks {
-		clause := program.Clause{Ask: true, Atoms: atoms(ask), Rule: c.rules.index(f.rule)}
+		clause := program.Clause{Ask: true, Atoms: atoms(ask), Rule: c.rules.index(c.p.Rule(tier, c.unit.Service, f.rule.ID))}
+		if tier == policy.BreakGlass {
+			clause.Expires = 1 // It has one, and an ask none that matters.
+		}
 		c.unit.Clauses[tier] = append(c.unit.Clauses[tier], clause)
 		r.Result = Guarded
 	}
@@ -224,6 +238,9 @@ func (c *serviceCompiler) add(tier policy.Tier, f *found) {
 		r.Result, why = Never, "nothing of it is left for this service"
 	}
 	r.Why = why
+	if c.always != "" {
+		r.Result, r.Why = Topdown, c.always
+	}
 	if tier != policy.BreakGlass {
 		c.report.Rules = append(c.report.Rules, r)
 	}
@@ -234,13 +251,19 @@ func (c *serviceCompiler) add(tier policy.Tier, f *found) {
 func (c *serviceCompiler) asks(f *found) (out []conj, why string) {
 	var reasons []string
 	for _, a := range f.asks {
-		conds, ok := a.conds.closed(0)
+		all, ok := a.conds.simplified()
 		if !ok {
-			conds = weakened(a.conds)
+			continue
+		}
+		conds, ok := all.closed(0)
+		if !ok {
+			conds = weakened(all)
 		}
 		if conds, ok = conds.simplified(); !ok {
 			continue
 		}
+		conds = slices.DeleteFunc(conds, func(x *cond) bool { return !conj{x}.fits() })
+		conds = conds[:min(len(conds), maxAtoms)]
 		out = append(out, conds)
 		if !slices.Contains(reasons, a.why) {
 			reasons = append(reasons, a.why)
@@ -284,6 +307,42 @@ func shared(all []conj) conj {
 		}
 	}
 	return out
+}
+
+// Bounds of a clause, below those of package program.
+const (
+	maxAtoms = 48
+	maxPreds = 12
+	maxVia   = 8
+	// Bytes of an operand.
+	maxOperand = 4 << 10
+)
+
+// fits reports whether the program can hold the conjunction.
+func (c conj) fits() bool {
+	if len(c) > maxAtoms {
+		return false
+	}
+	for _, x := range c {
+		all := x.tokenAtoms
+		if x.f != nil {
+			all = []program.Atom{x.atom()}
+		}
+		if len(all) > maxAtoms {
+			return false
+		}
+		for _, a := range all {
+			if len(a.Preds) > maxPreds || len(a.Field.Via) > maxVia {
+				return false
+			}
+			for _, p := range a.Preds {
+				if slices.ContainsFunc(p.Texts, func(t string) bool { return len(t) > maxOperand }) || p.Other != nil && len(p.Other.Via) > maxVia {
+					return false
+				}
+			}
+		}
+	}
+	return true
 }
 
 func atoms(c conj) []program.Atom {

@@ -216,6 +216,10 @@ func (x *evaluation) equal(s state, a, b value, k func(state)) {
 			k(s.and(a.is(c.String())))
 			return
 		}
+		if t, ok := c.v.(ast.String); ok && isConstant && a.path != "" {
+			x.claimIn(s, a, []string{string(t)}, k)
+			return
+		}
 		x.asText(s, a, func(s state, t text) { x.equal(s, t, b, k) })
 		return
 	case array, list:
@@ -379,12 +383,30 @@ func (x *evaluation) member(s state, v, collection value, k func(state)) {
 		if t, isText := v.(text); isText && x.oneOf(s, t, items, k) {
 			return
 		}
+		if c, isClaim := v.(claim); isClaim && c.path != "" {
+			if texts, ok := allTexts(items); ok {
+				x.claimIn(s, c, texts, k)
+				return
+			}
+		}
 		for _, m := range items {
 			x.equal(s, m, v, k)
 		}
 		return
 	}
 	x.ask(s, "in %s", describe(collection))
+}
+
+func allTexts(items []value) ([]string, bool) {
+	texts := make([]string, len(items))
+	for i, m := range items {
+		t, ok := constantText(m)
+		if !ok {
+			return nil, false
+		}
+		texts[i] = t
+	}
+	return texts, true
 }
 
 // oneOf makes one condition where all that t can equal is constant. What is

@@ -358,6 +358,7 @@ func TestReads(t *testing.T) {
 		{"library, computed", `http.header_matches(input.request.method, "1")`, policy.Reads{AllHeaders: true}},
 		{"library, replacing", `http.reads with lower as http.query`, policy.Reads{AllQuery: true}},
 		{"object.get nested", `count(object.get(input.request.headers, "x-e", [])) == 0`, policy.Reads{Headers: []string{"x-e"}}},
+		{"object.get indexed", `object.get(input.request.headers, "x-i", [])[0] == "1"`, policy.Reads{Headers: []string{"x-i"}}},
 		{"object.get computed", `n := lower("X"); object.get(input.request.headers, n, []) == []`, policy.Reads{AllHeaders: true}},
 		{"object.get input", `object.get(input, ["request", "headers"], {}) == {}`, policy.Reads{AllHeaders: true, AllQuery: true}},
 		{"variable", `some name; input.request.headers[name][0] == "1"`, policy.Reads{AllHeaders: true}},

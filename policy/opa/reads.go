@@ -95,8 +95,13 @@ func (r *reads) visit(x any) bool {
 		return r.libraryCall(x) || r.objectGet(x)
 	case ast.Ref:
 		r.ref(r.resolve(x))
-		// The head is dealt with, and would look like input as a whole.
-		for _, t := range x[1:] {
+		// A head that is a name is dealt with, and would look like input as a
+		// whole. It may also be a call, or a value that is written out.
+		rest := x
+		if _, isName := x[0].Value.(ast.Var); isName {
+			rest = x[1:]
+		}
+		for _, t := range rest {
 			ast.NewGenericVisitor(r.visit).Walk(t)
 		}
 		return true

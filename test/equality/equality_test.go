@@ -52,7 +52,7 @@ func pairOf(ctx context.Context, p *opa.Program) (*pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	compiled, err := compile.Snapshot(func() (*opa.Program, error) { return p, nil }, prog, cfg)
+	compiled, err := compile.Snapshot(func() (*opa.Program, error) { return p, nil }, prog, p.Catalogue().Services, cfg)
 	if err != nil {
 		return nil, err
 	}
