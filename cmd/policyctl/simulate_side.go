@@ -194,7 +194,7 @@ func (c *contents) prepare(ctx context.Context, name string, content bundle.Cont
 		if cerr != nil {
 			return nil, cerr
 		}
-		snapshot, err = compile.Snapshot(func() (*opa.Program, error) { return program, nil }, compiled, cfg)
+		snapshot, err = compile.Snapshot(func() (*opa.Program, error) { return program, nil }, compiled, program.Catalogue().Services, cfg)
 	}
 	if err != nil {
 		return nil, err
