@@ -8,6 +8,7 @@ import (
 )
 
 func (s *pass) allowWithoutIdentity() {
+	s.writtenWithoutIdentity()
 	for rule := range s.allows {
 		if !s.reads(rule, "input.source", "input.tokens") {
 			s.found(rule.Location, "nothing in this allow, nor in what it uses, asks who calls: read input.source or input.tokens")
@@ -19,6 +20,7 @@ const sourceID = "input.source.id"
 
 // openTrustDomain looks at tests of input.source.id by a part of it.
 func (s *pass) openTrustDomain() {
+	s.writtenOpenTrustDomain()
 	for c := range s.eachCall {
 		if len(c.args) < 2 {
 			continue
@@ -73,6 +75,7 @@ func (s *pass) pathWithoutTrustDomain() {
 			return // A guardrail keeps the others out.
 		}
 	}
+	s.writtenPathWithoutTrustDomain()
 	for rule := range s.allows {
 		if s.reads(rule, sourceID, "input.source.trust_domain") {
 			continue
@@ -88,6 +91,7 @@ var claimed = []string{"forwarded", "x-real-ip", "x-client-ip", "true-client-ip"
 	"remote-user", "x-remote-user", "x-user", "x-user-id", "x-username", "x-email", "x-roles", "x-groups", "authorization", "cookie"}
 
 func (s *pass) headerTrust() {
+	s.writtenHeaderTrust()
 	for rule := range s.allows {
 		for _, r := range s.reach(rule) {
 			if isOwn(r) {

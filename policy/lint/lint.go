@@ -16,6 +16,7 @@ import (
 
 	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy/opa"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 // Severity of a finding.
@@ -117,33 +118,37 @@ const ignoreMark = "writ-lint:"
 // applyIgnores removes what the line before a finding ignores, and reports
 // comments that ignore nothing, or do not say what and why.
 func (s *pass) applyIgnores() {
-	rules := Rules()
-	ids := make([]string, len(rules))
-	for i, r := range rules {
+	known := Rules()
+	ids := make([]string, len(known))
+	for i, r := range known {
 		ids[i] = r.ID
 	}
-	s.rule = rules[len(rules)-1]
-	for _, path := range sortedKeys(s.written) {
-		for _, c := range s.written[path].Comments {
-			text, ok := strings.CutPrefix(strings.TrimSpace(string(c.Text)), ignoreMark)
+	s.rule = known[len(known)-1]
+	for _, f := range s.content {
+		path := f.Path
+		if !f.IsModule() && !rules.IsFile(path) {
+			continue
+		}
+		for _, c := range s.comments(path) {
+			text, ok := strings.CutPrefix(strings.TrimSpace(c.text), ignoreMark)
 			if !ok {
 				continue
 			}
 			fields := strings.Fields(text)
 			switch {
 			case len(fields) < 2 || fields[0] != "ignore":
-				s.found(c.Location, "want `# %s ignore <rule> <reason>`", ignoreMark)
+				s.found(c.at, "want `# %s ignore <rule> <reason>`", ignoreMark)
 			case !slices.Contains(ids, fields[1]) || fields[1] == badIgnore:
-				s.found(c.Location, "there is no rule %q%s", fields[1], nearmiss.Hint(fields[1], ids))
+				s.found(c.at, "there is no rule %q%s", fields[1], nearmiss.Hint(fields[1], ids))
 			case len(fields) == 2:
-				s.found(c.Location, "say why %s is ignored, after its name", fields[1])
+				s.found(c.at, "say why %s is ignored, after its name", fields[1])
 			default:
 				before := len(s.findings)
 				s.findings = slices.DeleteFunc(s.findings, func(f Finding) bool {
-					return f.File == path && f.Line == c.Location.Row+1 && f.Rule == fields[1]
+					return f.File == path && f.Line == c.at.Row+1 && f.Rule == fields[1]
 				})
 				if len(s.findings) == before {
-					s.found(c.Location, "nothing to ignore: %s finds nothing in the next line", fields[1])
+					s.found(c.at, "nothing to ignore: %s finds nothing in the next line", fields[1])
 				}
 			}
 		}

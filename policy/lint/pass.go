@@ -9,6 +9,7 @@ import (
 
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/opa"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 // pass is one look at a policy.
@@ -19,6 +20,9 @@ type pass struct {
 	// rules by their full name, the library's included, without tests.
 	rules map[string][]*ast.Rule
 
+	content bundle.Content
+	yaml    *rules.Set
+
 	rule     Rule // that is looked for
 	findings []Finding
 }
@@ -28,7 +32,7 @@ func newPass(p *opa.Program) (*pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &pass{resolved: resolved, written: p.Written(), rules: map[string][]*ast.Rule{}}
+	s := &pass{resolved: resolved, written: p.Written(), rules: map[string][]*ast.Rule{}, content: p.Content(), yaml: p.Rules()}
 	for _, path := range sortedKeys(s.resolved) {
 		for _, rule := range s.resolved[path].Rules {
 			if !isTest(path) {

@@ -35,6 +35,11 @@ func (s *pass) missingTest() {
 		return isBelow(name, "data.writ.decision") || isBelow("data.writ.decision", name)
 	})
 	told := map[string]bool{}
+	for _, service := range sortedKeys(s.yaml.Services) {
+		if list := s.yaml.Services[service]; !(whole && slices.Contains(words, service)) && len(list) > 0 {
+			s.found(&ast.Location{File: list[0].File, Row: list[0].Line, Col: list[0].Column}, "no test asks for a decision of %s: add one to a _test.rego file", service)
+		}
+	}
 	for _, path := range sortedKeys(s.resolved) {
 		pkg := s.resolved[path].Package
 		name := pkg.Path.String()

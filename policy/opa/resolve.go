@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/writ-dev/writ/policy/bundle"
 )
 
 // IsOwn reports whether a module is ours: the root rule, or of its library.
@@ -83,3 +85,6 @@ func (p *Program) Written() map[string]*ast.Module {
 	}
 	return written
 }
+
+// Content is what the program was made of. The caller must not change it.
+func (p *Program) Content() bundle.Content { return p.content }
