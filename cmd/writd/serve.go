@@ -29,6 +29,7 @@ import (
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/version"
 	"github.com/writ-dev/writ/internal/writdconf"
+	"github.com/writ-dev/writ/policy/bundle/fetch"
 	"github.com/writ-dev/writ/policy/recheck"
 	"github.com/writ-dev/writ/policy/server"
 )
@@ -47,6 +48,7 @@ type writd struct {
 	registry *registry.Index
 	issuer   *issuer.Issuer
 	decision *server.Server
+	poller   *fetch.Poller
 	recheck  *recheck.Sampler
 	source   identity.Source
 	started  time.Time
@@ -91,7 +93,10 @@ func (w *writd) open(ctx context.Context) (err error) {
 		if err := w.openRecheck(); err != nil {
 			return err
 		}
-		return w.restored(ctx)
+		if err := w.restored(ctx); err != nil {
+			return err
+		}
+		return w.openPolicySource()
 	}
 	return nil
 }
@@ -212,6 +217,9 @@ func (w *writd) run(ctx context.Context) error {
 		group.Go(func() error { return w.publishBundles(running) })
 	}
 	group.Go(func() error { return w.record.run(running) })
+	if w.poller != nil {
+		group.Go(func() error { return w.poller.Run(running) })
+	}
 	if w.recheck != nil {
 		group.Go(func() error { w.recheck.Run(running); return nil })
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -52,6 +53,8 @@ type Config struct {
 	Approvals int `yaml:"approvals"`
 	// Take policy that no publisher signed. For experiments only.
 	AllowUnsignedPolicy bool `yaml:"allow_unsigned_policy"`
+	// Bundle server that policy is pulled from, beside what is pushed.
+	PolicySource *PolicySource `yaml:"policy_source"`
 	// Bytes that the audit ledger may take. At the cap it stops acknowledging,
 	// so that spools hold what they have; nothing is ever deleted.
 	AuditMaxBytes int64 `yaml:"audit_max_bytes"`
@@ -65,6 +68,51 @@ type Config struct {
 	Collector string `yaml:"collector"`
 	// Time that open calls get at shutdown.
 	Drain time.Duration `yaml:"drain"`
+}
+
+// PolicySource is an OPA bundle behind an URL. It is signed by a publisher, and
+// taken like a push.
+type PolicySource struct {
+	// URL of the bundle: https, or http to a loopback address.
+	URL string `yaml:"url"`
+	// File with the bearer token to send; read at each request.
+	TokenFile string `yaml:"token_file"`
+	// File with the authorities (PEM) to trust in place of the system's.
+	CAFile string `yaml:"ca_file"`
+	// Least time between two requests; 60s when left out.
+	MinInterval time.Duration `yaml:"min_interval"`
+	// Most time between two requests, also after failures; 120s when left out.
+	MaxInterval time.Duration `yaml:"max_interval"`
+	// How long the server is asked to hold a request until there is something
+	// new, whole seconds; 0 is not at all.
+	LongPoll time.Duration `yaml:"long_poll"`
+}
+
+func (p *PolicySource) validate(bad func(key, format string, args ...any)) {
+	if p.MinInterval == 0 {
+		p.MinInterval = 60 * time.Second
+	}
+	if p.MaxInterval == 0 {
+		p.MaxInterval = max(120*time.Second, p.MinInterval)
+	}
+	u, err := url.Parse(p.URL)
+	switch {
+	case err != nil:
+		bad("policy_source.url", "%v", err)
+	case u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !loopback(net.JoinHostPort(u.Hostname(), "0"))):
+		bad("policy_source.url", "want https (http is for loopback addresses only), got %q", u.Redacted())
+	case u.User != nil:
+		bad("policy_source.url", "no user or password in an URL: put a token into token_file")
+	}
+	if p.MinInterval < time.Second {
+		bad("policy_source.min_interval", "want at least 1s, got %s", p.MinInterval)
+	}
+	if p.MaxInterval < p.MinInterval {
+		bad("policy_source.max_interval", "want at least min_interval (%s), got %s", p.MinInterval, p.MaxInterval)
+	}
+	if p.LongPoll < 0 || p.LongPoll > 10*time.Minute || p.LongPoll%time.Second != 0 {
+		bad("policy_source.long_poll", "want whole seconds, at most 10m, got %s", p.LongPoll)
+	}
 }
 
 // Publisher is somebody who may push a part of policy.
@@ -171,6 +219,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	c.validateApprovers(bad)
 	if c.RecheckSample < 0 {
 		bad("recheck_sample", "want 0 (none) or more, got %d", c.RecheckSample)
+	}
+	if c.PolicySource != nil {
+		c.PolicySource.validate(bad)
 	}
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")

@@ -151,13 +151,13 @@ func (h HTTP) get(ctx context.Context, url string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := client.Do(req)
+	resp, err := do(client, req)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: the server answers %s", url, resp.Status)
+		return nil, fmt.Errorf("%s: the server answers %s", Name(url), resp.Status)
 	}
-	return readBody(url, resp)
+	return readBody(Name(url), resp)
 }

@@ -57,6 +57,26 @@ func CheckURL(raw string) (*url.URL, error) {
 	return nil, fmt.Errorf("%s: want https (http is for loopback addresses only)", raw)
 }
 
+// Name is the URL without its query, in which secrets may be.
+func Name(rawURL string) string {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return "the policy source"
+	}
+	u.RawQuery, u.ForceQuery, u.User = "", false, nil
+	return u.String()
+}
+
+// do sends the request; an error tells the URL's name only.
+func do(client *http.Client, req *http.Request) (*http.Response, error) {
+	resp, err := client.Do(req)
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		err = fmt.Errorf("%s: %w", Name(req.URL.String()), wrapped.Err)
+	}
+	return resp, err
+}
+
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
