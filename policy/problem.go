@@ -13,7 +13,9 @@ const (
 	ProblemSignature = "signature"
 	ProblemLimit     = "limit"
 	ProblemCatalogue = "catalogue"
-	ProblemOwner     = "owner"
+	// ProblemExpired is a warning: a rule is past its date.
+	ProblemExpired = "expired"
+	ProblemOwner   = "owner"
 )
 
 // Problem is one reason why a policy is refused, told to its publisher.
