@@ -208,6 +208,15 @@ func (b *builder) optionsOf(preds []Pred, place func() uint32) []option {
 			add(byPrefix, p.Texts, true)
 		case Suffix:
 			add(bySuffix, p.Texts, true)
+		case Contains:
+			keys, whole := make([]string, len(p.Texts)), true
+			for i, s := range p.Texts {
+				keys[i] = s[:min(len(s), maxNeedle)]
+				whole = whole && len(s) <= maxNeedle && s != ""
+			}
+			if !slices.Contains(keys, "") {
+				add(byContent, keys, whole)
+			}
 		case Range:
 			add(byNumber, nil, true)
 		case Glob:

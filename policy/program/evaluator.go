@@ -29,6 +29,7 @@ type engine struct {
 	first  []byte // of the label of each trieNode
 	ranges []intervals
 	paths  []pathIndex
+	within []substrings
 	// rules in the order of their ids, in which a decision lists them.
 	rules []policy.Rule
 	memos int
@@ -197,6 +198,8 @@ func (e *engine) follow(r *run, n *node, s string) {
 		e.prefixes(r, n.at, s)
 	case bySuffix:
 		e.suffixes(r, n.at, s)
+	case byContent:
+		e.within[n.at].find(r, s)
 	}
 }
 

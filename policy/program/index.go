@@ -126,6 +126,10 @@ func (b *builder) texts(kind nodeKind, under []placed) uint32 {
 		}
 		b.e.paths = append(b.e.paths, x)
 		return uint32(len(b.e.paths) - 1)
+	case byContent:
+		b.e.within = append(b.e.within, newSubstrings(keys, nodes, uint32(b.e.memos)))
+		b.e.memos += len(keys)
+		return uint32(len(b.e.within) - 1)
 	case byText:
 		b.e.tables = append(b.e.tables, newTable(keys, nodes))
 		return uint32(len(b.e.tables) - 1)
@@ -243,6 +247,9 @@ func measure(dim dimension, under []placed, items int) *split {
 		s.refs, weighted = measureTexts(dim.kind, under)
 	}
 	s.load = float64(items-s.items) + weighted/float64(max(s.refs, 1))
+	if dim.kind == byContent {
+		s.load += leafSize // It walks over the whole value.
+	}
 	return s
 }
 
@@ -271,7 +278,7 @@ func measureTexts(kind nodeKind, under []placed) (refs int, weighted float64) {
 	var stack []above
 	for _, key := range keys {
 		load := count[key]
-		if kind != byText {
+		if kind != byText && kind != byContent {
 			for len(stack) > 0 && !begins(key, stack[len(stack)-1].key) {
 				stack = stack[:len(stack)-1]
 			}

@@ -25,6 +25,7 @@ const (
 	bySuffix
 	byNumber
 	byPath
+	byContent
 )
 
 // table leads from a text to a node.
