@@ -15,7 +15,7 @@ import (
 // TestAgainstReference compares the index with the reference on random
 // programs. WRIT_SEED repeats one seed, and WRIT_ROUNDS does more.
 func TestAgainstReference(t *testing.T) {
-	seed, rounds := rand.Uint64(), 400
+	seed, rounds := rand.Uint64(), 250
 	if s := os.Getenv("WRIT_SEED"); s != "" {
 		seed, _ = strconv.ParseUint(s, 10, 64)
 		rounds = 1

@@ -19,6 +19,7 @@ func TestMatchPath(t *testing.T) {
 		{"/*a", "/a /ba", "/ab"},
 		{"/a*a", "/aa /aba", "/a /ab"},
 		{"/a*b*c", "/abc /axbxc /abbc", "/ac /acb"},
+		{"/a*b*b*c", "/abbc /axbxbxc", "/abc /abbcd"},
 		{"/a/*", "/a/b /a/ /a/b/c /a/b/", "/a /b/a"},
 		{"/*", "/a /a/b //", "/"},
 		{"/*/b", "/a/b //b", "/b /a/b/c"},

@@ -164,6 +164,30 @@ func (s source) atom(token bool) Atom {
 	return a
 }
 
+// lookedUp is a condition that an index can look up.
+func (s source) lookedUp() Atom {
+	preds := func() []Pred {
+		preds := []Pred{{Op: of(s, Equal, Prefix, Suffix, Contains), Texts: s.texts(s.word)}}
+		if s.IntN(3) == 0 {
+			preds = append(preds, Pred{Op: of(s, Equal, Prefix), Texts: s.texts(s.word), Not: s.IntN(3) > 0})
+		}
+		return preds
+	}
+	switch s.IntN(4) {
+	case 0:
+		return Atom{Field: Field{Base: of(s, Header, Query), Name: of(s, "a", "b"), Index: Any}, Preds: preds()}
+	case 1:
+		return Atom{Field: Field{Base: of(s, SourceID, Host)}, Preds: preds()}
+	case 2:
+		return Atom{Field: Field{Base: Segments}, Preds: []Pred{{Op: PathMatch, Texts: s.texts(s.pathPattern)}}}
+	}
+	a := Atom{Token: []Atom{{Field: Field{Base: TokenAudience, Index: Any}, Preds: preds()}}}
+	if s.IntN(2) == 0 {
+		a.Token = append(a.Token, Atom{Field: Field{Base: of(s, TokenSubject, TokenIssuer)}, Preds: preds(), Not: s.IntN(3) == 0})
+	}
+	return a
+}
+
 // clauses share their atoms.
 func (s source) clauses(tier policy.Tier, atoms []Atom, n, rules int) []Clause {
 	clauses := make([]Clause, n)
@@ -192,8 +216,17 @@ func (s source) program() *Program {
 		p.Rules = append(p.Rules, policy.Rule{ID: string(rune('z'-i%26)) + string(rune('a'+i/26)), File: "f.rego", Line: i})
 	}
 	var atoms []Atom
-	for range 3 + s.IntN(40) {
-		atoms = append(atoms, s.atom(false))
+	most := 60
+	if s.IntN(3) > 0 {
+		for range 3 + s.IntN(40) {
+			atoms = append(atoms, s.atom(false))
+		}
+	} else {
+		// Many clauses that differ in a few fields: an index of some depth.
+		most = 250
+		for range 60 {
+			atoms = append(atoms, s.lookedUp())
+		}
 	}
 	for _, service := range []string{"one", "two"} {
 		u := Unit{Service: service, HasPolicy: s.IntN(2) == 0}
@@ -202,7 +235,7 @@ func (s source) program() *Program {
 		}
 		for tier := policy.Guardrail; tier <= policy.ServiceAllow; tier++ {
 			if s.IntN(3) == 0 {
-				u.Clauses[tier] = s.clauses(tier, atoms, of(s, 1, 2, 5, 20, 60), len(p.Rules))
+				u.Clauses[tier] = s.clauses(tier, atoms, of(s, 1, 2, 5, 20, most), len(p.Rules))
 			}
 		}
 		p.Units = append(p.Units, u)
