@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,28 +178,37 @@ func TestOPAVerifies(t *testing.T) {
 		t.Errorf("OPA refuses our signature: %v", err)
 	}
 
-	var theirs opabundle.Bundle
-	if theirs, err = opabundle.NewReader(bytes.NewReader(archive(t, c, nil))).WithSkipBundleVerification(true).Read(); err != nil {
-		t.Fatal(err)
-	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	private := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	if err := theirs.GenerateSignature(opabundle.NewSigningConfig(private, "ES256", ""), id, false); err != nil {
-		t.Fatal(err)
-	}
-	var buf bytes.Buffer
-	if err := opabundle.NewWriter(&buf).Write(theirs); err != nil {
-		t.Fatal(err)
-	}
-	a, err := bundle.ReadArchive(buf.Bytes())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := a.Verify(keys, bundle.ScopeSources); err != nil {
-		t.Errorf("we refuse OPA's signature: %v", err)
+	_, strangers := newKey(t)
+	several := maps.Clone(strangers)
+	maps.Copy(several, keys)
+	// What the key is called is its owner's choice, unless it is one of our ids.
+	for name, trusted := range map[string]bool{id: true, "default": true, "": true, strings.Repeat("0", 32): false} {
+		theirs, err := opabundle.NewReader(bytes.NewReader(archive(t, c, nil))).WithSkipBundleVerification(true).Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := theirs.GenerateSignature(opabundle.NewSigningConfig(private, "ES256", ""), name, false); err != nil {
+			t.Fatal(err)
+		}
+		var buf bytes.Buffer
+		if err := opabundle.NewWriter(&buf).Write(theirs); err != nil {
+			t.Fatal(err)
+		}
+		a, err := bundle.ReadArchive(buf.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := a.Verify(several, bundle.ScopeSources); (err == nil && got == id) != trusted {
+			t.Errorf("signed by OPA with key %q: %q, %v", name, got, err)
+		}
+		if _, err := a.Verify(strangers, bundle.ScopeSources); err == nil || !strings.Contains(err.Error(), "not trusted here") {
+			t.Errorf("signed by OPA with key %q, and nobody trusts it: %v", name, err)
+		}
 	}
 }
 

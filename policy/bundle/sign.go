@@ -109,8 +109,11 @@ func KeyID(public crypto.PublicKey) (string, error) {
 		return "", fmt.Errorf("policy key: %w", err)
 	}
 	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:16]), nil
+	return hex.EncodeToString(sum[:keyIDLength/2]), nil
 }
+
+// keyIDLength is the length of a KeyID, hex digits.
+const keyIDLength = 32
 
 // signed is the payload of the one JWS in .signatures.json.
 type signed struct {
@@ -190,13 +193,9 @@ func (a *Archive) Verify(keys Keys, scope string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("signature of the bundle: %w", err)
 	}
-	id, err := a.signer(jws, keys)
+	id, payload, err := signer(jws, keys)
 	if err != nil {
 		return "", err
-	}
-	payload, err := jws.Verify(keys[id])
-	if err != nil {
-		return "", fmt.Errorf("signature of the bundle by key %s does not verify", id)
 	}
 	var s signed
 	if err := json.Unmarshal(payload, &s); err != nil {
@@ -208,19 +207,27 @@ func (a *Archive) Verify(keys Keys, scope string) (string, error) {
 	return id, a.compare(s.Files)
 }
 
-// signer picks the key by the id in the signature. `opa sign` writes none
-// unless told, so the only key of a set needs no name.
-func (a *Archive) signer(jws *jose.JSONWebSignature, keys Keys) (string, error) {
-	id := jws.Signatures[0].Protected.KeyID
-	if id == "" && len(keys) == 1 {
-		for only := range keys {
-			return only, nil
+// signer verifies the signature and finds whose it is. It names the key by its
+// id, or, when stock OPA made it, by a name of the publisher's own choice
+// ("default" unless told): then each key is tried, since what counts is which
+// one verifies.
+func signer(jws *jose.JSONWebSignature, keys Keys) (id string, payload []byte, err error) {
+	named := jws.Signatures[0].Protected.KeyID
+	if keys[named] != nil {
+		if payload, err = jws.Verify(keys[named]); err != nil {
+			return "", nil, fmt.Errorf("signature of the bundle by key %s does not verify", named)
+		}
+		return named, payload, nil
+	}
+	if _, err := hex.DecodeString(named); err == nil && len(named) == keyIDLength {
+		return "", nil, fmt.Errorf("the bundle is signed by key %q, which is not trusted here", named)
+	}
+	for _, id := range slices.Sorted(maps.Keys(keys)) {
+		if payload, err := jws.Verify(keys[id]); err == nil {
+			return id, payload, nil
 		}
 	}
-	if keys[id] == nil {
-		return "", fmt.Errorf("the bundle is signed by key %q, which is not trusted here", id)
-	}
-	return id, nil
+	return "", nil, fmt.Errorf("the bundle is signed by a key named %q, which is not trusted here", named)
 }
 
 func (a *Archive) compare(files []opa.FileInfo) error {
