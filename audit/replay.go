@@ -45,11 +45,11 @@ func InputOf(ev *auditv1.Event) (in *policy.Input, missing []string, err error) 
 	missing = slices.Clone(ev.Omitted)
 	switch {
 	case ev.Time == 0:
-		return nil, nil, errors.New("decision without a time")
+		return nil, nil, errNoTime
 	case ev.Layer == policy.LayerConnection && ev.Request == nil:
 		return in, missing, nil
 	case ev.Layer != policy.LayerRequest || ev.Request == nil:
-		return nil, nil, fmt.Errorf("decision at layer %q: the request does not fit it", ev.Layer)
+		return nil, nil, errLayer(ev.Layer)
 	}
 	r := ev.Request
 	in.Request = policy.Request{
@@ -57,14 +57,26 @@ func InputOf(ev *auditv1.Event) (in *policy.Input, missing []string, err error) 
 		GRPCService: r.GrpcService, GRPCMethod: r.GrpcMethod, ContentLength: r.ContentLength,
 		Headers: valuesOf(r.Headers), Query: valuesOf(r.Query),
 	}
-	// The path was decided, so it was admitted: with `//` where its service
-	// admitted that.
-	segments, refusal := policy.SplitPath(nil, r.Path, true)
-	if refusal != "" && !slices.Contains(missing, "path") {
-		return nil, nil, fmt.Errorf("decision on a path that is not decided: %s", refusal)
+	if in.Request.Segments, err = segmentsOf(nil, r.Path, missing); err != nil {
+		return nil, nil, err
 	}
-	in.Request.Segments = segments
 	return in, missing, nil
+}
+
+var errNoTime = errors.New("decision without a time")
+
+func errLayer(layer string) error {
+	return fmt.Errorf("decision at layer %q: the request does not fit it", layer)
+}
+
+// segmentsOf splits a path that was decided, and so was admitted: with `//`
+// where its service admitted that.
+func segmentsOf(dst []string, path string, missing []string) ([]string, error) {
+	segments, refusal := policy.SplitPath(dst, path, true)
+	if refusal != "" && !slices.Contains(missing, "path") {
+		return nil, fmt.Errorf("decision on a path that is not decided: %s", refusal)
+	}
+	return segments, nil
 }
 
 // DecisionOf reads the decision of an event: verdict, tier, rules, revision and
@@ -73,17 +85,7 @@ func DecisionOf(ev *auditv1.Event) (*policy.Decision, error) {
 	if err := decided(ev); err != nil {
 		return nil, err
 	}
-	d := &policy.Decision{Tier: policy.Tier(ev.Tier), Reason: ev.Reason}
-	switch ev.Outcome {
-	case auditv1.Outcome_OUTCOME_ALLOW:
-		d.Verdict = policy.Allow
-	case auditv1.Outcome_OUTCOME_DENY:
-		d.Verdict = policy.Deny
-	case auditv1.Outcome_OUTCOME_UNDEFINED:
-		d.Verdict = policy.Undefined
-	case auditv1.Outcome_OUTCOME_ERROR:
-		d.Verdict = policy.Error
-	}
+	d := &policy.Decision{Verdict: verdictOf(ev.Outcome), Tier: policy.Tier(ev.Tier), Reason: ev.Reason}
 	for _, r := range ev.Rules {
 		d.Rules = append(d.Rules, policy.Rule{ID: r.Id, File: r.File, Line: int(r.Line)})
 	}
@@ -96,16 +98,32 @@ func DecisionOf(ev *auditv1.Event) (*policy.Decision, error) {
 	return d, nil
 }
 
+func verdictOf(o auditv1.Outcome) policy.Verdict {
+	switch o {
+	case auditv1.Outcome_OUTCOME_ALLOW:
+		return policy.Allow
+	case auditv1.Outcome_OUTCOME_DENY:
+		return policy.Deny
+	case auditv1.Outcome_OUTCOME_UNDEFINED:
+		return policy.Undefined
+	}
+	return policy.Error
+}
+
 // decided says why an event is no decision of policy or of the enforcement
 // point that obeys it.
 func decided(ev *auditv1.Event) error {
+	return decidedAs(ev.GetKind(), ev.GetOutcome(), ev.GetTier())
+}
+
+func decidedAs(kind auditv1.Kind, outcome auditv1.Outcome, tier auditv1.Tier) error {
 	switch {
-	case ev.GetKind() != auditv1.Kind_KIND_DECISION || ev.Outcome == auditv1.Outcome_OUTCOME_REFUSED:
+	case kind != auditv1.Kind_KIND_DECISION || outcome == auditv1.Outcome_OUTCOME_REFUSED:
 		return ErrNotDecided
-	case ev.Outcome < auditv1.Outcome_OUTCOME_ALLOW || ev.Outcome > auditv1.Outcome_OUTCOME_ERROR:
-		return fmt.Errorf("decision with outcome %s", ev.Outcome)
-	case ev.Tier < 0 || ev.Tier > auditv1.Tier_TIER_ENFORCEMENT:
-		return fmt.Errorf("decision in tier %s", ev.Tier)
+	case outcome < auditv1.Outcome_OUTCOME_ALLOW || outcome > auditv1.Outcome_OUTCOME_ERROR:
+		return fmt.Errorf("decision with outcome %s", outcome)
+	case tier < 0 || tier > auditv1.Tier_TIER_ENFORCEMENT:
+		return fmt.Errorf("decision in tier %s", tier)
 	}
 	return nil
 }

@@ -303,3 +303,23 @@ func FuzzInputOf(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkInputOf is what it costs to read a record of a usual size.
+func BenchmarkInputOf(b *testing.B) {
+	ev := sample()
+	ev.Input.Request.Path = "/v1/orders/1234"
+	event := encode(NewEncoder(permit(b, []string{"x-team"}, []string{"page"})), ev, 1)
+	b.ReportAllocs()
+	for b.Loop() {
+		m := new(auditv1.Event)
+		if err := proto.Unmarshal(event, m); err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := InputOf(m); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := DecisionOf(m); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
-	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/simulate"
 )
 
@@ -212,27 +211,3 @@ func (a *app) simulated(s *simulation, candidate, baseline *prepared, report *si
 	}
 	return nil
 }
-
-// openRecord completes a record that a source handed out.
-func openRecord(ctx context.Context, r *simulate.Recorded, known *contents, needsReads bool) {
-	raw, _ := r.Raw.(*auditv1.StoredRecord)
-	*r = simulate.Recorded{ID: raw.GetDecisionId()}
-	event := raw.GetRecord().GetEvent()
-	if len(event) == 0 {
-		r.Problem = simulate.Erased
-		return
-	}
-	if err := readRecord(r, event); errors.Is(err, audit.ErrNotDecided) {
-		r.Problem = simulate.Refused
-		return
-	} else if err != nil {
-		r.Input, r.Problem, r.Detail = nil, simulate.Malformed, err.Error()
-		return
-	}
-	if needsReads {
-		r.Reads = known.reads(ctx, r.Decision.Revision, r.Input.Destination)
-	}
-}
-
-// modes of a record are those of policy.
-func modeOf(m auditv1.Mode) policy.Mode { return policy.Mode(m) }

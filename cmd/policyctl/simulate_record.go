@@ -3,12 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"os"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
@@ -23,6 +22,13 @@ type recordSource struct {
 	closes []func()
 }
 
+// rawRecord is a record on its way to a worker, with the memory to read it.
+type rawRecord struct {
+	stored  *auditv1.StoredRecord
+	reading audit.Reading
+}
+
+// next implements simulate.Config.Next.
 func (s *recordSource) next(r *simulate.Recorded) error {
 	stored, err, ok := s.pull()
 	switch {
@@ -31,7 +37,12 @@ func (s *recordSource) next(r *simulate.Recorded) error {
 	case err != nil:
 		return err
 	}
-	r.Raw = stored
+	raw, _ := r.Raw.(*rawRecord)
+	if raw == nil {
+		raw = new(rawRecord)
+		r.Raw = raw
+	}
+	raw.stored = stored
 	return nil
 }
 
@@ -115,20 +126,25 @@ func offlineRecords(ctx context.Context, name string, filter *auditv1.Filter) (i
 	}, func() { f.Close() }, nil
 }
 
-// readRecord reads the input and the decision of an event.
-func readRecord(r *simulate.Recorded, event []byte) error {
-	ev := new(auditv1.Event)
-	if err := proto.Unmarshal(event, ev); err != nil {
-		return fmt.Errorf("read event: %w", err)
+// openRecord completes a record that a source handed out.
+func openRecord(ctx context.Context, r *simulate.Recorded, known *contents, needsReads bool) {
+	raw := r.Raw.(*rawRecord)
+	*r = simulate.Recorded{ID: raw.stored.GetDecisionId(), Raw: raw}
+	event := raw.stored.GetRecord().GetEvent()
+	if len(event) == 0 {
+		r.Problem = simulate.Erased
+		return
 	}
-	var err error
-	if r.Input, r.Missing, err = audit.InputOf(ev); err != nil {
-		return err
+	d := &raw.reading
+	if err := d.Read(event); errors.Is(err, audit.ErrNotDecided) {
+		r.Problem = simulate.Refused
+		return
+	} else if err != nil {
+		r.Problem, r.Detail = simulate.Malformed, err.Error()
+		return
 	}
-	d, err := audit.DecisionOf(ev)
-	if err != nil {
-		return err
+	r.Input, r.Decision, r.Mode, r.Missing = &d.Input, d.Decision, d.Mode, d.Missing
+	if needsReads {
+		r.Reads = known.reads(ctx, r.Decision.Revision, r.Input.Destination)
 	}
-	r.Decision, r.Mode = *d, modeOf(ev.Mode)
-	return nil
 }

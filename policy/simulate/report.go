@@ -62,8 +62,9 @@ type Report struct {
 	// Ungrouped changes are in groups beyond the most that a report has.
 	Ungrouped uint64 `json:"ungrouped"`
 
-	groups  groups
-	reasons map[[2]string]*Reason
+	from, to time.Time
+	groups   groups
+	reasons  map[[2]string]*Reason
 }
 
 // Verdicts counts decisions by verdict.
@@ -158,11 +159,11 @@ func (r *Report) add(index uint64, rec *Recorded, res *result) {
 	}
 	r.Replayed++
 	at := rec.Input.Time
-	if r.From == nil || at.Before(*r.From) {
-		r.From = &at
+	if r.from.IsZero() || at.Before(r.from) {
+		r.from = at
 	}
-	if r.To == nil || at.After(*r.To) {
-		r.To = &at
+	if at.After(r.to) {
+		r.to = at
 	}
 	r.BaselineVerdicts.add(res.baseline.Verdict)
 	r.CandidateVerdicts.add(res.candidate.Verdict)
@@ -231,6 +232,9 @@ func (r *Report) because(reason, detail, id string) {
 // finish puts what was counted in order: the gravest change first, then the
 // most frequent.
 func (r *Report) finish() {
+	if r.Replayed > 0 {
+		r.From, r.To = &r.from, &r.to
+	}
 	for _, reason := range r.reasons {
 		r.Reasons = append(r.Reasons, *reason)
 	}
