@@ -52,7 +52,7 @@ func snapshots(b *testing.B, program *opa.Program) map[string]*policy.Snapshot {
 	if err != nil {
 		b.Fatal(err)
 	}
-	fast, err := compile.Snapshot(func() (*opa.Program, error) { return program, nil }, compiled, cfg)
+	fast, err := compile.Snapshot(func() (*opa.Program, error) { return program, nil }, compiled, program.Catalogue().Services, cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
