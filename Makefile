@@ -10,7 +10,7 @@ TOOL     := go tool -modfile=test/tools/go.mod
 RACE     := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 DATA_DIR ?= build/quickstart
 
-.PHONY: help build quickstart test lint bench interop generate clean
+.PHONY: help build quickstart test lint bench bench-policy interop generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint: ## gofmt, vet, staticcheck, govulncheck, generated code and go.mod current
 
 bench: build ## Measure, print a table, write build/bench/*.json (ARGS="-run pair")
 	go run ./test/bench $(ARGS)
+
+bench-policy: ## Measure compiled policy beside OPA
+	go run ./test/bench -run policy $(ARGS)
 
 interop: ## Run against software that we did not write (ARGS="spire opa h2spec")
 	./test/interop/run.sh $(ARGS)

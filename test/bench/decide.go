@@ -24,16 +24,9 @@ func decide(ctx context.Context, b *bench) ([]Row, error) {
 	turns.rounds, turns.length = 5*b.rounds, b.length/5
 	return turns.rotate(ctx, []string{ours, "opa"}, func(subject string, s *samples) error {
 		for _, verdict := range []string{"allow", "deny"} {
-			cmd := exec.CommandContext(ctx, program, "-test.run", "^$", "-test.benchmem", "-test.benchtime", turns.length.String(),
-				"-test.bench", fmt.Sprintf("^BenchmarkDecide$/^%s$/^%s$", verdict, subject))
-			cmd.Dir = filepath.Join("test", "bench")
-			out, err := cmd.CombinedOutput()
+			values, err := turns.benchmark(ctx, program, fmt.Sprintf("^BenchmarkDecide$/^%s$/^%s$", verdict, subject))
 			if err != nil {
-				return fmt.Errorf("%w\n%s", err, out)
-			}
-			values, err := parseBenchmark(string(out))
-			if err != nil {
-				return fmt.Errorf("%w:\n%s", err, out)
+				return err
 			}
 			s.add("decision, "+verdict, subject, "µs", values["ns/op"]/1e3)
 			s.add("allocations, "+verdict, subject, "allocs", values["allocs/op"])

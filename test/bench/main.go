@@ -42,6 +42,7 @@ type suite struct {
 
 var suites = []suite{
 	{"decide", "one decision, beside bare OPA", decide},
+	{"policy", "compiled policy, beside OPA", policyBench},
 	{"pair", "client → proxy → mTLS → proxy → server, beside nginx", pair},
 	{"issuer", "signing SVIDs, beside SPIRE", issuer},
 	{"memory", "what the programs hold, idle and under load", memory},
