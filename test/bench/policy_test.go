@@ -39,13 +39,18 @@ var measuredPolicies = map[string]func() measured{
 // grants are literal rules, the form that OPA indexes best: who, how, and below
 // which path. A hundred callers share them.
 func grants(n int) measured {
-	var b strings.Builder
-	b.WriteString("package services.orders\n")
-	for i := range n {
-		fmt.Fprintf(&b, "\nallow contains \"grant-%d\" if {\n\tinput.source.id == \"spiffe://example.org/svc/caller-%d\"\n\tinput.request.method == %q\n\tstartswith(input.request.path, \"/area-%d/\")\n}\n",
-			i, i%100, []string{"GET", "POST"}[i/100%2], i/100)
+	const inFile = 2000 // A file of Rego has a limit.
+	files := map[string]string{}
+	for from := 0; from < n; from += inFile {
+		var b strings.Builder
+		b.WriteString("package services.orders\n")
+		for i := from; i < min(n, from+inFile); i++ {
+			fmt.Fprintf(&b, "\nallow contains \"grant-%d\" if {\n\tinput.source.id == \"spiffe://example.org/svc/caller-%d\"\n\tinput.request.method == %q\n\tstartswith(input.request.path, \"/area-%d/\")\n}\n",
+				i, i%100, []string{"GET", "POST"}[i/100%2], i/100)
+		}
+		files[fmt.Sprintf("orders%d.rego", from)] = b.String()
 	}
-	return measured{contentOf("orders.rego", b.String()), asking(n / 2)}
+	return measured{contentOf(files), asking(n / 2)}
 }
 
 // unindexed are rules whose conditions OPA's index knows nothing of.
@@ -55,7 +60,7 @@ func unindexed(n int) measured {
 	for i := range n {
 		fmt.Fprintf(&b, "\nallow contains \"rule-%d\" if {\n\tstartswith(input.request.path, \"/area-%d/\")\n\tinput.request.method != \"DELETE\"\n\tinput.request.content_length < %d\n}\n", i, i, 1000+i)
 	}
-	m := measured{contentOf("orders.rego", b.String()), asking(0)}
+	m := measured{contentOf(map[string]string{"orders.rego": b.String()}), asking(0)}
 	setPath(m.in, fmt.Sprintf("/area-%d/", n/2))
 	return m
 }
@@ -69,7 +74,7 @@ func yamlRules(n int) measured {
   action: allow
   from:
   - spiffe_ids: ["spiffe://example.org/ns/*/sa/caller-%d", "spiffe://example.org/svc/caller-%d"]
-    not_cidr: ["192.0.2.0/24"]
+    not_cidrs: ["192.0.2.0/24"]
   to:
   - methods: [GET, POST]
     paths: ["/area-%d/{*}/items", "/shared-%d/{**}"]
@@ -77,7 +82,7 @@ func yamlRules(n int) measured {
     headers: {x-env: ["prod-*"]}
 `, i, i%50, i%50, i, i, i)
 	}
-	m := measured{contentOf("rules.yaml", b.String()), asking(0)}
+	m := measured{contentOf(map[string]string{"rules.yaml": b.String()}), asking(0)}
 	m.in.Source.ID = fmt.Sprintf("spiffe://example.org/svc/caller-%d", n/2%50)
 	m.in.Source.Path = strings.TrimPrefix(m.in.Source.ID, "spiffe://example.org")
 	m.in.Request.Headers = policy.MapValues{"x-env": {"prod-eu"}, "accept": {"*/*"}}
@@ -85,8 +90,11 @@ func yamlRules(n int) measured {
 	return m
 }
 
-func contentOf(file, text string) bundle.Content {
-	c := bundle.Content{{Path: "data.json", Content: []byte(ordersCatalogue)}, {Path: file, Content: []byte(text)}}
+func contentOf(files map[string]string) bundle.Content {
+	c := bundle.Content{{Path: "data.json", Content: []byte(ordersCatalogue)}}
+	for path, text := range files {
+		c = append(c, bundle.File{Path: path, Content: []byte(text)})
+	}
 	slices.SortFunc(c, func(a, b bundle.File) int { return strings.Compare(a.Path, b.Path) })
 	return c
 }
@@ -141,7 +149,7 @@ func compiled(b *testing.B, p *opa.Program) policy.Decider {
 			}
 		}
 	}
-	s, err := compile.Snapshot(func() (*opa.Program, error) { return p, nil }, prog, opa.SnapshotConfig{Revision: policy.Revision{Epoch: 1, Number: 1}})
+	s, err := compile.Snapshot(func() (*opa.Program, error) { return p, nil }, prog, p.Catalogue().Services, opa.SnapshotConfig{Revision: policy.Revision{Epoch: 1, Number: 1}})
 	if err != nil {
 		b.Fatal(err)
 	}

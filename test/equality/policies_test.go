@@ -12,9 +12,9 @@ type writer struct {
 	r *rand.Rand
 	b strings.Builder
 	n int // names made so far
-	// request says that the rule being written may read input.request.
-	// hard admits what the compiler is known to leave to topdown.
-	hard bool
+	// hard admits what the compiler is known to leave to topdown, library the
+	// functions of package writ.
+	hard, library bool
 }
 
 func (w *writer) printf(format string, args ...any) { fmt.Fprintf(&w.b, format, args...) }
@@ -193,6 +193,66 @@ var conditions = []func(w *writer) string{
 	func(w *writer) string { return `not net.cidr_contains("10.0.0.0/8", input.connection.client_ip)` },
 }
 
+// libraryConditions call the library of package writ.
+var libraryConditions = []func(w *writer) string{
+	func(w *writer) string {
+		return "spiffe.matches(input.source.id, " + w.quoted([]string{"spiffe://example.org/svc/*", "spiffe://example.org/**", "spiffe://*/svc/web", "spiffe://example.org/ns/*/sa/w*"}) + ")"
+	},
+	func(w *writer) string {
+		return "spiffe.under(input.source.id, " + w.quoted([]string{"spiffe://example.org/svc", "spiffe://example.org/ns/shop", "spiffe://example.org"}) + ")"
+	},
+	func(w *writer) string { return "not spiffe.ours(input.source.id)" },
+	func(w *writer) string { return "spiffe.ours(input.source.id)" },
+	func(w *writer) string {
+		return "spiffe.namespace(input.source.id) == " + w.quoted([]string{"shop", "ops"})
+	},
+	func(w *writer) string {
+		return "spiffe.service_account(input.source.id) in " + w.list([]string{"web", "cron", ""}, "{", "}")
+	},
+	func(w *writer) string {
+		return "spiffe.service(input.source.id) == " + w.quoted([]string{"web", "orders"})
+	},
+	func(w *writer) string { return "spiffe.trust_domain(input.source.id) != " + w.quoted(trustDomains) },
+	func(w *writer) string {
+		return pick(w.r, []string{"", "not "}) + pick(w.r, []string{"http.reads", "http.writes"})
+	},
+	func(w *writer) string {
+		return pick(w.r, []string{"", "not "}) + "http.path(" + w.quoted([]string{"/", "/orders", "/orders/{*}", "/orders/*", "/{**}/items", "/o*", "/orders/", "/{*}/{**}/items/*", "/{x}", "/a/{**}/{**}"}) + ")"
+	},
+	func(w *writer) string { return "http.header(" + w.quoted(headerNames) + ") == " + w.quoted(words) },
+	func(w *writer) string {
+		return "http.header_has(" + w.quoted(headerNames) + ", " + w.quoted(words) + ")"
+	},
+	func(w *writer) string {
+		return "not http.header_has(" + w.quoted(headerNames) + ", " + w.quoted(words) + ")"
+	},
+	func(w *writer) string { return "http.header_matches(" + w.quoted(headerNames) + `, "[a-z]+")` },
+	func(w *writer) string { return "http.query(" + w.quoted(queryNames) + ") == " + w.quoted(words) },
+	func(w *writer) string { return "http.query_has(" + w.quoted(queryNames) + ", " + w.quoted(words) + ")" },
+	func(w *writer) string {
+		return `net.in_cidr(input.connection.peer_ip, {"10.0.0.0/8", "2001:db8::/32"})`
+	},
+	func(w *writer) string { return `not net.in_cidr(input.connection.client_ip, {"10.0.0.0/8"})` },
+	func(w *writer) string { return `net.outside_cidr(input.connection.peer_ip, {"192.0.2.0/24"})` },
+	func(w *writer) string { return "net.is_address(input.connection.client_ip)" },
+	func(w *writer) string { return `grpc.call("/shop.payments.v1.Payments/Charge")` },
+	func(w *writer) string { return `clock.between("2029-12-24T00:00:00Z", "2030-01-02T00:00:00+01:00")` },
+	func(w *writer) string { return `clock.hours("08:00", "17:30", "Europe/Vienna")` },
+	func(w *writer) string { return `clock.weekday("UTC") in {"Saturday", "Tuesday"}` },
+	func(w *writer) string {
+		v := w.name("u")
+		return fmt.Sprintf(`some %[1]s in token.verified; token.by(%[1]s, "https://issuer.example", %[2]s)`, v, w.quoted(words))
+	},
+	func(w *writer) string {
+		v := w.name("u")
+		return fmt.Sprintf(`some %[1]s in token.verified; token.claim_is(%[1]s, "role", %[2]s)`, v, w.quoted([]string{"admin", "user"}))
+	},
+	func(w *writer) string {
+		v := w.name("u")
+		return fmt.Sprintf(`some %[1]s in token.verified; token.claim_has(%[1]s, "groups", "admin")`, v)
+	},
+}
+
 // hardConditions are what a compiler would be wrong to be sure of.
 var hardConditions = []func(w *writer) string{
 	func(w *writer) string { f, _ := w.text(); return "to_number(" + f + ") > 3" },
@@ -252,7 +312,21 @@ func (w *writer) condition() string {
 	if w.hard && w.r.IntN(4) == 0 {
 		return pick(w.r, hardConditions)(w)
 	}
+	if w.library && w.r.IntN(3) == 0 {
+		return pick(w.r, libraryConditions)(w)
+	}
 	return pick(w.r, conditions)(w)
+}
+
+// imports are what the rules of a module may use.
+func (w *writer) imports(of ...string) {
+	for _, name := range of {
+		w.printf("\nimport data.%s", name)
+	}
+	if w.library {
+		w.printf("\nimport data.writ.spiffe\nimport data.writ.http\nimport data.writ.net\nimport data.writ.grpc\nimport data.writ.token\nimport data.writ.time as clock")
+	}
+	w.printf("\n")
 }
 
 func (w *writer) body(lead string) {
@@ -298,7 +372,7 @@ func (w *writer) rules(name, lead string) (set bool) {
 
 // newPolicy is a random policy in txtar form.
 func newPolicy(r *rand.Rand) string {
-	w := &writer{r: r, hard: r.IntN(3) == 0}
+	w := &writer{r: r, hard: r.IntN(3) == 0, library: r.IntN(3) == 0}
 	w.printf(`-- data.yaml --
 writ:
   services:
@@ -317,7 +391,8 @@ writ:
 	w.printf("allowed: %s\nroles: {%s: admin, %s: user}\n", w.list(ids, "[", "]"), `"spiffe://example.org/svc/web"`, `"spiffe://example.org/svc/support"`)
 	w.shop()
 	if r.IntN(3) > 0 {
-		w.printf("-- guard.rego --\npackage guardrails.one\n\nimport data.shop\n")
+		w.printf("-- guard.rego --\npackage guardrails.one\n")
+		w.imports("shop")
 		which := r.IntN(3)
 		if which != 0 {
 			w.rules("deny", `input.layer == "request"`)
@@ -327,7 +402,8 @@ writ:
 		}
 	}
 	for _, service := range services[:1+r.IntN(2)] {
-		w.printf("-- %s.rego --\npackage services.%s\n\nimport data.shop\n", service, service)
+		w.printf("-- %s.rego --\npackage services.%s\n", service, service)
+		w.imports("shop")
 		isSet := w.rules("allow", "")
 		if r.IntN(2) == 0 {
 			w.rules("deny", "")
@@ -342,7 +418,9 @@ writ:
 // shop writes what rules share. Helpers use none of each other, so that they
 // do not recurse.
 func (w *writer) shop() {
-	w.printf("-- shop.rego --\npackage shop\n\ncaller := trim_prefix(input.source.id, \"spiffe://example.org/svc/\")\n")
+	w.printf("-- shop.rego --\npackage shop\n")
+	w.imports()
+	w.printf("\ncaller := trim_prefix(input.source.id, \"spiffe://example.org/svc/\")\n")
 	for i := range 3 {
 		for range 1 + w.r.IntN(2) {
 			w.printf("\nhelper%d if {\n", i)
