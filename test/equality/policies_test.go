@@ -230,11 +230,11 @@ var libraryConditions = []func(w *writer) string{
 	func(w *writer) string { return "http.query(" + w.quoted(queryNames) + ") == " + w.quoted(words) },
 	func(w *writer) string { return "http.query_has(" + w.quoted(queryNames) + ", " + w.quoted(words) + ")" },
 	func(w *writer) string {
-		return `net.in_cidr(input.connection.peer_ip, {"10.0.0.0/8", "2001:db8::/32"})`
+		return `addresses.in_cidr(input.connection.peer_ip, {"10.0.0.0/8", "2001:db8::/32"})`
 	},
-	func(w *writer) string { return `not net.in_cidr(input.connection.client_ip, {"10.0.0.0/8"})` },
-	func(w *writer) string { return `net.outside_cidr(input.connection.peer_ip, {"192.0.2.0/24"})` },
-	func(w *writer) string { return "net.is_address(input.connection.client_ip)" },
+	func(w *writer) string { return `not addresses.in_cidr(input.connection.client_ip, {"10.0.0.0/8"})` },
+	func(w *writer) string { return `addresses.outside_cidr(input.connection.peer_ip, {"192.0.2.0/24"})` },
+	func(w *writer) string { return "addresses.is_address(input.connection.client_ip)" },
 	func(w *writer) string { return `grpc.call("/shop.payments.v1.Payments/Charge")` },
 	func(w *writer) string { return `clock.between("2029-12-24T00:00:00Z", "2030-01-02T00:00:00+01:00")` },
 	func(w *writer) string { return `clock.hours("08:00", "17:30", "Europe/Vienna")` },
