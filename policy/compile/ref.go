@@ -126,7 +126,7 @@ func (x *evaluation) walkInput(s state, v value, present *cond, path []*ast.Term
 			}
 		case constantKey != nil: // No field has such a name.
 		default:
-			x.ask(s, "any field of %s", v.path)
+			x.ask(s.and(present), "any field of %s", v.path)
 		}
 	case tokens:
 		if !x.isFree(s, path[0]) {
@@ -272,7 +272,7 @@ func (x *evaluation) document(s state, d doc, path []*ast.Term, k func(state, va
 		x.ask(s, "any of the rules in %s", d.ref)
 		return
 	}
-	next := doc{tree: d.tree.Child(key), ref: d.ref.Append(ast.NewTerm(key))}
+	next := doc{tree: child(d.tree, key), ref: d.ref.Append(ast.NewTerm(key))}
 	if base, ok := d.base.(ast.Object); ok {
 		if t := base.Get(ast.NewTerm(key)); t != nil {
 			next.base = t.Value

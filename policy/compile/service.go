@@ -49,9 +49,10 @@ func (c *serviceCompiler) compile() {
 	}
 	c.breakGlass()
 	service := ast.String(c.unit.Service)
-	tree, path := c.tree("services").Child(service), ast.Ref{ast.StringTerm("services"), ast.NewTerm(service)}
+	tree, path := child(c.tree("services"), service), ast.Ref{ast.StringTerm("services"), ast.NewTerm(service)}
 	c.tier(policy.ServiceDeny, tree, path, "deny")
 	c.tier(policy.ServiceAllow, tree, path, "allow")
+	c.written()
 	order := map[string]int{}
 	for t := policy.Guardrail; t <= policy.ServiceAllow; t++ {
 		order[t.String()] = int(t)
@@ -71,8 +72,8 @@ func (c *serviceCompiler) unknownRoot() string {
 		}
 	}
 	writ, _ := data.Get(ast.StringTerm("writ")).Value.(ast.Object)
-	if rules := writ.Get(ast.StringTerm("rules")); rules != nil {
-		return "data.writ.rules holds rules"
+	if written := c.p.Rules(); writ.Get(ast.StringTerm("rules")) != nil && len(written.Guardrails)+len(written.Services) == 0 {
+		return "data.writ.rules holds rules that no file has"
 	}
 	services, _ := writ.Get(ast.StringTerm("services")).Value.(ast.Object)
 	entry := services.Get(ast.StringTerm(c.unit.Service))
@@ -84,11 +85,14 @@ func (c *serviceCompiler) unknownRoot() string {
 
 // tree is the rules below data.root, nil if there are none.
 func (c *serviceCompiler) tree(root string) *ast.TreeNode {
-	data := c.p.Compiler().RuleTree.Child(ast.DefaultRootDocument.Value)
-	if data == nil {
+	return child(child(c.p.Compiler().RuleTree, ast.DefaultRootDocument.Value), ast.String(root))
+}
+
+func child(tree *ast.TreeNode, key ast.Value) *ast.TreeNode {
+	if tree == nil {
 		return nil
 	}
-	return data.Child(ast.String(root))
+	return tree.Child(key)
 }
 
 func children(tree *ast.TreeNode) []ast.Value {
@@ -107,10 +111,7 @@ type found struct {
 
 // tier compiles the rules of one name in one package.
 func (c *serviceCompiler) tier(tier policy.Tier, tree *ast.TreeNode, path ast.Ref, name string) {
-	if tree == nil {
-		return
-	}
-	node := tree.Child(ast.String(name))
+	node := child(tree, ast.String(name))
 	if node == nil || len(node.Values) == 0 {
 		return
 	}
@@ -353,6 +354,39 @@ func atoms(c conj) []program.Atom {
 	return out
 }
 
+// written adds the YAML rules, which are compiled from their own form.
+func (c *serviceCompiler) written() {
+	set := c.p.Rules()
+	for _, r := range slices.Concat(set.Guardrails, set.Services[c.unit.Service]) {
+		w := translate(&r)
+		report := RuleReport{Tier: r.Tier.String(), ID: r.ID, File: r.File, Line: r.Line, Result: Compiled, Why: w.why, Clauses: len(w.clauses)}
+		if len(w.clauses) == 0 {
+			report.Result = Never
+		}
+		if len(w.asks) > 0 {
+			report.Result = Guarded
+		}
+		for _, clause := range w.clauses {
+			clause.Rule = c.rules.index(c.p.Rule(r.Tier, c.unit.Service, r.ID))
+			c.unit.Clauses[r.Tier] = append(c.unit.Clauses[r.Tier], clause)
+			if clause.Ask && report.Result != Topdown {
+				report.Result = Guarded
+			}
+			if clause.Ask && len(clause.Atoms) == 0 {
+				report.Result = Topdown
+			}
+		}
+		c.unit.Ask = append(c.unit.Ask, w.asks...)
+		if report.Result == Guarded && report.Why == "" {
+			report.Why = "some of its conditions are asked about"
+		}
+		if c.always != "" {
+			report.Result, report.Why = Topdown, c.always
+		}
+		c.report.Rules = append(c.report.Rules, report)
+	}
+}
+
 // breakGlass compiles data.writ.broken_glass as it is written.
 func (c *serviceCompiler) breakGlass() {
 	var entries []string
@@ -361,7 +395,7 @@ func (c *serviceCompiler) breakGlass() {
 			entries = append(entries, b.ID)
 		}
 	}
-	node := c.tree("writ").Child(ast.String("broken_glass"))
+	node := child(c.tree("writ"), ast.String("broken_glass"))
 	if node == nil {
 		return
 	}

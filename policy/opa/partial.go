@@ -29,7 +29,7 @@ func (p *Program) Rule(tier policy.Tier, service, id string) policy.Rule {
 func (p *Program) HasPolicy(service string) bool { return p.rules.hasPolicy(service) }
 
 // Reads are the headers and query parameters that the rules look at.
-func (p *Program) Reads() policy.Reads { return readsOf(p.parsed).contract() }
+func (p *Program) Reads() policy.Reads { return p.reads().contract() }
 
 // RuleID is the id of a rule that decides, as it is written; literal is false
 // when it is computed, and then the id is the expression.
