@@ -21,6 +21,7 @@ type statusReport struct {
 	Version     string            `json:"version"`
 	Revision    string            `json:"revision"`
 	Activated   *time.Time        `json:"revision_activated,omitempty"`
+	Rollout     string            `json:"rollout,omitempty"`
 	Components  []statusComponent `json:"components"`
 	Alarms      []string          `json:"alarms"`
 }
@@ -73,7 +74,7 @@ func newStatusReport(resp *policyv1.StatusResponse) *statusReport {
 	r := &statusReport{
 		TrustDomain: resp.GetTrustDomain(), Version: resp.GetVersion(),
 		Revision: revisionText(resp.GetRevision()), Activated: moment(resp.GetRevisionActivated()),
-		Components: []statusComponent{}, Alarms: notNil(resp.GetAlarms()),
+		Rollout: terminalSafe(resp.GetRollout()), Components: []statusComponent{}, Alarms: notNil(resp.GetAlarms()),
 	}
 	for _, c := range resp.GetComponents() {
 		r.Components = append(r.Components, statusComponent{
@@ -91,7 +92,11 @@ func newStatusReport(resp *policyv1.StatusResponse) *statusReport {
 }
 
 func (r *statusReport) write(w io.Writer, now time.Time) error {
-	fmt.Fprintf(w, "trust domain  %s\nwritd         %s\npolicy        %s, %s old\n\n", r.TrustDomain, r.Version, r.Revision, age(r.Activated, now))
+	fmt.Fprintf(w, "trust domain  %s\nwritd         %s\npolicy        %s, %s old\n", r.TrustDomain, r.Version, r.Revision, age(r.Activated, now))
+	if r.Rollout != "" {
+		fmt.Fprintf(w, "rollout       %s\n", r.Rollout)
+	}
+	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "KIND\tNAME\tSPIFFE ID\tSTATE\tEXPIRES IN\tREVISION\tAGE\tAUDIT LAG\tMODE")
 	for _, c := range r.Components {

@@ -155,6 +155,7 @@ func (s *sidecar) follow() error {
 	}
 	s.follower, err = follow.New(follow.Config{
 		Conn: s.conn, Keys: keys, Publishers: publishers, Optional: optional, Dir: s.cfg.Policy.Dir, Service: s.cfg.Service, Log: s.log,
+		Instance: s.spool.Stream().Instance,
 		SPIFFEID: func() spiffeid.ID { return s.id },
 		Report: func() *policyv1.Report {
 			return &policyv1.Report{

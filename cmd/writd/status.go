@@ -62,6 +62,9 @@ func (s *statusService) Get(ctx context.Context, _ *policyv1.StatusRequest) (*po
 			resp.Revision = &policyv1.Revision{Epoch: active.Revision.Epoch, Number: active.Revision.Number, Digest: active.Revision.Digest[:]}
 			resp.RevisionActivated = active.Activated.UnixNano()
 		}
+		if rollout := w.decision.Rollout(); rollout != nil {
+			resp.Rollout = rollout.String()
+		}
 		if alarm := w.ahead(ctx); alarm != "" {
 			resp.Alarms = append(resp.Alarms, alarm)
 		}

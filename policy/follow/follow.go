@@ -19,6 +19,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
@@ -51,6 +52,9 @@ type Config struct {
 	Dir string
 	// SPIFFEID is the ID of the own SVID.
 	SPIFFEID func() spiffeid.ID
+	// Instance tells this follower from others with its SPIFFE ID, the same
+	// after a restart; rollouts choose by it. It may be empty.
+	Instance string
 	// Service is the service's name, for reports; empty for a mere caller.
 	Service string
 	// Report gives what is told beside service, revision and refusals.
@@ -76,6 +80,9 @@ type Follower struct {
 	// Used by Run's goroutine only.
 	kept    policy.Revision
 	refused string
+	// counted counts the decisions of what is in force; engine makes them.
+	counted *counted
+	engine  string
 
 	mu          sync.Mutex
 	current     policy.Revision
@@ -155,6 +162,9 @@ func (f *Follower) Run(ctx context.Context) error {
 func (f *Follower) watch(ctx context.Context) (heard bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if f.cfg.Instance != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, policyv1.InstanceKey, f.cfg.Instance)
+	}
 	stream, err := policyv1.NewDistributionClient(f.cfg.Conn).Watch(ctx, grpc.MaxCallRecvMsgSize(bundle.MaxArchiveBytes+1<<16))
 	if err != nil {
 		return false, err
@@ -194,6 +204,10 @@ func (f *Follower) send(stream grpc.BidiStreamingClient[policyv1.WatchRequest, p
 	report.Service, report.Refused, report.Revision = f.cfg.Service, f.refused, nil
 	if r := f.Revision(); !r.IsZero() {
 		report.Revision = &policyv1.Revision{Epoch: r.Epoch, Number: r.Number, Digest: r.Digest[:]}
+	}
+	if f.counted != nil {
+		report.Decisions, report.Denied = f.counted.counts()
+		report.Engine = f.engine
 	}
 	err := stream.Send(&policyv1.WatchRequest{Report: report, WantSources: f.cfg.Publishers != nil})
 	if errors.Is(err, io.EOF) {
@@ -263,7 +277,10 @@ func (f *Follower) advance(slice *bundle.Slice, data []byte) error {
 }
 
 func (f *Follower) activate(snapshot *policy.Snapshot) {
-	f.cfg.Activate(snapshot)
+	f.counted = &counted{Decider: snapshot.Decider}
+	inForce := *snapshot
+	inForce.Decider = f.counted
+	f.cfg.Activate(&inForce)
 	f.mu.Lock()
 	f.current = snapshot.Revision
 	f.mu.Unlock()
@@ -275,5 +292,6 @@ func (f *Follower) prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.engine = "topdown"
 	return program.Snapshot(opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated, Timeout: f.cfg.DecisionTimeout})
 }

@@ -219,7 +219,9 @@ type StatusResponse struct {
 	RevisionActivated int64                  `protobuf:"fixed64,4,opt,name=revision_activated,json=revisionActivated,proto3" json:"revision_activated,omitempty"`
 	Components        []*Component           `protobuf:"bytes,5,rep,name=components,proto3" json:"components,omitempty"`
 	// Alarms since start, newest last.
-	Alarms        []string `protobuf:"bytes,6,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	Alarms []string `protobuf:"bytes,6,rep,name=alarms,proto3" json:"alarms,omitempty"`
+	// How a rollout stands, in a sentence; empty when none runs.
+	Rollout       string `protobuf:"bytes,7,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -296,6 +298,13 @@ func (x *StatusResponse) GetAlarms() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetRollout() string {
+	if x != nil {
+		return x.Rollout
+	}
+	return ""
+}
+
 var File_policy_policyv1_status_proto protoreflect.FileDescriptor
 
 const file_policy_policyv1_status_proto_rawDesc = "" +
@@ -317,7 +326,7 @@ const file_policy_policyv1_status_proto_rawDesc = "" +
 	"\fnot_enforced\x18\f \x03(\tR\vnotEnforced\x12\x18\n" +
 	"\arefused\x18\r \x01(\tR\arefused\x12\x1a\n" +
 	"\bproblems\x18\x0e \x03(\tR\bproblems\"\x0f\n" +
-	"\rStatusRequest\"\x85\x02\n" +
+	"\rStatusRequest\"\x9f\x02\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x124\n" +
@@ -326,7 +335,8 @@ const file_policy_policyv1_status_proto_rawDesc = "" +
 	"\n" +
 	"components\x18\x05 \x03(\v2\x19.writ.policy.v1.ComponentR\n" +
 	"components\x12\x16\n" +
-	"\x06alarms\x18\x06 \x03(\tR\x06alarms2N\n" +
+	"\x06alarms\x18\x06 \x03(\tR\x06alarms\x12\x18\n" +
+	"\arollout\x18\a \x01(\tR\arollout2N\n" +
 	"\x06Status\x12D\n" +
 	"\x03Get\x12\x1d.writ.policy.v1.StatusRequest\x1a\x1e.writ.policy.v1.StatusResponseB3Z1github.com/writ-dev/writ/policy/policyv1;policyv1b\x06proto3"
 

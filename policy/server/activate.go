@@ -22,7 +22,15 @@ import (
 // activate records, stores and swaps in, in this order: after an error nothing
 // has changed, and what has changed is on record.
 func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info) (revisions.Info, error) {
-	actor := s.cfg.Actor(ctx)
+	actor := c.actor
+	if actor == "" {
+		actor = s.cfg.Actor(ctx)
+	}
+	if !c.halts {
+		if err := s.free(); err != nil {
+			return revisions.Info{}, err
+		}
+	}
 	if info.Author == "" {
 		info.Author = actor
 	}
@@ -33,10 +41,10 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 		if next, err = s.ready(info, c); err != nil {
 			return err
 		}
-		if err := s.markActivated(ctx, tx, info); err != nil {
+		if err := s.within(ctx, tx, c, info); err != nil {
 			return err
 		}
-		for _, act := range s.acts(actor, info, next) {
+		for _, act := range slices.Concat(s.acts(actor, info, next), c.acts) {
 			if err := s.cfg.Emit(ctx, act); err != nil {
 				return fmt.Errorf("cannot be put on record: %w", err)
 			}
@@ -55,11 +63,31 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 		}
 		return revisions.Info{}, status.Errorf(codes.Internal, "activate policy: %v", err)
 	}
-	s.parts = c.parts
-	s.swap(next)
-	s.outdate(context.WithoutCancel(ctx))
+	if info.Stage == revisions.Canary {
+		s.swapCanary(&rollout{canary: next, Running: c.running})
+	} else {
+		s.parts = c.parts
+		s.swap(next)
+		s.outdate(context.WithoutCancel(ctx))
+	}
 	s.cfg.Log.Info("policy activated", "revision", info.Revision.String(), "author", info.Author, "publisher", info.Publisher, "key_id", info.KeyID)
 	return info, nil
+}
+
+// within is what an activation changes in the database beside the revision.
+func (s *Server) within(ctx context.Context, tx *sql.Tx, c *candidate, info revisions.Info) error {
+	if info.Stage == revisions.Canary {
+		c.running.Number = info.Revision.Number
+		if err := s.store.StartRollout(ctx, tx, c.running); err != nil {
+			return err
+		}
+	}
+	if c.halts {
+		if err := s.endRollout(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return s.markActivated(ctx, tx, info)
 }
 
 // acts are what an activation means for the record: the revision, and an alarm
@@ -78,6 +106,9 @@ func (s *Server) acts(actor string, info revisions.Info, next *active) []identit
 	add := func(name, value string) { act.Details = append(act.Details, [2]string{name, value}) }
 	if info.SourceCommit != "" {
 		add("source_commit", info.SourceCommit)
+	}
+	if info.Stage == revisions.Canary {
+		add("canary_percent", strconv.Itoa(info.Rollout.Percent))
 	}
 	if info.RollbackOf != 0 {
 		act.Verb = "rolled back"

@@ -10,8 +10,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
@@ -45,18 +43,19 @@ func (s *distributionService) Watch(stream watchStream) error {
 	s.streams.Add(2) // This call and the one that receives.
 	s.mu.Unlock()
 	defer s.streams.Done()
-	peer := s.peers.connect(id, first.Report, s.cfg.Clock())
+	peer := s.peers.connect(id, followerHash(id, instanceOf(stream.Context())), first.Report, s.cfg.Clock())
 	if peer == nil {
 		s.streams.Done() // Nothing receives.
 		return status.Errorf(codes.ResourceExhausted, "%s has %d streams already", id, maxConnectedPerID)
 	}
 	defer func() { s.peers.disconnect(peer, s.cfg.Clock()) }()
+	s.settle(stream.Context(), peer)
 	received := make(chan error, 1)
 	go func() {
 		defer s.streams.Done()
 		received <- s.receive(stream, peer)
 	}()
-	return s.send(stream, id, first.WantSources, received)
+	return s.send(stream, peer, first.WantSources, received)
 }
 
 // receive keeps what the peer reports until the stream ends. When Watch
@@ -76,18 +75,21 @@ func (s *distributionService) receive(stream watchStream, peer *peer) error {
 		if refused := s.peers.report(peer, req.Report, s.cfg.Clock()); refused != "" {
 			s.cfg.Log.Warn("policy slice refused", "peer", peer.id.String(), "reason", refused)
 		}
+		if revision, reason := s.judge(peer); reason != "" {
+			s.haltFor(context.WithoutCancel(stream.Context()), revision, reason)
+		}
 	}
 }
 
 // send gives the slice at once and at each activation, and between them a
 // heartbeat: the revision in force without a bundle.
-func (s *distributionService) send(stream watchStream, id spiffeid.ID, sources bool, received <-chan error) error {
+func (s *distributionService) send(stream watchStream, p *peer, sources bool, received <-chan error) error {
 	heartbeat := time.NewTicker(s.cfg.Heartbeat)
 	defer heartbeat.Stop()
 	var sent policy.Revision
 	for {
-		a, changed := s.current()
-		if msg := s.message(a, id, sources, &sent); msg != nil {
+		a, changed := s.offered(p)
+		if msg := s.message(a, p, sources, &sent); msg != nil {
 			if err := stream.Send(msg); err != nil {
 				return err
 			}
@@ -114,19 +116,20 @@ func (s *distributionService) send(stream watchStream, id spiffeid.ID, sources b
 }
 
 // message is the slice of a if it has not been sent, or nil.
-func (s *distributionService) message(a *active, id spiffeid.ID, sources bool, sent *policy.Revision) *policyv1.Slice {
+func (s *distributionService) message(a *active, p *peer, sources bool, sent *policy.Revision) *policyv1.Slice {
 	if a == nil || a.info.Revision == *sent {
 		return nil
 	}
 	*sent = a.info.Revision
+	s.peers.offer(p, a.info.Revision)
 	seal := a.slice
 	if sources {
 		seal = a.sources
 	}
-	sealed, err := seal(id, s.cfg.DecisionKey)
+	sealed, err := seal(p.id, s.cfg.DecisionKey)
 	if err != nil {
 		// The peer keeps what it has, and status shows that it is behind.
-		s.cfg.Log.Error("policy slice cannot be made", "peer", id.String(), "revision", a.info.Revision.String(), "error", err)
+		s.cfg.Log.Error("policy slice cannot be made", "peer", p.id.String(), "revision", a.info.Revision.String(), "error", err)
 		return nil
 	}
 	return &policyv1.Slice{Revision: revisionProto(a.info.Revision), Bundle: sealed}

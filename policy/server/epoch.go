@@ -46,6 +46,9 @@ func (s *Server) RaiseEpoch(ctx context.Context, epoch uint64, reason string) (p
 	}
 	s.admin.Lock()
 	defer s.admin.Unlock()
+	if err := s.free(); err != nil {
+		return policy.Revision{}, err
+	}
 	have, err := s.store.Epoch(ctx)
 	if err != nil {
 		return policy.Revision{}, status.Error(codes.Internal, err.Error())

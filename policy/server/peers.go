@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
@@ -42,8 +43,15 @@ func (s *Server) Reports() []PeerReport { return s.peers.list() }
 
 type peer struct {
 	id       spiffeid.ID
+	hash     uint64 // see followerHash
 	report   *policyv1.Report
 	lastSeen time.Time
+
+	// offered was sent last. What was said before that is not about it:
+	// refusedBefore, and the decisions made under what ran then.
+	offered       policy.Revision
+	refusedBefore string
+	before        *policyv1.Report
 }
 
 // peers follows streams. Replicas share a SPIFFE ID, so that each stream is a
@@ -61,7 +69,7 @@ type goneKey struct {
 }
 
 // connect is nil when the SPIFFE ID has too many streams already.
-func (p *peers) connect(id spiffeid.ID, report *policyv1.Report, now time.Time) *peer {
+func (p *peers) connect(id spiffeid.ID, hash uint64, report *policyv1.Report, now time.Time) *peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	replicas := 0
@@ -76,7 +84,7 @@ func (p *peers) connect(id spiffeid.ID, report *policyv1.Report, now time.Time) 
 	if p.connected == nil {
 		p.connected, p.gone = map[*peer]bool{}, map[goneKey]*peer{}
 	}
-	c := &peer{id: id, report: bounded(report), lastSeen: now}
+	c := &peer{id: id, hash: hash, report: bounded(report), lastSeen: now}
 	p.connected[c] = true
 	delete(p.gone, goneKey{id, c.report.Service})
 	return c
@@ -131,6 +139,77 @@ func (p *peers) forget(of func(goneKey) bool) {
 	delete(p.gone, oldest)
 }
 
+// offer notes what is sent to a peer.
+func (p *peers) offer(c *peer, revision policy.Revision) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.offered, c.refusedBefore, c.before = revision, c.report.Refused, c.report
+}
+
+// refusedOffer is why a peer refused the revision, empty when it was not offered
+// to it, or not refused.
+func (p *peers) refusedOffer(c *peer, revision policy.Revision) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.offered != revision || c.report.Refused == c.refusedBefore {
+		return ""
+	}
+	return c.report.Refused
+}
+
+// runs reports whether a peer says to run the revision of that number.
+func (p *peers) runs(c *peer, number uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return c.report.GetRevision().GetNumber() == number
+}
+
+// hashes are those of the peers that are connected, ascending.
+func (p *peers) hashes() []uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := make([]uint64, 0, len(p.connected))
+	for c := range p.connected {
+		list = append(list, c.hash)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// shares adds up what peers said of the revision here and of the one there.
+// Where the others have made fewer decisions than enough, there counts also what
+// those who are here now said before they changed.
+func (p *peers) shares(here, there policy.Revision, enough uint64) (h, t Share) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var earlier Share
+	add := func(c *peer) {
+		under(here, c.report, &h)
+		under(there, c.report, &t)
+		if c.offered == here && c.before != c.report {
+			under(there, c.before, &earlier)
+		}
+	}
+	for c := range p.connected {
+		add(c)
+	}
+	for _, c := range p.gone {
+		add(c)
+	}
+	if t.Decisions < enough {
+		t.Decisions += earlier.Decisions
+		t.Denied += earlier.Denied
+	}
+	return h, t
+}
+
+func under(revision policy.Revision, report *policyv1.Report, into *Share) {
+	if r := report.GetRevision(); r.GetNumber() == revision.Number && r.GetEpoch() == revision.Epoch {
+		into.Decisions += report.GetDecisions()
+		into.Denied += report.GetDenied()
+	}
+}
+
 func (p *peers) list() []PeerReport {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,6 +235,7 @@ func (p *peers) list() []PeerReport {
 func bounded(r *policyv1.Report) *policyv1.Report {
 	out := &policyv1.Report{
 		Service: clean(r.Service), Version: clean(r.Version), Refused: clean(r.Refused), SvidExpires: r.SvidExpires,
+		Decisions: r.Decisions, Denied: min(r.Denied, r.Decisions), Engine: clean(r.Engine),
 	}
 	if rev := r.Revision; rev != nil && len(rev.Digest) == 32 {
 		out.Revision = &policyv1.Revision{Epoch: rev.Epoch, Number: rev.Number, Digest: slices.Clone(rev.Digest)}

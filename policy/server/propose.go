@@ -177,8 +177,9 @@ func (s *adminService) Withdraw(ctx context.Context, req *policyv1.WithdrawReque
 func (s *adminService) Activate(ctx context.Context, req *policyv1.ActivateRequest) (*policyv1.ActivateResponse, error) {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	if req.Rollout != nil {
-		return nil, status.Error(codes.Unimplemented, "rollouts are not served")
+	asked, err := rolloutOf(req.Rollout)
+	if err != nil {
+		return nil, err
 	}
 	p, err := s.open(ctx, req.Number)
 	if err != nil {
@@ -198,8 +199,10 @@ func (s *adminService) Activate(ctx context.Context, req *policyv1.ActivateReque
 		return nil, s.refuse(ctx, p, "activated", strings.Join(missing, "; "))
 	}
 	info := c.info(revisions.Info{Author: p.Author, Message: p.Message, SourceCommit: p.SourceCommit, Proposal: p.Number, Approvals: approvals})
-	info, err = s.activate(ctx, c, info)
-	if err != nil {
+	if err := s.prepareRollout(c, &info, asked); err != nil {
+		return nil, err
+	}
+	if info, err = s.activate(ctx, c, info); err != nil {
 		return nil, err
 	}
 	return &policyv1.ActivateResponse{Revision: revisionProto(info.Revision)}, nil

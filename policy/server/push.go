@@ -27,8 +27,9 @@ func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*po
 	if err := checkWords(req.Message, req.SourceCommit); err != nil {
 		return nil, err
 	}
-	if req.Rollout != nil {
-		return nil, status.Error(codes.Unimplemented, "rollouts are not served")
+	asked, err := rolloutOf(req.Rollout)
+	if err != nil {
+		return nil, err
 	}
 	s.admin.Lock()
 	defer s.admin.Unlock()
@@ -56,8 +57,11 @@ func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*po
 	if need := s.required(c.program.Catalogue(), c.pushed.KeyID, c.pushed.Publisher); !need.none() {
 		return nil, s.mustPropose(ctx, "pushed", need)
 	}
-	info, err := s.activate(ctx, c, c.info(revisions.Info{Message: req.Message, SourceCommit: req.SourceCommit}))
-	if err != nil {
+	info := c.info(revisions.Info{Message: req.Message, SourceCommit: req.SourceCommit})
+	if err := s.prepareRollout(c, &info, asked); err != nil {
+		return nil, err
+	}
+	if info, err = s.activate(ctx, c, info); err != nil {
 		return nil, err
 	}
 	resp.Revision = revisionProto(info.Revision)
@@ -102,6 +106,15 @@ type candidate struct {
 	// pushed is the part that is new.
 	pushed bundle.Part
 	tests  revisions.Tests
+
+	// running is how it is rolled out, if it is.
+	running revisions.Running
+	// halts is set on what ends a rollout.
+	halts bool
+	// actor, when not empty, is who does it if nobody asked for it.
+	actor string
+	// acts go on record with the activation.
+	acts []identity.Act
 }
 
 // info fills in what the candidate knows of itself.

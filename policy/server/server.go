@@ -1,7 +1,7 @@
 // Package server is the control plane's side of policy: it takes policy in
 // (policyv1.Admin) and hands it out (policyv1.Distribution).
 //
-// One revision is in force. A push is verified, checked and tested, put on
+// One revision is in force, or during a rollout two. A push is verified, checked and tested, put on
 // record, stored, and then swapped in; followers get their slice of it within
 // the same moment. What is refused changes nothing.
 package server
@@ -82,7 +82,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	active  *active
-	changed chan struct{} // closed when active changes
+	rollout *rollout      // nil when none runs
+	changed chan struct{} // closed when active or rollout changes
 	closed  bool
 
 	done    chan struct{}
@@ -142,6 +143,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if s.active, err = s.prepare(info, content, s.parts); err != nil {
 		cfg.Log.Error("policy in force cannot be prepared", "revision", info.Revision.String(), "error", err)
 	}
+	if err := s.resume(ctx); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -194,7 +198,19 @@ func (s *Server) current() (*active, <-chan struct{}) {
 func (s *Server) swap(a *active) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.active = a
+	s.active, s.rollout = a, nil
+	s.tell()
+}
+
+func (s *Server) swapCanary(r *rollout) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rollout = r
+	s.tell()
+}
+
+// tell wakes up who waits for a change. mu is held.
+func (s *Server) tell() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }

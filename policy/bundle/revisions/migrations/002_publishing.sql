@@ -64,8 +64,9 @@ CREATE TABLE policy_approvals (
 CREATE TABLE policy_rollout (
     id        INTEGER PRIMARY KEY CHECK (id = 1),
     number    INTEGER NOT NULL REFERENCES policy_revisions (number),
-    -- Followers whose hash is at most this one have it, 8 bytes big endian.
+    -- Followers whose hash is at most the first have it, and those of the rest;
+    -- each 8 bytes, big endian.
     threshold BLOB    NOT NULL,
-    -- Whether the threshold has found a follower.
+    -- Whether there was a follower to have it.
     settled   INTEGER NOT NULL
 );
