@@ -77,7 +77,7 @@ func newPlane(t testing.TB, change func(*server.Config)) *plane {
 	}
 	t.Cleanup(func() { db.Close() })
 	decision := newKey(t)
-	p := &plane{t: t, keys: keysOf(t, decision), publisher: newKey(t)}
+	p := &plane{t: t, keys: keysOf(t, decision), publisher: newKey(t), progress: make(chan struct{}, 1)}
 	p.config = server.Config{
 		DB:          db,
 		DecisionKey: decision,
@@ -118,7 +118,6 @@ func (p *plane) start() {
 	p.server = s
 	listener := bufconn.Listen(1 << 20) // The next start replaces p.listener.
 	p.listener = listener
-	p.progress = make(chan struct{}, 1)
 	g := grpc.NewServer(grpc.MaxRecvMsgSize(server.MaxMessageBytes), grpc.MaxSendMsgSize(server.MaxMessageBytes),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			defer p.advanced()
