@@ -324,7 +324,7 @@ func (w *writer) imports(of ...string) {
 		w.printf("\nimport data.%s", name)
 	}
 	if w.library {
-		w.printf("\nimport data.writ.spiffe\nimport data.writ.http\nimport data.writ.net\nimport data.writ.grpc\nimport data.writ.token\nimport data.writ.time as clock")
+		w.printf("\nimport data.writ.spiffe\nimport data.writ.http\nimport data.writ.net as addresses\nimport data.writ.grpc\nimport data.writ.token\nimport data.writ.time as clock")
 	}
 	w.printf("\n")
 }
