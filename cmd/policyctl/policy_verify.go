@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/compile"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
@@ -200,12 +201,17 @@ func (r *verified) write(w io.Writer) error {
 }
 
 // rebuildSlice does what the control plane does with sources.
-func rebuildSlice(_ context.Context, content bundle.Content, like *bundle.Slice) (*bundle.Slice, error) {
+func rebuildSlice(ctx context.Context, content bundle.Content, like *bundle.Slice) (*bundle.Slice, error) {
 	cutter, err := bundle.NewCutter(content)
 	if err != nil {
 		return nil, err
 	}
 	revision := like.Revision
 	revision.Digest = content.Digest()
-	return cutter.Cut(bundle.SliceConfig{Revision: revision, Activated: like.Activated, SPIFFEID: like.SPIFFEID})
+	slice, err := cutter.Cut(bundle.SliceConfig{Revision: revision, Activated: like.Activated, SPIFFEID: like.SPIFFEID})
+	if err != nil || like.Program == nil {
+		return slice, err
+	}
+	slice.Program, _, err = compile.Slice(ctx, slice, compile.Config{})
+	return slice, err
 }

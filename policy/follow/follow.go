@@ -24,6 +24,7 @@ import (
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/owners"
+	"github.com/writ-dev/writ/policy/compile"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
@@ -250,7 +251,12 @@ func (f *Follower) open(data []byte) (*bundle.Slice, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cutter.Cut(bundle.SliceConfig{Revision: src.Revision, Activated: src.Activated, SPIFFEID: id})
+	slice, err := cutter.Cut(bundle.SliceConfig{Revision: src.Revision, Activated: src.Activated, SPIFFEID: id})
+	if err != nil {
+		return nil, err
+	}
+	slice.Program, _, err = compile.Slice(context.Background(), slice, compile.Config{}) // It has a limit of its own.
+	return slice, err
 }
 
 func (f *Follower) advance(slice *bundle.Slice, data []byte) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -112,6 +113,24 @@ func TestRestore(t *testing.T) {
 	if !strings.Contains(strings.Join(status.Alarms, "\n"), "policy epoch 2 raised by restore") {
 		t.Errorf("alarms: %q", status.Alarms)
 	}
+	rebuild(t, p)
 	// The record goes on where the backup ends.
 	p.ctl("audit", "verify", filepath.Join(after, "audit"), "--key", filepath.Join(after, "public", "audit.vkey"))
+}
+
+// rebuild proves that what the sidecar of orders got, and keeps, is what the
+// sources give, and finds where others differ.
+func rebuild(t *testing.T, p *pair) {
+	t.Helper()
+	const orders = "spiffe://example.org/svc/orders"
+	kept := filepath.Join(p.dataDir, "sidecars", "orders", "policy", "slice.tar.gz")
+	p.ctl("policy", "verify", "--rebuild", "--spiffe-id", orders, "-f", p.file, p.policy)
+	p.ctl("policy", "verify", "--rebuild", "--slice", kept, "-f", p.file, p.policy)
+	changed := t.TempDir()
+	write(t, changed, "orders.rego", "package services.orders\n\nallow contains \"version-2\" if input.source.path == \"/svc/evil\"\n")
+	cmd := exec.Command(filepath.Join(bin, "policyctl"), "policy", "verify", "--rebuild", "--slice", kept, "-f", p.file, "--data-dir", p.dataDir, changed)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "orders.rego: differs") {
+		t.Errorf("other sources: %v\n%s", err, out)
+	}
 }
