@@ -62,15 +62,13 @@ type residue struct {
 
 func newBuilder(p *patterns) *builder {
 	b := &builder{e: &engine{}, patterns: p, fields: map[string]uint32{}, known: map[string]uint32{}}
-	b.e.units = map[string]*unit{}
 	b.e.nodes = make([]node, 1)
 	b.e.expiry = make([]int64, 1)
 	return b
 }
 
 func (b *builder) unit(u *Unit, ranks []uint32) {
-	built := &unit{reason: noRule(u)}
-	b.e.units[u.Service] = built
+	built := unit{reason: noRule(u)}
 	built.ask = b.tier(u.Ask, func(*Clause) ref { return ref{ask: true} })
 	for tier := policy.Guardrail; tier <= policy.ServiceAllow; tier++ {
 		built.tiers[tier] = b.tier(u.Clauses[tier], func(c *Clause) ref {
@@ -82,6 +80,8 @@ func (b *builder) unit(u *Unit, ranks []uint32) {
 			return x
 		})
 	}
+	b.e.names = append(b.e.names, u.Service)
+	b.e.units = append(b.e.units, built)
 }
 
 // tier builds the index of clauses and returns its root, 0 when there are none.
@@ -232,6 +232,12 @@ func (b *builder) finish() *engine {
 	e := b.e
 	e.fields, e.atoms, e.nodes = slices.Clip(e.fields), slices.Clip(e.atoms), slices.Clip(e.nodes)
 	e.refs, e.conds, e.trie, e.first = slices.Clip(e.refs), slices.Clip(e.conds), slices.Clip(e.trie), slices.Clip(e.first)
+	if len(e.names) > fewTexts {
+		e.byName = make(map[string]*unit, len(e.names))
+		for i, name := range e.names {
+			e.byName[name] = &e.units[i]
+		}
+	}
 	e.pool.New = func() any {
 		return &run{slots: make([]slot, len(e.fields)), memo: make([]uint32, e.memos)}
 	}

@@ -1,6 +1,7 @@
 package program
 
 import (
+	"fmt"
 	"math"
 	"sync"
 	"testing"
@@ -199,6 +200,29 @@ func TestAllocations(t *testing.T) {
 		// average over many runs rounds away.
 		if n := testing.AllocsPerRun(1000, func() { e.Decide(in, &out) }); n != 0 && !raceEnabled {
 			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
+func TestManyUnits(t *testing.T) {
+	for _, n := range []int{1, fewTexts, 50} {
+		p := &Program{}
+		for i := range n {
+			p.Units = append(p.Units, Unit{Service: fmt.Sprintf("service-%03d", i)})
+		}
+		e, err := New(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n + 1 {
+			in := full()
+			in.Destination.Service = fmt.Sprintf("service-%03d", i)
+			var out policy.Decision
+			if answered := e.Decide(in, &out); answered != (i < n) {
+				t.Errorf("%d units: %s answered: %v", n, in.Destination.Service, answered)
+			} else if want := fmt.Sprintf("no policy for service %q", in.Destination.Service); answered && out.Reason != want {
+				t.Errorf("%d units: %q; want %q", n, out.Reason, want)
+			}
 		}
 	}
 }

@@ -17,7 +17,11 @@ type Evaluator struct {
 
 // engine is what evaluators of one Program share, whatever their revision.
 type engine struct {
-	units  map[string]*unit
+	// names of the units, and the units: a slice has few, and then comparing
+	// is cheaper than hashing.
+	names  []string
+	units  []unit
+	byName map[string]*unit // nil when there are few
 	fields []field
 	atoms  []atom
 	nodes  []node
@@ -57,13 +61,17 @@ func (e *Evaluator) At(revision policy.Revision) *Evaluator {
 	return &Evaluator{engine: e.engine, revision: revision}
 }
 
-// Services are those that e decides for, in no order.
-func (e *Evaluator) Services() []string {
-	names := make([]string, 0, len(e.units))
-	for name := range e.units {
-		names = append(names, name)
+// unit decides for a service, nil when none does.
+func (e *engine) unit(service string) *unit {
+	if e.byName != nil {
+		return e.byName[service]
 	}
-	return names
+	for i, name := range e.names {
+		if name == service {
+			return &e.units[i]
+		}
+	}
+	return nil
 }
 
 // Decide fills out with what topdown would decide, or reports false: then out
@@ -71,7 +79,7 @@ func (e *Evaluator) Services() []string {
 // the memory of out.
 func (e *Evaluator) Decide(in *policy.Input, out *policy.Decision) bool {
 	out.Reset()
-	u := e.units[in.Destination.Service]
+	u := e.unit(in.Destination.Service)
 	if u == nil {
 		return false
 	}

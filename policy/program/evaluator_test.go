@@ -16,6 +16,9 @@ import (
 // programs. WRIT_SEED repeats one seed, and WRIT_ROUNDS does more.
 func TestAgainstReference(t *testing.T) {
 	seed, rounds := rand.Uint64(), 250
+	if raceEnabled {
+		rounds = 25
+	}
 	if s := os.Getenv("WRIT_SEED"); s != "" {
 		seed, _ = strconv.ParseUint(s, 10, 64)
 		rounds = 1
