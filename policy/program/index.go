@@ -13,7 +13,7 @@ const leafSize = 8
 
 // maxChain bounds the dimensions tried one after the other at one place of an
 // index, each of which is a step of every walk that comes by.
-const maxChain = 48
+const maxChain = 24
 
 // index makes a tree of items and returns its root, 0 when there are none.
 // What it does at each node: take the dimension that leaves the fewest clauses
