@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,15 +22,21 @@ import (
 const evalTimeout = 10 * time.Second
 
 func newPolicyEvalCmd(a *app) *cobra.Command {
-	var inputs inputFlags
-	var query string
-	var from sourceFlags
+	var (
+		inputs        inputFlags
+		from          sourceFlags
+		query, engine string
+	)
 	cmd := &cobra.Command{
 		Use:   "eval SOURCE --input FILE",
 		Short: "Decide inputs by a policy directory, without a control plane",
 		Long: `Decide inputs (JSON, version 1) by a policy directory. The file holds one
 input, or several one after the other, such as JSON lines. An input without a
 time is decided as of now, or as of --time, which stands above the input's own.
+
+--engine compiled decides by the compiled form, which asks topdown where it is
+not sure; both decides twice and ends with exit code 1 if there is a
+difference.
 
 With --query the result is the value of a Rego term instead, data.writ
 included; a term with several answers gives all of them. It is evaluated as a
@@ -41,6 +49,9 @@ decision is: the same builtins, an error is an error.
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: sourceArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains(evalEngines, engine) || query != "" && engine != engineTopdown {
+				return fmt.Errorf("--engine %q: want %s; --query is answered by topdown", engine, strings.Join(evalEngines, ", "))
+			}
 			program, err := a.loadPolicy(cmd.Context(), from, args[0])
 			if err != nil {
 				return err
@@ -52,10 +63,12 @@ decision is: the same builtins, an error is an error.
 			if query != "" {
 				return a.evalQuery(cmd.Context(), program, query, list)
 			}
-			return a.evalDecisions(cmd.Context(), args[0], program, list)
+			return a.evalDecisions(cmd.Context(), evaluation{dir: args[0], program: program, engine: engine, inputs: list})
 		},
 	}
 	inputs.add(cmd)
+	cmd.Flags().StringVar(&engine, "engine", engineTopdown, "what decides: topdown, compiled or both")
+	_ = cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(evalEngines, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringVar(&query, "query", "", "Rego term to evaluate instead of the decision")
 	_ = cmd.RegisterFlagCompletionFunc("query", cobra.FixedCompletions([]string{"data.writ.decision", "data.services.", "data.guardrails."}, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace))
 	from.add(cmd)
@@ -137,6 +150,8 @@ type decisionInfo struct {
 	Rules   []ruleInfo `json:"rules"`
 	Reason  string     `json:"reason,omitempty"`
 	Expires *time.Time `json:"expires,omitempty"`
+	// Engine that decided, where it was asked for: topdown or compiled.
+	Engine string `json:"engine,omitempty"`
 }
 
 type ruleInfo struct {
@@ -171,36 +186,10 @@ func (i decisionInfo) write(w io.Writer, dir string) error {
 	if i.Expires != nil {
 		fmt.Fprintf(w, "expires: %s\n", i.Expires.Format(time.RFC3339))
 	}
+	if i.Engine != "" {
+		fmt.Fprintln(w, "engine:", i.Engine)
+	}
 	return nil
-}
-
-func (a *app) evalDecisions(ctx context.Context, dir string, program *opa.Program, inputs []*policy.Input) error {
-	snapshot, err := program.Snapshot(opa.SnapshotConfig{Timeout: evalTimeout})
-	if err != nil {
-		return err
-	}
-	result := struct {
-		Decisions []decisionInfo `json:"decisions"`
-	}{}
-	for _, in := range inputs {
-		var d policy.Decision
-		snapshot.Decider.Decide(ctx, in, &d)
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		result.Decisions = append(result.Decisions, decisionInfoFrom(&d))
-	}
-	return a.emit(result, func(w io.Writer) error {
-		for i, d := range result.Decisions {
-			if i > 0 {
-				fmt.Fprintln(w)
-			}
-			if err := d.write(w, dir); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 func (a *app) evalQuery(ctx context.Context, program *opa.Program, query string, inputs []*policy.Input) error {
