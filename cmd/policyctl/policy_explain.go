@@ -7,10 +7,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/opa"
-	"github.com/writ-dev/writ/policy/simulate"
 )
 
 func newPolicyExplainCmd(a *app) *cobra.Command {
@@ -90,7 +90,7 @@ func (x *explanation) run(ctx context.Context) error {
 		if recorded, err = x.find(ctx); err != nil {
 			return err
 		}
-		in, number = recorded.Input, recorded.Decision.Revision.Number
+		in, number = &recorded.Input, recorded.Decision.Revision.Number
 	} else {
 		list, err := x.readInputs(x.inputs)
 		if err != nil {
@@ -136,7 +136,7 @@ func (x *explanation) policy(ctx context.Context, number uint64) (*opa.Program, 
 
 // recordedDecision is a decision on record.
 type recordedDecision struct {
-	simulate.Recorded
+	audit.Reading
 	id string
 }
 
@@ -172,7 +172,11 @@ func (x *explanation) find(ctx context.Context) (*recordedDecision, error) {
 		return nil, fmt.Errorf("no decision %s on record", x.decision)
 	}
 	r := &recordedDecision{id: x.decision}
-	if err := readRecord(&r.Recorded, stored.GetRecord().GetEvent()); err != nil {
+	event := stored.GetRecord().GetEvent()
+	if len(event) == 0 {
+		return nil, fmt.Errorf("decision %s was erased from the record", x.decision)
+	}
+	if err := r.Read(event); err != nil {
 		return nil, fmt.Errorf("decision %s: %w", x.decision, err)
 	}
 	return r, nil
