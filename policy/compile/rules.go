@@ -3,6 +3,7 @@ package compile
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/program"
@@ -13,15 +14,46 @@ import (
 const (
 	maxRuleClauses  = 4096
 	maxRuleOperands = 1 << 17
-	maxRuleAtoms    = 48
 	// Ranges of one condition: the first and the gaps between them.
 	maxRanges = 12
 	// Ways in which the claims of one condition may hold.
 	maxClaimWays = 16
 )
 
-// written is what a YAML rule comes to.
-type written struct {
+// written compiles YAML rules, as data.writ.rules has them. They speak beside
+// the Rego rules of their tier.
+func (c *serviceCompiler) written() {
+	set := c.p.Rules()
+	for _, r := range slices.Concat(set.Guardrails, set.Services[c.unit.Service]) {
+		w := translate(&r)
+		report := RuleReport{Tier: r.Tier.String(), ID: r.ID, File: r.File, Line: r.Line, Result: Compiled, Why: w.why, Clauses: len(w.clauses)}
+		rule := c.rules.index(c.p.Rule(r.Tier, c.unit.Service, r.ID))
+		for _, clause := range w.clauses {
+			clause.Rule = rule
+			c.unit.Clauses[r.Tier] = append(c.unit.Clauses[r.Tier], clause)
+			switch {
+			case clause.Ask && len(clause.Atoms) == 0:
+				report.Result = Topdown
+			case clause.Ask && report.Result == Compiled:
+				report.Result = Guarded
+			}
+		}
+		c.unit.Ask = append(c.unit.Ask, w.asks...)
+		if len(w.asks) > 0 && report.Result == Compiled {
+			report.Result, report.Why = Guarded, "a claim may be a list with more than texts in it"
+		}
+		if len(w.clauses) == 0 {
+			report.Result, report.Why = Never, "nothing of it is left for this service"
+		}
+		if c.always != "" {
+			report.Result, report.Why = Topdown, c.always
+		}
+		c.report.Rules = append(c.report.Rules, report)
+	}
+}
+
+// translation is what a YAML rule comes to.
+type translation struct {
 	// clauses have no Rule yet.
 	clauses []program.Clause
 	// asks are conditions under which no rule of the service is decided here.
@@ -41,8 +73,8 @@ type branch struct {
 // interpreter, rego/writ/rules.rego, says of the same conditions: one clause
 // for each way from a source to an operation, with all values of a condition in
 // one atom.
-func translate(r *rules.Rule) written {
-	w := &written{}
+func translate(r *rules.Rule) translation {
+	w := &translation{}
 	when := w.all(r.When)
 	if r.Tier == policy.ServiceAllow && !r.Expires.IsZero() {
 		when = product(when, []branch{{atoms: []program.Atom{within(program.Time, math.MinInt64, r.Expires.UnixNano()-1)}}})
@@ -60,7 +92,7 @@ func translate(r *rules.Rule) written {
 	operands := 0
 	for _, b := range product(product(from, to), when) {
 		operands += operandsOf(b.atoms)
-		if len(b.atoms) > maxRuleAtoms || operands > maxRuleOperands {
+		if len(b.atoms) > maxAtoms || operands > maxRuleOperands {
 			return leftToTopdown("more conditions than the program can hold")
 		}
 		w.clauses = append(w.clauses, program.Clause{Atoms: b.atoms, Ask: b.ask})
@@ -68,8 +100,8 @@ func translate(r *rules.Rule) written {
 	return *w
 }
 
-func leftToTopdown(why string) written {
-	return written{clauses: []program.Clause{{Ask: true}}, why: why}
+func leftToTopdown(why string) translation {
+	return translation{clauses: []program.Clause{{Ask: true}}, why: why}
 }
 
 func operandsOf(atoms []program.Atom) int {
@@ -96,7 +128,7 @@ func product(a, b []branch) []branch {
 }
 
 // all are the ways in which all conditions hold; none when they cannot.
-func (w *written) all(conditions []rules.Condition) []branch {
+func (w *translation) all(conditions []rules.Condition) []branch {
 	out := []branch{{}}
 	for i := range conditions {
 		if out = product(out, w.condition(&conditions[i])); len(out) == 0 {
@@ -111,7 +143,7 @@ func (w *written) all(conditions []rules.Condition) []branch {
 }
 
 // condition is the ways in which one condition holds.
-func (w *written) condition(c *rules.Condition) []branch {
+func (w *translation) condition(c *rules.Condition) []branch {
 	if c.Op == rules.OpToken {
 		return w.token(c)
 	}
@@ -134,7 +166,7 @@ func (w *written) condition(c *rules.Condition) []branch {
 	return []branch{{atoms: []program.Atom{{Field: field, Not: c.Not, Preds: predsOf(c)}}}}
 }
 
-func (w *written) ask(why string) []branch {
+func (w *translation) ask(why string) []branch {
 	w.why = why
 	return []branch{{ask: true}}
 }
@@ -224,7 +256,7 @@ func fieldOf(name, of string) (program.Field, bool) {
 // token is the ways in which one token meets all conditions, or none does. A
 // claim is a text or a list of texts, which the program reads apart; a list
 // with anything else in it is asked about.
-func (w *written) token(c *rules.Condition) []branch {
+func (w *translation) token(c *rules.Condition) []branch {
 	ways := [][]program.Atom{nil}
 	for i := range c.Token {
 		one := &c.Token[i]

@@ -1,8 +1,10 @@
 package compile
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,16 +17,21 @@ import (
 )
 
 const rulesCatalogue = `{"writ": {
-	"services": {"orders": {"spiffe_ids": ["spiffe://example.org/svc/orders"]}, "payments": {"spiffe_ids": ["spiffe://example.org/svc/payments"]}}}}`
+	"services": {"orders": {"spiffe_ids": ["spiffe://example.org/svc/orders"]}, "payments": {"spiffe_ids": ["spiffe://example.org/svc/payments"]}},
+	"break_glass": {"b1": {"service": "orders", "source_ids": ["spiffe://example.org/svc/batch"], "granted": "2030-01-01T12:00:00Z",
+		"expires": "2030-01-01T13:00:00Z", "approvers": ["ann", "bob"], "ticket": "T1"}}}}`
 
 // TestRulesEqualTopdown: what is compiled of YAML rules is what the interpreter
 // says of them, for generated rules and inputs.
 func TestRulesEqualTopdown(t *testing.T) {
-	const policies, inputs = 300, 200
+	policies, inputs := 300, 200
+	if testing.Short() {
+		policies = 40
+	}
 	tiers := map[policy.Tier]int{}
 	asked := 0
-	for seed := range uint64(policies) {
-		w := ruleWriter{rand.New(rand.NewPCG(seed, 7))}
+	for seed := range policies {
+		w := ruleWriter{rand.New(rand.NewPCG(uint64(seed), 7))}
 		content := bundle.Content{
 			{Path: "data.json", Content: []byte(rulesCatalogue)},
 			{Path: "orders.rules.yaml", Content: []byte(w.services())},
@@ -32,9 +39,13 @@ func TestRulesEqualTopdown(t *testing.T) {
 		if w.r.IntN(2) == 0 {
 			content = append(content, bundle.File{Path: "rules.yaml", Content: []byte(w.guardrails())})
 		}
+		if w.r.IntN(3) == 0 {
+			content = append(content, bundle.File{Path: "orders_extra.rego", Content: []byte(besideRules)})
+		}
+		slices.SortFunc(content, func(a, b bundle.File) int { return strings.Compare(a.Path, b.Path) })
 		p, problems := opa.Check(content)
 		if len(problems) > 0 {
-			t.Fatalf("policy %d: %v\n%s", seed, problems, content[1].Content)
+			t.Fatalf("policy %d: %v\n%s", seed, problems, written(content))
 		}
 		topdown, err := p.Snapshot(opa.SnapshotConfig{Timeout: time.Minute})
 		if err != nil {
@@ -51,13 +62,13 @@ func TestRulesEqualTopdown(t *testing.T) {
 			topdown.Decider.Decide(t.Context(), in, &want)
 			tiers[want.Tier]++
 			if diff := cmp.Diff(want, got); diff != "" {
-				t.Fatalf("policy %d, input %+v (-topdown +compiled):\n%s\n%s", seed, in, diff, slices.Concat(content[1].Content, content[len(content)-1].Content))
+				t.Fatalf("policy %d, input %+v (-topdown +compiled):\n%s\n%s", seed, in, diff, written(content))
 			}
 		}
 	}
 	t.Logf("tiers %v, %d asked", tiers, asked)
 	for tier := policy.Guardrail; tier <= policy.DefaultDeny; tier++ {
-		if tier != policy.BreakGlass && tiers[tier] < 100 {
+		if tiers[tier] < 100 {
 			t.Errorf("%d decisions by %v: too few to tell", tiers[tier], tier)
 		}
 	}
@@ -66,21 +77,76 @@ func TestRulesEqualTopdown(t *testing.T) {
 	}
 }
 
+// besideRules is Rego that speaks in the same tiers.
+const besideRules = `package services.orders
+
+allow contains "rego" if input.request.method == "GET"
+
+deny contains sprintf("no-%s", [input.request.host]) if input.request.headers["x-env"][0] == "test"
+`
+
+// written are the rules files.
+func written(content bundle.Content) string {
+	var b strings.Builder
+	for _, f := range content {
+		if f.IsRules() {
+			fmt.Fprintf(&b, "-- %s --\n%s", f.Path, f.Content)
+		}
+	}
+	return b.String()
+}
+
+// TestRulesReport says what becomes of each rule.
+func TestRulesReport(t *testing.T) {
+	many := func(key, form string) string {
+		var b strings.Builder
+		for i := range 100 {
+			fmt.Fprintf(&b, "{%s: [\"%s\"]}, ", key, fmt.Sprintf(form, i))
+		}
+		return "[" + b.String() + "]"
+	}
+	p, problems := opa.Check(bundle.Content{
+		{Path: "data.json", Content: []byte(rulesCatalogue)},
+		{Path: "orders.rules.yaml", Content: []byte(`service: orders
+rules:
+  - {id: plain, action: allow, from: [{names: [web]}, {names: [batch]}], to: [{methods: [GET], ports: [80, 443]}]}
+  - {id: claims, action: allow, from: [{claims: {role: [admin], team: [a]}}]}
+  - {id: hours, action: allow, from: [{names: [web]}], when: [{window: {from: "08:00", to: "18:00"}}]}
+  - {id: hours-of-all, action: allow, from: any, when: [{window: {from: "08:00", to: "18:00"}}]}
+  - {id: many, action: allow, from: ` + many("names", "n%d") + `, to: ` + many("paths", "/p%d") + `}
+`)},
+	})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	_, report, err := Compile(t.Context(), p, Config{Services: []string{"orders"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range report.Services[0].Rules {
+		if r.Tier == policy.ServiceAllow.String() {
+			got = append(got, fmt.Sprintf("%s:%d %s %s %d %s", r.File, r.Line, r.ID, r.Result, r.Clauses, r.Why))
+		}
+	}
+	want := []string{
+		"orders.rules.yaml:3 plain compiled 2 ",
+		"orders.rules.yaml:4 claims guarded 4 a claim may be a list with more than texts in it",
+		"orders.rules.yaml:5 hours guarded 1 hours of the week",
+		"orders.rules.yaml:6 hours-of-all topdown 1 hours of the week",
+		"orders.rules.yaml:7 many topdown 1 too many combinations of from, to and when",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("report (-want +got):\n%s", diff)
+	}
+}
+
 func compiledRules(t testing.TB, p *opa.Program) *program.Evaluator {
 	t.Helper()
-	prog := &program.Program{Digest: p.Digest()}
-	set := p.Rules()
-	u := program.Unit{Service: "orders", HasPolicy: len(set.Services["orders"]) > 0}
-	for _, r := range slices.Concat(set.Guardrails, set.Services["orders"]) {
-		w := translate(&r)
-		for _, c := range w.clauses {
-			c.Rule = uint32(len(prog.Rules))
-			u.Clauses[r.Tier] = append(u.Clauses[r.Tier], c)
-		}
-		u.Ask = append(u.Ask, w.asks...)
-		prog.Rules = append(prog.Rules, policy.Rule{ID: r.ID, File: r.File, Line: r.Line})
+	prog, _, err := Compile(t.Context(), p, Config{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	prog.Units = []program.Unit{u}
 	e, err := program.New(prog)
 	if err != nil {
 		t.Fatal(err)

@@ -354,39 +354,6 @@ func atoms(c conj) []program.Atom {
 	return out
 }
 
-// written adds the YAML rules, which are compiled from their own form.
-func (c *serviceCompiler) written() {
-	set := c.p.Rules()
-	for _, r := range slices.Concat(set.Guardrails, set.Services[c.unit.Service]) {
-		w := translate(&r)
-		report := RuleReport{Tier: r.Tier.String(), ID: r.ID, File: r.File, Line: r.Line, Result: Compiled, Why: w.why, Clauses: len(w.clauses)}
-		if len(w.clauses) == 0 {
-			report.Result = Never
-		}
-		if len(w.asks) > 0 {
-			report.Result = Guarded
-		}
-		for _, clause := range w.clauses {
-			clause.Rule = c.rules.index(c.p.Rule(r.Tier, c.unit.Service, r.ID))
-			c.unit.Clauses[r.Tier] = append(c.unit.Clauses[r.Tier], clause)
-			if clause.Ask && report.Result != Topdown {
-				report.Result = Guarded
-			}
-			if clause.Ask && len(clause.Atoms) == 0 {
-				report.Result = Topdown
-			}
-		}
-		c.unit.Ask = append(c.unit.Ask, w.asks...)
-		if report.Result == Guarded && report.Why == "" {
-			report.Why = "some of its conditions are asked about"
-		}
-		if c.always != "" {
-			report.Result, report.Why = Topdown, c.always
-		}
-		c.report.Rules = append(c.report.Rules, report)
-	}
-}
-
 // breakGlass compiles data.writ.broken_glass as it is written.
 func (c *serviceCompiler) breakGlass() {
 	var entries []string

@@ -190,9 +190,16 @@ func TestWrittenTiers(t *testing.T) {
 // TestWrittenReads holds what is recorded to what YAML rules name.
 func TestWrittenReads(t *testing.T) {
 	want := policy.Reads{Headers: []string{"x-a", "x-b", "x-c"}, Query: []string{"q"}}
-	got := snapshot(t, catalogue+written(`action: allow, from: any, to: [{headers: {x-b: [y]}, not_headers: {x-a: [y]}, query: {q: [y]}}], when: [{field: request.headers.x-c, exists: true}]`)).Reads
-	if diff := cmp.Diff(want, got); diff != "" {
+	sources := catalogue + written(`action: allow, from: any, to: [{headers: {x-b: [y]}, not_headers: {x-a: [y]}, query: {q: [y]}}], when: [{field: request.headers.x-c, exists: true}]`)
+	if diff := cmp.Diff(want, snapshot(t, sources).Reads); diff != "" {
 		t.Errorf("reads (-want +got):\n%s", diff)
+	}
+	p, err := opa.Load(content(sources))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, p.Reads()); diff != "" {
+		t.Errorf("reads of the program (-want +got):\n%s", diff)
 	}
 }
 
