@@ -234,14 +234,14 @@ func (w *writd) restored(ctx context.Context) error {
 		return err
 	}
 	reason := fmt.Sprintf("restored %s from the backup of %s", mark.Restored.Format(time.RFC3339), mark.Created.Format(time.RFC3339))
-	_, err = w.decision.RaiseEpoch(actingAs(ctx, "restore"), 0, reason)
-	if status.Code(err) == codes.FailedPrecondition {
-		// The epoch is raised; what this build does not load, a push replaces.
-		w.log.Error("after a restore", "error", err)
-		err = nil
-	}
+	raised, err := w.decision.Restored(actingAs(ctx, "restore"), reason)
 	if err != nil {
-		return fmt.Errorf("after a restore: %w", err)
+		// Not a reason to stand still: status shows who runs something newer,
+		// and a push or policyctl policy raise-epoch mends it.
+		w.log.Error("after a restore", "epoch_raised", raised, "error", err)
+	}
+	if !raised {
+		return nil // The mark stays for the next start.
 	}
 	return backup.RemoveMark(w.cfg.DataDir)
 }

@@ -49,6 +49,31 @@ func (s *Server) RaiseEpoch(ctx context.Context, epoch uint64, reason string) (p
 	if err := s.free(); err != nil {
 		return policy.Revision{}, err
 	}
+	return s.raiseEpoch(ctx, epoch, reason)
+}
+
+// Restored raises the epoch after a backup was restored. A rollout that ran
+// when it was made is halted first. raised is whether followers will take what
+// is in force from now on, whatever else went wrong.
+func (s *Server) Restored(ctx context.Context, reason string) (raised bool, err error) {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	before, err := s.store.Epoch(ctx)
+	if err != nil {
+		return false, err
+	}
+	if s.rolling() != nil {
+		if _, err := s.halt(ctx, s.cfg.Actor(ctx), reason, ""); err != nil {
+			return false, err
+		}
+	}
+	_, err = s.raiseEpoch(ctx, 0, reason)
+	after, epochErr := s.store.Epoch(ctx)
+	return after > before, errors.Join(err, epochErr)
+}
+
+// raiseEpoch does it; admin is held.
+func (s *Server) raiseEpoch(ctx context.Context, epoch uint64, reason string) (policy.Revision, error) {
 	have, err := s.store.Epoch(ctx)
 	if err != nil {
 		return policy.Revision{}, status.Error(codes.Internal, err.Error())

@@ -110,6 +110,26 @@ func TestRestoredPlane(t *testing.T) {
 	}
 }
 
+// A rollout that ran when the backup was made does not stand in the way.
+func TestRestoredRollout(t *testing.T) {
+	p := newPlane(t, nil)
+	p.push(sources("GET"))
+	if _, err := p.admin.Push(t.Context(), &policyv1.PushRequest{Bundle: p.bundle(sources("PUT"), p.publisher), Rollout: &policyv1.Rollout{Percent: 10}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.admin.RaiseEpoch(t.Context(), &policyv1.RaiseEpochRequest{Reason: "x"}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("raised during a rollout: %v", err)
+	}
+	p.restore(p.backup())
+	raised, err := p.server.Restored(t.Context(), "restored")
+	if err != nil || !raised {
+		t.Fatalf("raised %v, %v", raised, err)
+	}
+	if r := p.server.Active().Revision; r.Epoch != 2 || r.Number != 4 || r.Digest != sources("GET").Digest() {
+		t.Errorf("in force: %v", r)
+	}
+}
+
 func TestRaiseEpoch(t *testing.T) {
 	p := newPlane(t, nil)
 	ctx := t.Context()

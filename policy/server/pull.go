@@ -36,6 +36,9 @@ func (s *Server) Pull(ctx context.Context, source string, data []byte) error {
 			return errors.Join(problems, s.refused(ctx, "pulled", problems))
 		}
 	}
+	if err := s.free(); err != nil {
+		return err // It is tried again when the rollout has ended.
+	}
 	admin := &adminService{Server: s}
 	resp, err := admin.Push(ctx, &policyv1.PushRequest{Bundle: data, Message: cut("from "+source, maxMessage)})
 	var problems []*policyv1.Problem

@@ -8,6 +8,7 @@ import (
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/policyv1"
+	"github.com/writ-dev/writ/policy/server"
 )
 
 func TestPull(t *testing.T) {
@@ -70,5 +71,41 @@ func TestPull(t *testing.T) {
 	// What came from one source is nothing to another.
 	if err := p.server.Pull(t.Context(), source+"2", put); err != nil {
 		t.Error(err)
+	}
+}
+
+// Where an activation takes approvals, what is pulled waits for them; during a
+// rollout it is pulled later.
+func TestPullWaits(t *testing.T) {
+	who := newPeople(t, "ann", "bob", "cy")
+	p := newPlane(t, func(c *server.Config) { c.Approvers, c.Approvals = who.approvers, 2 })
+	if err := p.server.Pull(t.Context(), "s", p.bundle(sources("GET"), p.publisher)); err != nil {
+		t.Fatal(err)
+	}
+	list, err := p.admin.Proposals(t.Context(), &policyv1.ProposalsRequest{})
+	if err != nil || len(list.Proposals) != 1 || p.server.Active() != nil {
+		t.Errorf("proposals: %v, %v; in force: %v", list, err, p.server.Active())
+	}
+	if err := p.server.Pull(t.Context(), "s", p.bundle(sources("GET"), p.publisher)); err != nil {
+		t.Fatal(err)
+	}
+	if list, err = p.admin.Proposals(t.Context(), &policyv1.ProposalsRequest{}); err != nil || len(list.Proposals) != 1 {
+		t.Errorf("proposals after the same again: %v, %v", list, err)
+	}
+
+	p = newPlane(t, nil)
+	p.push(sources("GET"))
+	if _, err := p.admin.Push(t.Context(), &policyv1.PushRequest{Bundle: p.bundle(sources("PUT"), p.publisher), Rollout: &policyv1.Rollout{Percent: 10}}); err != nil {
+		t.Fatal(err)
+	}
+	var refused policy.Refused
+	if err := p.server.Pull(t.Context(), "s", p.bundle(sources("POST"), p.publisher)); err == nil || errors.As(err, &refused) {
+		t.Errorf("during a rollout: %v", err)
+	}
+	if _, err := p.admin.Promote(t.Context(), &policyv1.PromoteRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.server.Pull(t.Context(), "s", p.bundle(sources("POST"), p.publisher)); err != nil || p.server.Active().Revision.Number != 3 {
+		t.Errorf("after it: %v, %v", err, p.server.Active().Revision)
 	}
 }
