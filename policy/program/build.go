@@ -2,6 +2,7 @@ package program
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
 	"strings"
 
@@ -17,6 +18,9 @@ type builder struct {
 	known    map[string]uint32 // conditions by their encoding
 	conds    []condition
 	dims     map[dimension]uint32
+	// roots of the tiers that are there, by what they are made of: guardrails
+	// are the same for every unit.
+	roots map[string]uint32
 	// spare is how many more refs than clauses the index may have.
 	spare int
 }
@@ -61,7 +65,7 @@ type residue struct {
 }
 
 func newBuilder(p *patterns) *builder {
-	b := &builder{e: &engine{}, patterns: p, fields: map[string]uint32{}, known: map[string]uint32{}}
+	b := &builder{e: &engine{}, patterns: p, fields: map[string]uint32{}, known: map[string]uint32{}, roots: map[string]uint32{}}
 	b.e.nodes = make([]node, 1)
 	b.e.expiry = make([]int64, 1)
 	return b
@@ -86,17 +90,39 @@ func (b *builder) unit(u *Unit, ranks []uint32) {
 
 // tier builds the index of clauses and returns its root, 0 when there are none.
 func (b *builder) tier(clauses []Clause, refOf func(*Clause) ref) uint32 {
+	if len(clauses) == 0 {
+		return 0
+	}
 	items := make([]item, len(clauses))
 	b.spare = 4096 + 8*len(clauses)
+	var made []byte
 	for i := range clauses {
 		items[i] = item{ref: refOf(&clauses[i]), left: b.conditions(clauses[i].Atoms)}
+		made = items[i].append(made, clauses[i].Expires)
 		for _, left := range items[i].left {
 			for _, o := range b.conds[left.cond].options {
 				b.spare += len(o.keys)
 			}
 		}
 	}
-	return b.index(items, 0)
+	root, ok := b.roots[string(made)]
+	if !ok {
+		root = b.index(items, 0)
+		b.roots[string(made)] = root
+	}
+	return root
+}
+
+// append writes what the item is made of.
+func (it *item) append(made []byte, expires int64) []byte {
+	made = append(made, flag(it.ref.ask, 1))
+	made = binary.AppendUvarint(made, uint64(it.ref.rank))
+	made = binary.AppendVarint(made, expires)
+	made = binary.AppendUvarint(made, uint64(len(it.left)))
+	for _, left := range it.left {
+		made = binary.AppendUvarint(made, uint64(left.cond))
+	}
+	return made
 }
 
 // conditions are the atoms taken apart as far as that means the same: where a

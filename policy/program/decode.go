@@ -50,6 +50,9 @@ type decoder struct {
 	atoms []Atom
 	// left of the atoms that clauses may name in all.
 	left int
+	// lists of atoms by how they are written: the clauses of a guardrail stand
+	// in every unit.
+	lists map[string][]Atom
 }
 
 func (d *decoder) fail(format string, args ...any) {
@@ -155,7 +158,7 @@ func (d *decoder) program() *Program {
 			d.atoms[i] = d.atom(0)
 		}
 	}
-	d.left = maxAtoms
+	d.left, d.lists = maxAtoms, map[string][]Atom{}
 	p.Units = make([]Unit, d.count("units", 2+int(policy.ServiceAllow), maxUnits))
 	for i := range p.Units {
 		u := &p.Units[i]
@@ -183,26 +186,39 @@ func (d *decoder) clauses() []Clause {
 		if flags&clauseExpires != 0 {
 			c.Expires = d.signed()
 		}
-		atoms := d.count("atoms", 1, maxClauseAtoms)
-		if d.left -= atoms; d.left < 0 {
-			d.fail("more than %d atoms", maxAtoms)
-		}
-		if d.err != nil {
+		if c.Atoms = d.conjunction(); d.err != nil {
 			return nil
-		}
-		if atoms > 0 {
-			c.Atoms = make([]Atom, atoms)
-		}
-		for j := range c.Atoms {
-			at := d.number()
-			if at >= uint64(len(d.atoms)) {
-				d.fail("atom %d of %d", at, len(d.atoms))
-				return nil
-			}
-			c.Atoms[j] = d.atoms[at]
 		}
 	}
 	return clauses
+}
+
+func (d *decoder) conjunction() []Atom {
+	var named [maxClauseAtoms]uint64
+	n := d.count("atoms", 1, maxClauseAtoms)
+	written := d.rest
+	for i := range n {
+		if named[i] = d.number(); named[i] >= uint64(len(d.atoms)) {
+			d.fail("atom %d of %d", named[i], len(d.atoms))
+		}
+	}
+	if n == 0 || d.err != nil {
+		return nil
+	}
+	written = written[:len(written)-len(d.rest)]
+	if atoms, ok := d.lists[string(written)]; ok {
+		return atoms
+	}
+	if d.left -= n; d.left < 0 {
+		d.fail("more than %d atoms", maxAtoms)
+		return nil
+	}
+	atoms := make([]Atom, n)
+	for i := range atoms {
+		atoms[i] = d.atoms[named[i]]
+	}
+	d.lists[string(written)] = atoms
+	return atoms
 }
 
 func (d *decoder) atom(depth int) Atom {

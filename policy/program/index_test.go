@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/writ-dev/writ/policy"
 )
@@ -180,5 +181,42 @@ func TestIndexIsBounded(t *testing.T) {
 	}
 	if limit := 400*len(bases)*20 + 8*400 + 4096 + 400; len(e.refs) > limit {
 		t.Errorf("%d refs for 400 clauses, more than %d", len(e.refs), limit)
+	}
+}
+
+// TestTiersAreShared: what is the same for many units is there once.
+func TestTiersAreShared(t *testing.T) {
+	p := grants(300, 10)
+	one, err := New(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		u := p.Units[0]
+		u.Service = fmt.Sprintf("shop-%02d", i)
+		p.Units = append(p.Units, u)
+	}
+	u := &p.Units[20]
+	u.Clauses[policy.ServiceAllow] = slices.Clone(u.Clauses[policy.ServiceAllow])
+	u.Clauses[policy.ServiceAllow][7].Ask = true
+	many, err := New(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := len(many.refs), 2*len(one.refs); got != want {
+		t.Errorf("%d refs for 21 units, of which two differ; want %d", got, want)
+	}
+	in := inputsFor(300, 10)[0] // It meets grant 0.
+	var out policy.Decision
+	for _, service := range []string{"shop", "shop-00", "shop-19"} {
+		in.Destination.Service = service
+		if !many.Decide(in, &out) || out.Tier != policy.ServiceAllow || out.Rules[0].Line != 0 {
+			t.Errorf("%s: %+v", service, out)
+		}
+	}
+	if d, err := Decode(p.Encode()); err != nil {
+		t.Error(err)
+	} else if diff := cmp.Diff(p, d, cmpopts.EquateEmpty()); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -18,8 +18,8 @@ const (
 	maxEncoded     = 64 << 20
 	maxUnits       = 1 << 14
 	maxRules       = 1 << 18
-	maxClauses     = 1 << 18 // in all
-	maxAtoms       = 1 << 20 // in all
+	maxClauses     = 1 << 19 // in all
+	maxAtoms       = 1 << 21 // in all
 	maxClauseAtoms = 64
 	maxPreds       = 16
 	maxVia         = 8
