@@ -30,6 +30,7 @@ program with exit code 2.`,
 	cmd.AddCommand(
 		newPolicyInitCmd(a),
 		newPolicyCheckCmd(a),
+		newPolicyCompileCmd(a),
 		newPolicyTestCmd(a),
 		newPolicyFmtCmd(a),
 		newPolicyLintCmd(a),

@@ -85,10 +85,24 @@ func closeToken(group []*cond) (*cond, bool) {
 	if len(out.tokenAtoms) == 0 {
 		out.tokenAtoms = append(out.tokenAtoms, program.Atom{Field: group[0].f.Field})
 	}
-	slices.SortFunc(out.tokenAtoms, func(a, b program.Atom) int { return strings.Compare(atomKey(a), atomKey(b)) })
+	slices.SortFunc(out.tokenAtoms, func(a, b program.Atom) int {
+		return cmp.Or(readFirst(a)-readFirst(b), strings.Compare(atomKey(a), atomKey(b)))
+	})
 	out.tokenAtoms = slices.CompactFunc(out.tokenAtoms, func(a, b program.Atom) bool { return atomKey(a) == atomKey(b) })
 	out.setKey()
 	return &out, true
+}
+
+// readFirst puts what a claim is before what it says: the program asks when it
+// reads a claim of another kind.
+func readFirst(a program.Atom) int {
+	switch a.Field.Base {
+	case program.TokenClaimKind:
+		return 1
+	case program.TokenClaim, program.TokenClaimItem:
+		return 2
+	}
+	return 0
 }
 
 // saidElsewhere reports whether the rest of the group implies that the field

@@ -54,7 +54,7 @@ func Snapshot(load func() (*opa.Program, error), prog *program.Program, services
 	if err != nil {
 		return nil, fmt.Errorf("compiled policy: %w", err)
 	}
-	d.evaluator, d.engine = evaluator.At(cfg.Revision), engineOf(prog)
+	d.evaluator, d.engine = evaluator.At(cfg.Revision), EngineOf(prog)
 	if d.engine != EngineCompiled {
 		if _, err := d.prepare(); err != nil {
 			return nil, err
@@ -69,8 +69,8 @@ func Snapshot(load func() (*opa.Program, error), prog *program.Program, services
 	}, nil
 }
 
-// engineOf says how much of the decisions a program makes.
-func engineOf(p *program.Program) string {
+// EngineOf says how much of the decisions a program makes.
+func EngineOf(p *program.Program) string {
 	asks, always := 0, 0
 	for _, u := range p.Units {
 		here := u.Ask
