@@ -39,6 +39,20 @@ type Catalogue struct {
 	BreakGlass []BreakGlass
 }
 
+// of is the part of the catalogue that is about the services.
+func (c Catalogue) of(services []string) Catalogue {
+	part := Catalogue{Services: map[string]policy.Service{}}
+	for _, name := range services {
+		part.Services[name] = c.Services[name]
+	}
+	for _, b := range c.BreakGlass {
+		if slices.Contains(services, b.Service) {
+			part.BreakGlass = append(part.BreakGlass, b)
+		}
+	}
+	return part
+}
+
 // Catalogue reads data.writ of data, which is what Data returned.
 func (c Content) Catalogue(data map[string]any) (Catalogue, []policy.Problem) {
 	r := &catalogueReader{content: c}

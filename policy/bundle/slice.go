@@ -29,6 +29,8 @@ type Slice struct {
 	SPIFFEID  spiffeid.ID
 	Services  []string
 	Content   Content
+	// Catalogue is what Content has of the catalogue.
+	Catalogue Catalogue
 	// Program is the compiled form of Content, as policy/program encodes it; nil
 	// when there is none. It is under the same signature.
 	Program []byte
@@ -115,6 +117,7 @@ func (c *Cutter) Cut(cfg SliceConfig) (*Slice, error) {
 			s.Services = append(s.Services, name)
 		}
 	}
+	s.Catalogue = c.catalogue.of(s.Services)
 	for _, f := range c.content {
 		services, decides := c.services[f.Path]
 		if decides && (len(services) == 0 || slices.ContainsFunc(services, func(name string) bool { return slices.Contains(s.Services, name) })) {
@@ -270,6 +273,7 @@ func OpenSlice(data []byte, keys Keys, id spiffeid.ID) (*Slice, error) {
 	if want := slices.Sorted(maps.Keys(cat.Services)); !slices.Equal(want, s.Services) {
 		return nil, fmt.Errorf("policy slice names services %v and holds %v", s.Services, want)
 	}
+	s.Catalogue = cat
 	return s, nil
 }
 

@@ -74,10 +74,19 @@ type RuleReport struct {
 	Clauses int `json:"clauses"`
 }
 
-// Compile compiles p. It fails only when ctx ends; what cannot be compiled is
-// in the Report. The same content gives the same Program, unless the time ran
-// out.
-func Compile(ctx context.Context, p *opa.Program, cfg Config) (*program.Program, *Report, error) {
+// Compile compiles p. What cannot be compiled is in the Report; an error is
+// either that of ctx or a fault of the compiler, after which p is to be
+// evaluated. The same content gives the same Program, unless the time ran out.
+func Compile(ctx context.Context, p *opa.Program, cfg Config) (prog *program.Program, report *Report, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			prog, report, err = nil, nil, fmt.Errorf("compile policy: the compiler panicked: %v", r)
+		}
+	}()
+	return compile(ctx, p, cfg)
+}
+
+func compile(ctx context.Context, p *opa.Program, cfg Config) (*program.Program, *Report, error) {
 	timeout := cfg.Timeout
 	if timeout == 0 {
 		timeout = defaultTimeout

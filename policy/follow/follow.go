@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/writ-dev/writ/policy/compile"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
+	"github.com/writ-dev/writ/policy/program"
 )
 
 const (
@@ -293,11 +295,45 @@ func (f *Follower) activate(snapshot *policy.Snapshot) {
 	f.cfg.Log.Info("policy in force", "revision", snapshot.Revision.String(), "services", len(snapshot.Services))
 }
 
+// prepare makes a slice ready to decide: by its compiled form where it carries
+// one that this build reads, by its sources otherwise. Who trusts publishers
+// compiles what they signed.
 func (f *Follower) prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
-	program, err := opa.Load(slice.Content)
-	if err != nil {
-		return nil, err
+	cfg := opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated, Timeout: f.cfg.DecisionTimeout}
+	load := func() (*opa.Program, error) { return opa.Load(slice.Content) }
+	compiled := f.compiled(slice)
+	if f.cfg.Publishers != nil {
+		p, err := load()
+		if err != nil {
+			return nil, err
+		}
+		load = func() (*opa.Program, error) { return p, nil }
+		if compiled, _, err = compile.Compile(context.Background(), p, compile.Config{}); err != nil {
+			f.cfg.Log.Error("the policy cannot be compiled, its sources are evaluated", "revision", slice.Revision.String(), "error", err)
+		}
 	}
-	f.engine = "topdown"
-	return program.Snapshot(opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated, Timeout: f.cfg.DecisionTimeout})
+	f.engine = compile.EngineTopdown
+	if compiled != nil {
+		f.engine = compile.EngineOf(compiled)
+	}
+	return compile.Snapshot(load, compiled, slice.Catalogue.Services, cfg)
+}
+
+// compiled is the slice's compiled form, nil when the sources decide. The
+// signature is verified; what is checked here is that a program is of the very
+// content and services that it came with.
+func (f *Follower) compiled(slice *bundle.Slice) *program.Program {
+	if slice.Program == nil {
+		return nil
+	}
+	p, err := program.Decode(slice.Program)
+	switch {
+	case err != nil:
+		f.cfg.Log.Warn("the compiled policy cannot be read here, its sources are evaluated", "revision", slice.Revision.String(), "error", err)
+		return nil
+	case p.Digest != slice.Revision.Digest || slices.ContainsFunc(p.Units, func(u program.Unit) bool { return !slices.Contains(slice.Services, u.Service) }):
+		f.cfg.Log.Error("the compiled policy is of another policy, the sources are evaluated", "revision", slice.Revision.String())
+		return nil
+	}
+	return p
 }

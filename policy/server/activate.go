@@ -35,6 +35,9 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 		info.Author = actor
 	}
 	info.Activated = s.cfg.Clock().UTC()
+	if err := s.compile(ctx, c, &info); err != nil {
+		return revisions.Info{}, status.FromContextError(err).Err()
+	}
 	var next *active
 	recorded := false
 	info, err := s.store.Add(ctx, c.content, c.parts, info, func(tx *sql.Tx, info revisions.Info) (err error) {

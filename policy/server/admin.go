@@ -106,7 +106,7 @@ func (s *adminService) Decide(ctx context.Context, req *policyv1.DecideRequest) 
 		if err != nil {
 			return nil, err
 		}
-		a, err := s.prepare(info, content, nil)
+		a, err := s.prepare(ctx, info, content, nil)
 		if err != nil {
 			return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, err)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/writ-dev/writ/policy/bundle/revisions"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
+	"github.com/writ-dev/writ/policy/program"
 )
 
 // commitName is what names a commit: git's hashes, and names of other systems.
@@ -103,6 +104,8 @@ type candidate struct {
 	content bundle.Content
 	parts   []bundle.Part
 	program *opa.Program
+	// compiled is nil where the evaluator is to decide alone; see compile.
+	compiled *program.Program
 	// pushed is the part that is new.
 	pushed bundle.Part
 	tests  revisions.Tests

@@ -172,7 +172,7 @@ func (s *Server) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a, err := s.prepare(info, content, parts)
+	a, err := s.prepare(ctx, info, content, parts)
 	if err != nil {
 		// Nobody can be given it, and nothing else can be pushed beside it.
 		s.cfg.Log.Error("policy that is rolled out cannot be prepared: going back", "revision", info.Revision.String(), "error", err)

@@ -26,6 +26,7 @@ import (
 	"github.com/writ-dev/writ/policy/bundle/revisions"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
+	"github.com/writ-dev/writ/policy/program"
 )
 
 // MaxMessageBytes is the message size that a gRPC server of these services
@@ -98,6 +99,8 @@ type active struct {
 	cutter    *bundle.Cutter
 	catalogue bundle.Catalogue
 	snapshot  *policy.Snapshot
+	// compiled is nil where slices carry sources only.
+	compiled *program.Program
 
 	mu     sync.Mutex
 	slices map[spiffeid.ID][]byte
@@ -140,7 +143,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if s.parts, err = store.PartsOf(ctx, info, content); err != nil {
 		return nil, err
 	}
-	if s.active, err = s.prepare(info, content, s.parts); err != nil {
+	if s.active, err = s.prepare(ctx, info, content, s.parts); err != nil {
 		cfg.Log.Error("policy in force cannot be prepared", "revision", info.Revision.String(), "error", err)
 	}
 	if err := s.resume(ctx); err != nil {
@@ -215,12 +218,16 @@ func (s *Server) tell() {
 	s.changed = make(chan struct{})
 }
 
-func (s *Server) prepare(info revisions.Info, content bundle.Content, parts []bundle.Part) (*active, error) {
+func (s *Server) prepare(ctx context.Context, info revisions.Info, content bundle.Content, parts []bundle.Part) (*active, error) {
 	program, err := opa.Load(content)
 	if err != nil {
 		return nil, err
 	}
-	return s.ready(info, &candidate{content: content, parts: parts, program: program})
+	c := &candidate{content: content, parts: parts, program: program}
+	if err := s.compile(ctx, c, &info); err != nil {
+		return nil, err
+	}
+	return s.ready(info, c)
 }
 
 // ready makes a program ready to decide and to be cut.
@@ -234,7 +241,7 @@ func (s *Server) ready(info revisions.Info, c *candidate) (*active, error) {
 		return nil, err
 	}
 	return &active{
-		info: info, content: c.content, parts: c.parts, cutter: cutter, catalogue: c.program.Catalogue(), snapshot: snapshot,
+		info: info, content: c.content, parts: c.parts, cutter: cutter, catalogue: c.program.Catalogue(), snapshot: snapshot, compiled: c.compiled,
 		slices: map[spiffeid.ID][]byte{},
 	}, nil
 }
@@ -249,6 +256,9 @@ func (a *active) slice(id spiffeid.ID, key crypto.Signer) ([]byte, error) {
 	cut, err := a.cutter.Cut(bundle.SliceConfig{Revision: a.info.Revision, Activated: a.info.Activated, SPIFFEID: id})
 	if err != nil {
 		return nil, err
+	}
+	if a.compiled != nil {
+		cut.Program = compiledSlice(a.compiled, cut.Services)
 	}
 	sealed, err := cut.Seal(key)
 	if err != nil {

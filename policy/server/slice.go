@@ -25,7 +25,7 @@ func (s *adminService) Slice(ctx context.Context, req *policyv1.SliceRequest) (*
 			return nil, err
 		}
 		if a == nil || a.info.Revision != info.Revision {
-			if a, err = s.prepare(info, content, nil); err != nil {
+			if a, err = s.prepare(ctx, info, content, nil); err != nil {
 				return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", info.Revision.Number, err)
 			}
 		}
