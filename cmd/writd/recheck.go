@@ -18,10 +18,8 @@ func (w *writd) openRecheck() (err error) {
 	}
 	cfg := recheck.Config{
 		Every: w.cfg.RecheckSample, Content: w.decision.Content, Agrees: audit.SameDecision,
-		Emit: w.emit, Actor: identity.ServerID(w.td).String(), Log: w.log,
+		Policy: w.decision, Emit: w.emit, Actor: identity.ServerID(w.td).String(), Log: w.log,
 	}
-	// The policy server moves a policy to the evaluator.
-	cfg.Policy, _ = any(w.decision).(recheck.Policy)
 	w.recheck, err = recheck.New(cfg)
 	return err
 }

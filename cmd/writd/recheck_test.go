@@ -144,7 +144,9 @@ func (p *plane) await(kind auditv1.Kind, verb string) *auditv1.Event {
 	var found *auditv1.Event
 	stop := errors.New("found")
 	req := &auditv1.TailRequest{Filter: &auditv1.Filter{Kinds: []auditv1.Kind{kind}}, Backlog: 100}
-	err := p.record.ledger.Tail(p.t.Context(), req, func() error { return nil }, func(r *auditv1.StoredRecord) error {
+	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
+	defer cancel()
+	err := p.record.ledger.Tail(ctx, req, func() error { return nil }, func(r *auditv1.StoredRecord) error {
 		ev := decodeEvent(p.t, r.GetRecord().GetEvent())
 		if ev.GetAction().GetVerb() != verb {
 			return nil
@@ -153,7 +155,7 @@ func (p *plane) await(kind auditv1.Kind, verb string) *auditv1.Event {
 		return stop
 	})
 	if !errors.Is(err, stop) {
-		p.t.Fatal(err)
+		p.t.Fatalf("no event %q: %v", verb, err)
 	}
 	return found
 }
@@ -166,7 +168,7 @@ func (p *plane) metrics() string {
 }
 
 // An enforcement point that allows what its policy denies is found from what
-// it records: counter, alarm, status.
+// it records: counter, alarm, status, and the policy is moved to the evaluator.
 func TestWrongDecisionIsFound(t *testing.T) {
 	p := newPlane(t)
 	snapshot := p.push()
@@ -180,8 +182,17 @@ func TestWrongDecisionIsFound(t *testing.T) {
 		!strings.Contains(alarm.Reason, "recorded allow by service-allow") || !strings.Contains(alarm.Reason, "evaluated deny by default-deny") {
 		t.Errorf("alarm %v: want one of decision %s", alarm, ids[1])
 	}
-	if texts := p.alarms.texts(); len(texts) != 1 || !strings.Contains(texts[0], "diverged") {
+	if texts := p.alarms.texts(); len(texts) == 0 || !strings.Contains(texts[0], "diverged") {
 		t.Errorf("status shows %q, want the alarm", texts)
+	}
+	// The policy is evaluated from here on, as a new revision.
+	p.await(auditv1.Kind_KIND_ALARM, "moved to topdown")
+	if now := p.push(); now.Revision.Number != 2 || now.Revision.Digest != snapshot.Revision.Digest {
+		t.Errorf("revision %s is in force, want a second one of the same content", now.Revision)
+	}
+	list, err := policyv1.NewAdminClient(p.conn).List(t.Context(), &policyv1.ListRequest{})
+	if err != nil || list.Revisions[0].GetEngine() != "topdown" {
+		t.Errorf("revisions %v, %v: want the engine of the last to be topdown", list, err)
 	}
 	if got := p.metrics(); !strings.Contains(got, `writd_recheck_decisions_total{result="diverged"} `) ||
 		strings.Contains(got, `writd_recheck_decisions_total{result="diverged"} 0`) {
