@@ -18,6 +18,10 @@ func RunOwnTests(ctx context.Context) (*TestReport, error) {
 	if err != nil {
 		return nil, err
 	}
+	// All of it, what is left out of a policy without YAML rules, too.
+	if p.parsed, err = ownModules(); err != nil {
+		return nil, err
+	}
 	for name, text := range rego.Tests() {
 		if p.tests[name], err = ast.ParseModuleWithOpts(name, text, parserOptions()); err != nil {
 			return nil, err

@@ -164,6 +164,9 @@ func (l *loader) load() {
 		l.problems = append(l.problems, problemsOf(err)...)
 		return
 	}
+	if p.written.Data() == nil {
+		delete(own, interpreter) // It would cost each decision something, and say nothing.
+	}
 	maps.Copy(p.parsed, own)
 	if p.compiler, err = l.compile(p.parsed); err != nil {
 		l.problems = append(l.problems, l.compileProblems(err)...)

@@ -7,7 +7,7 @@
 #
 # "rules" are the ids of the rules that decided: members of a partial set, the
 # rule's own path where the rule is a boolean, or the ids of YAML rules, which
-# speak in the same tiers.
+# speak in the same tiers (rules.rego).
 package writ
 
 decision := {"verdict": "deny", "tier": "guardrail", "rules": absolute} if {
@@ -35,31 +35,16 @@ absolute contains id if {
 	some id in denials(value, ["guardrails", name, "deny"])
 }
 
-absolute contains id if {
-	some id, rule in data.writ.rules.guardrails.deny
-	speaks(rule)
-}
-
 overridable contains id if {
 	some name
 	value := data.guardrails[name].deny_overridable
 	some id in denials(value, ["guardrails", name, "deny_overridable"])
 }
 
-overridable contains id if {
-	some id, rule in data.writ.rules.guardrails.deny_overridable
-	speaks(rule)
-}
-
 denied contains id if {
 	service := input.destination.service
 	value := data.services[service].deny
 	some id in denials(value, ["services", service, "deny"])
-}
-
-denied contains id if {
-	some id, rule in data.writ.rules.services[input.destination.service].deny
-	speaks(rule)
 }
 
 # An allow counts only as a set of ids or as true.
@@ -72,11 +57,6 @@ allowed contains id if {
 allowed contains concat(".", ["services", service, "allow"]) if {
 	service := input.destination.service
 	data.services[service].allow == true
-}
-
-allowed contains id if {
-	some id, rule in data.writ.rules.services[input.destination.service].allow
-	speaks(rule)
 }
 
 denials(value, _) := value if is_set(value)

@@ -11,7 +11,29 @@
 #
 # A field that is absent has no values. Nothing here is an error: what does not
 # parse does not pass.
+#
+# A policy without YAML rules is loaded without this file.
 package writ
+
+absolute contains id if {
+	some id, rule in data.writ.rules.guardrails.deny
+	speaks(rule)
+}
+
+overridable contains id if {
+	some id, rule in data.writ.rules.guardrails.deny_overridable
+	speaks(rule)
+}
+
+denied contains id if {
+	some id, rule in data.writ.rules.services[input.destination.service].deny
+	speaks(rule)
+}
+
+allowed contains id if {
+	some id, rule in data.writ.rules.services[input.destination.service].allow
+	speaks(rule)
+}
 
 speaks(rule) if {
 	not expired(rule)
