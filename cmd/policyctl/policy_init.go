@@ -34,10 +34,12 @@ catalogue, the rules of one service, a guardrail, and tests of both. It passes
 "policy check", "lint" and "test". No file is overwritten: if one is there,
 nothing is written.
 
+With --rules the rules are YAML instead of Rego; the tests are Rego either way.
+
 With -f the trust domain and the service come from a mesh file, which is the
 catalogue, too.`,
 		Example: `  policyctl policy init --service orders --trust-domain example.org
-  policyctl policy init -f mesh.yaml policy/`,
+  policyctl policy init --rules -f mesh.yaml policy/`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: directoryArg,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -61,6 +63,7 @@ catalogue, too.`,
 	f := cmd.Flags()
 	f.StringVar(&s.Service, "service", "", `name of the first service; "hello", or the first of the mesh file`)
 	f.StringVar(&s.TrustDomain, "trust-domain", "", `trust domain; "example.org", or that of the mesh file`)
+	f.BoolVar(&s.yaml, "rules", false, "write YAML rules instead of Rego")
 	_ = cmd.RegisterFlagCompletionFunc("service", cobra.NoFileCompletions)
 	_ = cmd.RegisterFlagCompletionFunc("trust-domain", cobra.NoFileCompletions)
 	meshFlag(cmd, &s.meshFile)
@@ -71,6 +74,7 @@ catalogue, too.`,
 type skeletonConfig struct {
 	Service, TrustDomain string
 	meshFile             string
+	yaml                 bool
 }
 
 // complete takes from the mesh file what no flag said, and refuses names that
@@ -124,14 +128,17 @@ type skeletonFile struct {
 }
 
 func (s *skeletonConfig) files() ([]skeletonFile, error) {
-	templates, err := template.New("").Option("missingkey=error").ParseFS(skeleton, "skeleton/*")
+	templates, err := template.New("").Option("missingkey=error").ParseFS(skeleton, "skeleton/*.*")
+	if err == nil && s.yaml { // Of the same name, the later one is taken.
+		templates, err = templates.ParseFS(skeleton, "skeleton/rules/*")
+	}
 	if err != nil {
 		return nil, err
 	}
 	var files []skeletonFile
 	for _, t := range templates.Templates() {
 		name := t.Name()
-		if name == "" || s.meshFile != "" && name == "data.yaml" {
+		if name == "" || s.meshFile != "" && name == "data.yaml" || s.yaml && (name == "service.rego" || name == "guardrails.rego") {
 			continue
 		}
 		var text bytes.Buffer

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -334,4 +335,22 @@ nearest web-reads orders.rules.yaml:3
 			}
 		})
 	}
+}
+
+// FuzzQuery asks anything. An answer has no end of its own, but its time and
+// its size are bounded.
+func FuzzQuery(f *testing.F) {
+	program, problems := opa.Check(content(explained))
+	if len(problems) > 0 {
+		f.Fatal(problems)
+	}
+	for _, query := range []string{"data.writ.decision", "input.request.headers[x]", `[x | some x in data.limits]`, "1 == 2", `data.shop.member with input as {}`} {
+		f.Add(query)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		values, err := program.Query(t.Context(), query, request(), 100*time.Millisecond)
+		if err != nil && values != nil {
+			t.Errorf("values %v with %v", values, err)
+		}
+	})
 }
