@@ -254,6 +254,9 @@ rules:
     when:
       - field: request.headers.x-env
         in: [prod]
+    expires: 2031-01-01T00:00:00Z
+    ticket: T-2
+    owner: ann
   - id: was
     action: allow
     from: any
@@ -285,12 +288,12 @@ decided web-reads orders.rules.yaml:3
 `},
 		{"deny", func(in *policy.Input) { in.Request.Method = "TRACE" }, `
 deny service-deny
-decided no-trace orders.rules.yaml:22
+decided no-trace orders.rules.yaml:25
 nearest web-reads orders.rules.yaml:3
   10:9 to: request.method in [GET] 
     input.request.method = "TRACE"
-nearest was orders.rules.yaml:16
-  19:14 expires: 2020-01-01T00:00:00Z 
+nearest was orders.rules.yaml:19
+  22:14 expires: 2020-01-01T00:00:00Z 
     input.time = "2030-01-01T12:30:00Z"
 `},
 		{"guardrail", func(in *policy.Input) {
@@ -301,8 +304,8 @@ decided own-domain all.rules.yaml:2
 nearest web-reads orders.rules.yaml:3
   6:9 from: source.id in [spiffe://example.org/svc/web] 
     input.source.id = "spiffe://other.example/svc/web"
-nearest was orders.rules.yaml:16
-  19:14 expires: 2020-01-01T00:00:00Z 
+nearest was orders.rules.yaml:19
+  22:14 expires: 2020-01-01T00:00:00Z 
     input.time = "2030-01-01T12:30:00Z"
 `},
 		{"nearest alternative, header", func(in *policy.Input) {
@@ -310,8 +313,8 @@ nearest was orders.rules.yaml:16
 			in.Request.Headers = nil
 		}, `
 deny default-deny
-nearest was orders.rules.yaml:16
-  19:14 expires: 2020-01-01T00:00:00Z 
+nearest was orders.rules.yaml:19
+  22:14 expires: 2020-01-01T00:00:00Z 
     input.time = "2030-01-01T12:30:00Z"
 nearest web-reads orders.rules.yaml:3
   7:9 from: connection.peer_ip cidr [10.0.0.0/8] 
