@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/topdown"
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
@@ -120,4 +121,33 @@ func LibraryReads() (got, said map[string]string, err error) {
 		}
 	}
 	return got, libraryReads, nil
+}
+
+// PathMatches are the pairs of patterns and segments for which path_match of
+// the library holds.
+func PathMatches(ctx context.Context, patterns []string, segments [][]string) (map[string]bool, error) {
+	p, err := Load(bundle.Content{})
+	if err != nil {
+		return nil, err
+	}
+	query, err := p.compiler.QueryCompiler().Compile(ast.MustParseBody(
+		`matches = {json.marshal([p, s]) | p = input.request.query.p[_]; s = input.tokens[0].claims.s[_]; data.writ.http.path_match(p, s)}`))
+	if err != nil {
+		return nil, err
+	}
+	input, err := ast.InterfaceToValue(map[string]any{
+		"request": map[string]any{"query": map[string]any{"p": patterns}},
+		"tokens":  []any{map[string]any{"claims": map[string]any{"s": segments}}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	matches := map[string]bool{}
+	err = topdown.NewQuery(query).WithCompiler(p.compiler).WithInput(ast.NewTerm(input)).WithStrictBuiltinErrors(true).
+		Iter(ctx, func(qr topdown.QueryResult) error {
+			set, _ := qr["matches"].Value.(ast.Set)
+			set.Foreach(func(t *ast.Term) { matches[string(t.Value.(ast.String))] = true })
+			return nil
+		})
+	return matches, err
 }

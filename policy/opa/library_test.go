@@ -1,6 +1,8 @@
 package opa_test
 
 import (
+	"encoding/json"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/format"
 
 	"github.com/writ-dev/writ/policy/opa"
+	"github.com/writ-dev/writ/policy/program"
 	"github.com/writ-dev/writ/rego"
 )
 
@@ -53,6 +56,57 @@ func TestLibraryReads(t *testing.T) {
 	}
 	if diff := cmp.Diff(got, said); diff != "" {
 		t.Errorf("what the library reads and what is said of it (-reads +said):\n%s", diff)
+	}
+}
+
+// TestPathMatchAgrees: the library's path_match and the compiled form's
+// MatchPath say the same of all short patterns and paths.
+func TestPathMatchAgrees(t *testing.T) {
+	patterns := []string{"", "a", "/{x}", "/a{", "/a{*}", "/{**}{**}", "/a.b", "/ä*"}
+	for parts := range sequences([]string{"", "a", "*", "a*b", "{*}", "{**}"}, 3) {
+		patterns = append(patterns, "/"+strings.Join(parts, "/"))
+	}
+	var paths [][]string
+	for segments := range sequences([]string{"", "a", "ab", "a/b", "äx"}, 3) {
+		paths = append(paths, segments)
+	}
+	matches, err := opa.PathMatches(t.Context(), patterns, paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pattern := range patterns {
+		for _, segments := range paths {
+			key, err := json.Marshal([]any{pattern, segments})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := program.MatchPath(pattern, segments); matches[string(key)] != want {
+				t.Errorf("%s: path_match %v, MatchPath %v", key, matches[string(key)], want)
+			}
+		}
+	}
+	if len(matches) < 1000 {
+		t.Errorf("%d matches only", len(matches))
+	}
+}
+
+// sequences are all lists of the words that have at most n elements, the empty
+// one among them.
+func sequences(words []string, n int) iter.Seq[[]string] {
+	return func(yield func([]string) bool) {
+		var extend func(list []string) bool
+		extend = func(list []string) bool {
+			if !yield(slices.Clone(list)) {
+				return false
+			}
+			for _, w := range words {
+				if len(list) < n && !extend(append(list, w)) {
+					return false
+				}
+			}
+			return true
+		}
+		extend([]string{})
 	}
 }
 
