@@ -112,7 +112,7 @@ func (s *pass) anyNotEqual() {
 				continue
 			}
 			if isWildcard(t) || s.soleElement(c.rule, t) {
-				s.found(c.at, "this holds as soon as one element differs; to say that none is equal, write `not %s in …`", c.args[1-i])
+				s.found(c.at, "this holds as soon as one element differs; to say that none is equal, ask in a rule of its own (`one if %s in …`) and write `not one`", c.args[1-i])
 			}
 		}
 	}

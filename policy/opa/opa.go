@@ -81,6 +81,7 @@ func Load(content bundle.Content) (*Program, error) {
 //   - comparisons of a field such as input.layer with a word it never holds, and
 //     lists, such as the values of a header, taken for a text;
 //   - references to what nothing defines;
+//   - a `not` that does not hold when what it asks about is absent;
 //   - inputs in tests that no request could make;
 //   - a catalogue that is not well formed;
 //   - data that is too large for a slice;
@@ -97,6 +98,7 @@ func Check(content bundle.Content) (*Program, []policy.Problem) {
 		l.checkFields(l.program.compiler, all)
 		l.checkUnknown(l.program.compiler, all)
 		l.checkRuleFiles()
+		l.checkNegations()
 		l.checkTests()
 	}
 	if len(l.problems) > 0 {

@@ -63,13 +63,10 @@ func readsOf(modules map[string]*ast.Module) *reads {
 		if _, ok := library()[libraryOf(m.Package.Path)]; ok {
 			continue
 		}
-		r.imports = map[ast.Var]ast.Ref{}
-		for _, imp := range m.Imports {
-			if ref, ok := imp.Path.Value.(ast.Ref); ok {
-				r.imports[imp.Name()] = ref
-				if !ref[0].Equal(ast.DefaultRootDocument) {
-					r.ref(ref)
-				}
+		r.imports = importsOf(m)
+		for _, ref := range r.imports {
+			if !ref[0].Equal(ast.DefaultRootDocument) {
+				r.ref(ref)
 			}
 		}
 		for _, rule := range m.Rules {
@@ -77,6 +74,17 @@ func readsOf(modules map[string]*ast.Module) *reads {
 		}
 	}
 	return r
+}
+
+// importsOf are what the names stand for that a module imports.
+func importsOf(m *ast.Module) map[ast.Var]ast.Ref {
+	imports := map[ast.Var]ast.Ref{}
+	for _, imp := range m.Imports {
+		if ref, ok := imp.Path.Value.(ast.Ref); ok {
+			imports[imp.Name()] = ref
+		}
+	}
+	return imports
 }
 
 func (r *reads) visit(x any) bool {
