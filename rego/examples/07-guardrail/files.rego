@@ -1,0 +1,4 @@
+# A team that made a mistake.
+package services.files
+
+allow contains "everybody"

@@ -1,0 +1,5 @@
+package services.orders
+
+import data.writ.spiffe
+
+allow contains "ours" if spiffe.ours(input.source.id)
