@@ -131,6 +131,9 @@ func (s *Server) acts(actor string, info revisions.Info, next *active) []identit
 	for _, b := range s.brokenAnew(next.catalogue, info.Activated) {
 		acts = append(acts, s.glassAlarm(actor, b))
 	}
+	for _, e := range s.expiredAnew(next, info.Activated) {
+		acts = append(acts, expiryAlarm(actor, e))
+	}
 	return acts
 }
 
@@ -172,7 +175,7 @@ func (s *Server) glassAlarm(actor string, b bundle.BreakGlass) identity.Act {
 }
 
 // StandingAlarms are those of what is in force that are already on record: glass
-// that is broken still. A control plane that was restarted shows them again.
+// that is broken still, and rules that deny beyond their expiry. A control plane that was restarted shows them again.
 func (s *Server) StandingAlarms() []identity.Act {
 	a, _ := s.current()
 	if a == nil {
@@ -183,6 +186,9 @@ func (s *Server) StandingAlarms() []identity.Act {
 		if s.cfg.Clock().Before(b.Expires) {
 			acts = append(acts, s.glassAlarm(a.info.Author, b))
 		}
+	}
+	for _, e := range expired(a.expiries, s.cfg.Clock()) {
+		acts = append(acts, expiryAlarm(a.info.Author, e))
 	}
 	return acts
 }

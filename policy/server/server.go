@@ -27,6 +27,7 @@ import (
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
 	"github.com/writ-dev/writ/policy/program"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 // MaxMessageBytes is the message size that a gRPC server of these services
@@ -69,7 +70,8 @@ type Config struct {
 	DecisionTimeout time.Duration
 }
 
-// Server implements both services. Create it with New, and Close it.
+// Server implements both services. Create it with New, and Close it: it watches
+// the clock.
 type Server struct {
 	cfg   Config
 	store *revisions.Store
@@ -101,6 +103,8 @@ type active struct {
 	snapshot  *policy.Snapshot
 	// compiled is nil where slices carry sources only.
 	compiled *program.Program
+	// expiries are of rules that go on denying.
+	expiries []rules.Expiry
 
 	mu     sync.Mutex
 	slices map[spiffeid.ID][]byte
@@ -133,23 +137,29 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, store: store, changed: make(chan struct{}), done: make(chan struct{})}
-	info, content, err := store.Get(ctx, 0)
+	if err := s.load(ctx); err != nil {
+		return nil, err
+	}
+	s.streams.Go(s.watchExpiries)
+	return s, nil
+}
+
+// load finds what was in force, and the rollout that ran.
+func (s *Server) load(ctx context.Context) error {
+	info, content, err := s.store.Get(ctx, 0)
 	if errors.Is(err, revisions.ErrNone) {
-		return s, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if s.parts, err = store.PartsOf(ctx, info, content); err != nil {
-		return nil, err
+	if s.parts, err = s.store.PartsOf(ctx, info, content); err != nil {
+		return err
 	}
 	if s.active, err = s.prepare(ctx, info, content, s.parts); err != nil {
-		cfg.Log.Error("policy in force cannot be prepared", "revision", info.Revision.String(), "error", err)
+		s.cfg.Log.Error("policy in force cannot be prepared", "revision", info.Revision.String(), "error", err)
 	}
-	if err := s.resume(ctx); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s.resume(ctx)
 }
 
 // RegisterAdmin serves policyv1.Admin; for the admin socket only.
@@ -242,7 +252,8 @@ func (s *Server) ready(info revisions.Info, c *candidate) (*active, error) {
 	}
 	return &active{
 		info: info, content: c.content, parts: c.parts, cutter: cutter, catalogue: c.program.Catalogue(), snapshot: snapshot, compiled: c.compiled,
-		slices: map[spiffeid.ID][]byte{},
+		expiries: denialsThatExpire(c.program.Rules()),
+		slices:   map[spiffeid.ID][]byte{},
 	}, nil
 }
 
