@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/storage"
@@ -161,7 +162,7 @@ func (l *loader) load() {
 		return
 	}
 	p.data, _ = value.(ast.Object)
-	own, err := ownModules()
+	own, err := parsedOwn()
 	if err != nil {
 		l.problems = append(l.problems, problemsOf(err)...)
 		return
@@ -204,6 +205,9 @@ func (l *loader) parse(f bundle.File) *ast.Module {
 func parserOptions() ast.ParserOptions {
 	return ast.ParserOptions{RegoVersion: ast.RegoV1, Capabilities: capabilities()}
 }
+
+// parsedOwn are the own modules, parsed once: a compiler works on copies.
+var parsedOwn = sync.OnceValues(ownModules)
 
 func ownModules() (map[string]*ast.Module, error) {
 	modules := map[string]*ast.Module{}
