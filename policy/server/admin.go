@@ -48,10 +48,10 @@ func (s *adminService) Rollback(ctx context.Context, req *policyv1.RollbackReque
 	if need := s.required(program.Catalogue(), "", ""); !need.none() {
 		return nil, s.mustPropose(ctx, "rolled back", need)
 	}
-	info, err := s.activate(ctx, &candidate{content: content, parts: parts, program: program}, revisions.Info{
+	info, err := s.activate(ctx, &candidate{content: content, parts: parts, program: program}, withEngine(revisions.Info{
 		KeyID: old.KeyID, Publisher: old.Publisher, SourceCommit: old.SourceCommit, Message: req.Message,
 		RollbackOf: req.Number, Tests: old.Tests,
-	})
+	}, old.Diverged()))
 	if err != nil {
 		return nil, err
 	}

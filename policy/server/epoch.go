@@ -103,10 +103,10 @@ func (s *Server) raiseEpoch(ctx context.Context, epoch uint64, reason string) (p
 	if err != nil {
 		return policy.Revision{}, status.Error(codes.Internal, err.Error())
 	}
-	info, err = s.activate(ctx, &candidate{content: content, parts: parts, program: program}, revisions.Info{
+	info, err = s.activate(ctx, &candidate{content: content, parts: parts, program: program}, withEngine(revisions.Info{
 		KeyID: info.KeyID, Publisher: info.Publisher, SourceCommit: info.SourceCommit, Tests: info.Tests,
 		Message: cut(fmt.Sprintf("epoch raised to %d: %s", epoch, reason), maxMessage),
-	})
+	}, info.Diverged()))
 	return info.Revision, err
 }
 

@@ -240,6 +240,9 @@ func (s *Server) halt(ctx context.Context, actor, reason, diverged string) (revi
 		act.Kind, act.Reason = identity.ActAlarm, reason
 	}
 	c := &candidate{content: before.content, parts: before.parts, program: program, actor: actor, acts: []identity.Act{act}, halts: true}
+	if diverged == "" {
+		diverged = before.info.Diverged()
+	}
 	return s.activate(ctx, c, withEngine(revisions.Info{
 		Author: actor, KeyID: before.info.KeyID, Publisher: before.info.Publisher, SourceCommit: before.info.SourceCommit, Tests: before.info.Tests,
 		RollbackOf: before.info.Revision.Number, Message: cut(fmt.Sprintf("rollout of %v halted: %s", canary.info.Revision, reason), maxMessage),
@@ -248,7 +251,7 @@ func (s *Server) halt(ctx context.Context, actor, reason, diverged string) (revi
 
 func withEngine(info revisions.Info, diverged string) revisions.Info {
 	if diverged != "" {
-		info.Engine, info.EngineReason = EngineTopdown, "diverged: "+diverged
+		info.Engine, info.EngineReason = EngineTopdown, revisions.DivergedPrefix+diverged
 	}
 	return info
 }

@@ -11,6 +11,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/writ-dev/writ/internal/sqldb"
@@ -66,6 +67,18 @@ type Info struct {
 	// where nobody has said.
 	Engine       string
 	EngineReason string
+}
+
+// DivergedPrefix begins the EngineReason of a revision that is evaluated because
+// its compiled form was seen to answer otherwise.
+const DivergedPrefix = "diverged: "
+
+// Diverged is how, empty when it has not.
+func (i *Info) Diverged() string {
+	if how, ok := strings.CutPrefix(i.EngineReason, DivergedPrefix); ok {
+		return how
+	}
+	return ""
 }
 
 // Stages of a revision.
