@@ -65,7 +65,7 @@ var kinds = map[string][]string{
 func kind(is func(value) bool) relation {
 	return func(x *evaluation, s state, args []value, k func(state)) {
 		switch args[0].(type) {
-		case unknown, claim, constant:
+		case unknown, claim, constant, comprehension:
 			x.ask(s, "the type of %s", describe(args[0]))
 		default:
 			if is(args[0]) {
@@ -284,6 +284,8 @@ func count(x *evaluation, s state, args []value, k func(state, value)) bool {
 			return false
 		}
 		k(s, number{v.counter()})
+	case ruleSet, comprehension:
+		k(s, size{v})
 	case array:
 		k(s, constant{ast.InternedTerm(len(v.items)).Value})
 	case object:

@@ -27,9 +27,9 @@ func (x *evaluation) call(s state, e *ast.Expr, terms []*ast.Term, k func(state)
 		arity = len(rules[0].Head.Args)
 	}
 	var out *ast.Term
-	switch len(operands) {
-	case arity:
-	case arity + 1:
+	switch {
+	case arity >= 0 && len(operands) == arity:
+	case arity >= 0 && len(operands) == arity+1:
 		operands, out = operands[:arity], operands[arity]
 	default:
 		x.ask(s, "line %d: %s is not followed", line(e), name)

@@ -331,16 +331,27 @@ var resultVar = ast.Var("__writ_result__")
 
 // comprehension is evaluated where it depends on no input.
 func (x *evaluation) comprehension(s state, t *ast.Term, k func(state, value)) {
-	if x.depends(t) {
-		x.ask(s, "a comprehension over the input")
+	if !x.depends(t) {
+		if body, ok := x.closedOver(s, t); ok {
+			x.constant(s, body.with(ast.Equality.Expr(ast.VarTerm(string(resultVar)), t)), k)
+			return
+		}
+	}
+	c := comprehension{env: s.env}
+	switch v := t.Value.(type) {
+	case *ast.SetComprehension:
+		c.head, c.body = v.Term, v.Body
+	case *ast.ArrayComprehension:
+		c.head, c.body = v.Term, v.Body
+	default:
+		x.ask(s, "an object of the input's parts")
 		return
 	}
-	body, why := x.closedOver(s, t)
-	if why != "" {
-		x.ask(s, "%s", why)
-		return
-	}
-	x.constant(s, body.with(ast.Equality.Expr(ast.VarTerm(string(resultVar)), t)), k)
+	// Topdown makes all of it here, with any error in it.
+	x.solutions(s, func(s state, k func(state)) {
+		x.members(s, c, func(s state, _ value) { k(s) })
+	})
+	k(s, c)
 }
 
 // constantBody is a body that begins with what its variables stand for.
@@ -351,8 +362,8 @@ func (b constantBody) with(e *ast.Expr) ast.Body {
 	return append(ast.Body(b), e)
 }
 
-// closedOver says what the variables in node stand for.
-func (x *evaluation) closedOver(s state, node any) (body constantBody, why string) {
+// closedOver says what the variables in node stand for, if all are constant.
+func (x *evaluation) closedOver(s state, node any) (body constantBody, ok bool) {
 	vars := map[ast.Var]bool{}
 	ast.WalkVars(node, func(v ast.Var) bool {
 		vars[v] = true
@@ -365,13 +376,13 @@ func (x *evaluation) closedOver(s state, node any) (body constantBody, why strin
 		delete(vars, b.name)
 		c, ok := b.v.(constant)
 		if !ok {
-			return nil, "a comprehension over the input"
+			return nil, false
 		}
 		e := ast.Equality.Expr(ast.NewTerm(b.name), ast.NewTerm(c.v))
 		e.Index = len(body)
 		body = append(body, e)
 	}
-	return body, ""
+	return body, true
 }
 
 // constant goes on with the values that topdown gives the body now.

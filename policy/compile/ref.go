@@ -61,6 +61,15 @@ func (x *evaluation) walk(s state, v value, present *cond, path []*ast.Term, k f
 		for _, item := range v.items {
 			x.match(s, key, item, func(s state) { x.walk(s, item, nil, path[1:], k) })
 		}
+	case comprehension:
+		// The elements of an array are known by their place; any of them is any
+		// member.
+		if !x.isFree(s, key) {
+			x.ask(s, "%s by %s", describe(v), key)
+			return
+		}
+		s = s.bind(key.Value.(ast.Var), unknown{"an index"})
+		x.members(s, v, func(s state, m value) { x.walk(s, m, nil, path[1:], k) })
 	case ruleSet:
 		x.members(s, v, func(s state, m value) {
 			x.match(s, key, m, func(s state) { x.walk(s, m, nil, path[1:], k) })

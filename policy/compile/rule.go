@@ -89,10 +89,35 @@ func (x *evaluation) follow(s state, out *outcomes, k func(state, value)) {
 	}
 }
 
-// members goes on with each member of a partial set.
-func (x *evaluation) members(s state, set ruleSet, k func(state, value)) {
-	for _, rule := range set.rules {
-		x.ruleMembers(s, rule, func(inner state, m value) { k(state{s.env, inner.conds}, m) })
+// members goes on with each member of what rules or a comprehension make.
+func (x *evaluation) members(s state, of value, k func(state, value)) {
+	each := func(inner state, m value) { k(state{s.env, inner.conds}, m) }
+	switch of := of.(type) {
+	case ruleSet:
+		for _, rule := range of.rules {
+			x.ruleMembers(s, rule, each)
+		}
+	case comprehension:
+		x.body(state{of.env, s.conds}, of.body, func(s state) { x.term(s, of.head, each) })
+	}
+}
+
+// empty goes on where there is no member.
+func (x *evaluation) empty(s state, of value, k func(state)) {
+	x.opposite(s, "a set that is empty", func(s state, k func(state)) {
+		x.members(s, of, func(s state, _ value) { k(s) })
+	}, k)
+}
+
+// compareSize is compare for what only is empty or not.
+func (x *evaluation) compareSize(s state, op string, of size, i int64, k func(state)) {
+	switch {
+	case op == "gt" && i == 0, op == "gte" && i == 1:
+		x.members(s, of.of, func(s state, _ value) { k(s) })
+	case op == "lt" && i == 1, op == "lte" && i == 0:
+		x.empty(s, of.of, k)
+	default:
+		x.ask(s, "how many there are of %s", describe(of.of))
 	}
 }
 
@@ -206,6 +231,14 @@ func mentions(v value, floor int) bool {
 	case claim:
 		return v.token > floor
 	case split:
+		return mentions(v.of, floor)
+	case comprehension:
+		for b := v.env; b != nil; b = b.prev {
+			if mentions(b.v, floor) {
+				return true
+			}
+		}
+	case size:
 		return mentions(v.of, floor)
 	case array:
 		return some(v.items)

@@ -166,7 +166,7 @@ func (c *serviceCompiler) follow(rule *ast.Rule, id string, run func(*found)) *f
 		c.x.stopped = ""
 	}
 	c.x.steps, c.x.asks = 0, nil
-	run(f)
+	c.x.safely(func() { run(f) })
 	f.asks = c.x.asks
 	n := 0
 	for _, clauses := range f.clauses {
@@ -179,6 +179,16 @@ func (c *serviceCompiler) follow(rule *ast.Rule, id string, run func(*found)) *f
 		f.clauses, f.asks = nil, []asked{{nil, c.x.stopped}}
 	}
 	return f
+}
+
+// safely leaves to topdown what the compiler cannot even look at.
+func (x *evaluation) safely(run func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			x.stopped = fmt.Sprintf("the compiler panicked: %v", r)
+		}
+	}()
+	run()
 }
 
 // speak notes that the rule gives the id.

@@ -64,10 +64,40 @@ func (c conj) simplified() (conj, bool) {
 			out = append(out, x)
 		}
 	}
+	out = out.noneOf()
 	if slices.ContainsFunc(out, func(x *cond) bool { return x.not && seen[x.key+"+"] }) {
 		return nil, false
 	}
 	return out.pruned(), true
+}
+
+// noneOf makes one of conditions that a field is none of some texts.
+func (c conj) noneOf() conj {
+	first := map[string]int{}
+	texts := map[int][]string{}
+	out := make(conj, 0, len(c))
+	for _, x := range c {
+		if !x.not || !x.single() || len(x.pred) != 1 || x.pred[0].Op != program.Equal || x.pred[0].Not {
+			out = append(out, x)
+			continue
+		}
+		at, ok := first[x.about()]
+		if !ok {
+			first[x.about()] = len(out)
+			out = append(out, x)
+			continue
+		}
+		if texts[at] == nil {
+			texts[at] = slices.Clone(out[at].pred[0].Texts)
+		}
+		texts[at] = append(texts[at], x.pred[0].Texts...)
+	}
+	for at, all := range texts {
+		one := equalsAny(out[at].f, 0, out[at].token, all...)
+		one.not = true
+		out[at] = one
+	}
+	return out
 }
 
 func (c *cond) sign() string {

@@ -154,6 +154,10 @@ func describe(v value) string {
 		return "a claim"
 	case ruleSet:
 		return "a set that rules make"
+	case comprehension:
+		return "a comprehension over the input"
+	case size:
+		return "count of " + describe(v.of)
 	case split:
 		return "the parts of a text"
 	case clockText:
@@ -209,6 +213,11 @@ func (x *evaluation) equal(s state, a, b value, k func(state)) {
 		}
 		switch b.(type) {
 		case text, node, list, array, object, set, split, ruleSet, tokens, token:
+			return
+		}
+	case size:
+		if isConstant && c.v.Compare(ast.Number("0")) == 0 {
+			x.empty(s, a.of, k)
 			return
 		}
 	case claim:
@@ -314,6 +323,16 @@ func (x *evaluation) compare(s state, op string, a, b value, k func(state)) {
 	if _, ok := a.(constant); ok {
 		a, b, op = b, a, flipped[op]
 	}
+	if of, ok := a.(size); ok {
+		if c, ok := b.(constant); ok {
+			if limit, ok := c.v.(ast.Number); ok {
+				if i, ok := whole(limit); ok {
+					x.compareSize(s, op, of, i, k)
+					return
+				}
+			}
+		}
+	}
 	n, isNumber := a.(number)
 	c, isConstant := b.(constant)
 	if isNumber && isConstant {
@@ -367,7 +386,7 @@ func (x *evaluation) member(s state, v, collection value, k func(state)) {
 			x.items(s, c, func(s state, item text) { x.equal(s, item, v, k) })
 			return
 		}
-	case ruleSet:
+	case ruleSet, comprehension:
 		x.members(s, c, func(s state, m value) { x.equal(s, m, v, k) })
 		return
 	case set:

@@ -67,6 +67,17 @@ type (
 	// ruleSet is a partial set: its members are what its rules give.
 	ruleSet struct{ rules []*ast.Rule }
 
+	// comprehension is a set or array of what its body gives, where that
+	// depends on the input.
+	comprehension struct {
+		env  *binding
+		head *ast.Term
+		body ast.Body
+	}
+
+	// size is count(of), of a ruleSet or comprehension.
+	size struct{ of value }
+
 	// doc is a part of data with rules in or below it.
 	doc struct {
 		tree *ast.TreeNode
