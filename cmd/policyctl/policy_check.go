@@ -95,9 +95,6 @@ const warningNever = "never"
 // order of their places.
 func policyWarnings(ctx context.Context, program *opa.Program, now time.Time) ([]policy.Problem, error) {
 	warnings := expiredRules(program, now)
-	if !hasServiceRules(program) {
-		return warnings, nil
-	}
 	_, report, err := compile.Compile(ctx, program, compile.Config{})
 	if err != nil {
 		return nil, fmt.Errorf("look for rules that never match: %w", err)
@@ -114,17 +111,6 @@ func policyWarnings(ctx context.Context, program *opa.Program, now time.Time) ([
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
 	})
 	return warnings, nil
-}
-
-// hasServiceRules reports whether a service has rules in Rego: without any, the
-// compiler has nothing to say.
-func hasServiceRules(program *opa.Program) bool {
-	for path, m := range program.Written() {
-		if bundle.ServiceOf(m.Package.Path) != "" && !(bundle.File{Path: path}).IsTest() {
-			return true
-		}
-	}
-	return false
 }
 
 // expiredRules are YAML rules whose end is past, each once.
