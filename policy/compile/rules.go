@@ -30,6 +30,9 @@ func (c *serviceCompiler) written() {
 		rule := c.rules.index(c.p.Rule(r.Tier, c.unit.Service, r.ID))
 		for _, clause := range w.clauses {
 			clause.Rule = rule
+			if end := r.Ends(); !end.IsZero() && !clause.Ask {
+				clause.Expires = end.UnixNano()
+			}
 			c.unit.Clauses[r.Tier] = append(c.unit.Clauses[r.Tier], clause)
 			switch {
 			case clause.Ask && len(clause.Atoms) == 0:

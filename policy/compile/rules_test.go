@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,42 +29,24 @@ func TestRulesEqualTopdown(t *testing.T) {
 	if testing.Short() {
 		policies = 40
 	}
-	tiers := map[policy.Tier]int{}
-	asked := 0
-	for seed := range policies {
-		w := ruleWriter{rand.New(rand.NewPCG(uint64(seed), 7))}
-		content := bundle.Content{
-			{Path: "data.json", Content: []byte(rulesCatalogue)},
-			{Path: "orders.rules.yaml", Content: []byte(w.services())},
+	const shares = 4
+	var all [shares]comparison
+	t.Run("generated", func(t *testing.T) {
+		for share := range shares {
+			t.Run(strconv.Itoa(share), func(t *testing.T) {
+				t.Parallel()
+				all[share].tiers = map[policy.Tier]int{}
+				for seed := share; seed < policies; seed += shares {
+					all[share].policy(t, seed, inputs)
+				}
+			})
 		}
-		if w.r.IntN(2) == 0 {
-			content = append(content, bundle.File{Path: "rules.yaml", Content: []byte(w.guardrails())})
-		}
-		if w.r.IntN(3) == 0 {
-			content = append(content, bundle.File{Path: "orders_extra.rego", Content: []byte(besideRules)})
-		}
-		slices.SortFunc(content, func(a, b bundle.File) int { return strings.Compare(a.Path, b.Path) })
-		p, problems := opa.Check(content)
-		if len(problems) > 0 {
-			t.Fatalf("policy %d: %v\n%s", seed, problems, written(content))
-		}
-		topdown, err := p.Snapshot(opa.SnapshotConfig{Timeout: time.Minute})
-		if err != nil {
-			t.Fatal(err)
-		}
-		compiled := compiledRules(t, p)
-		for range inputs {
-			in := w.input()
-			var want, got policy.Decision
-			if !compiled.Decide(in, &got) {
-				asked++
-				continue
-			}
-			topdown.Decider.Decide(t.Context(), in, &want)
-			tiers[want.Tier]++
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Fatalf("policy %d, input %+v (-topdown +compiled):\n%s\n%s", seed, in, diff, written(content))
-			}
+	})
+	tiers, asked := map[policy.Tier]int{}, 0
+	for _, c := range all {
+		asked += c.asked
+		for tier, n := range c.tiers {
+			tiers[tier] += n
 		}
 	}
 	t.Logf("tiers %v, %d asked", tiers, asked)
@@ -74,6 +57,49 @@ func TestRulesEqualTopdown(t *testing.T) {
 	}
 	if asked > policies*inputs/3 {
 		t.Errorf("%d of %d asked", asked, policies*inputs)
+	}
+}
+
+// comparison counts what was decided both ways.
+type comparison struct {
+	tiers map[policy.Tier]int
+	asked int
+}
+
+func (c *comparison) policy(t *testing.T, seed, inputs int) {
+	w := ruleWriter{rand.New(rand.NewPCG(uint64(seed), 7))}
+	content := bundle.Content{
+		{Path: "data.json", Content: []byte(rulesCatalogue)},
+		{Path: "orders.rules.yaml", Content: []byte(w.services())},
+	}
+	if w.r.IntN(2) == 0 {
+		content = append(content, bundle.File{Path: "rules.yaml", Content: []byte(w.guardrails())})
+	}
+	if w.r.IntN(3) == 0 {
+		content = append(content, bundle.File{Path: "orders_extra.rego", Content: []byte(besideRules)})
+	}
+	slices.SortFunc(content, func(a, b bundle.File) int { return strings.Compare(a.Path, b.Path) })
+	p, problems := opa.Check(content)
+	if len(problems) > 0 {
+		t.Fatalf("policy %d: %v\n%s", seed, problems, written(content))
+	}
+	topdown, err := p.Snapshot(opa.SnapshotConfig{Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiled := compiledRules(t, p)
+	for range inputs {
+		in := w.input()
+		var want, got policy.Decision
+		if !compiled.Decide(in, &got) {
+			c.asked++
+			continue
+		}
+		topdown.Decider.Decide(t.Context(), in, &want)
+		c.tiers[want.Tier]++
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("policy %d, input %+v (-topdown +compiled):\n%s\n%s", seed, in, diff, written(content))
+		}
 	}
 }
 

@@ -402,6 +402,13 @@ func (c *serviceCompiler) breakGlass() {
 
 // expires is when an answer by the id ends, 0 for no end.
 func (c *serviceCompiler) expires(tier policy.Tier, id string) int64 {
+	if tier == policy.ServiceAllow { // An id that Rego computes may be that of a YAML rule.
+		for _, r := range c.p.Rules().Services[c.unit.Service] {
+			if end := r.Ends(); r.Tier == tier && r.ID == id && !end.IsZero() {
+				return end.UnixNano()
+			}
+		}
+	}
 	if tier != policy.BreakGlass {
 		return 0
 	}

@@ -50,17 +50,14 @@ func (p *Program) Snapshot(cfg SnapshotConfig) (*policy.Snapshot, error) {
 		valueCache: cache.NewInterQueryValueCache(context.Background(), &cache.Config{
 			InterQueryBuiltinValueCache: cache.InterQueryBuiltinValueCacheConfig{MaxNumEntries: &patterns},
 		}),
-		reads:      p.reads(),
-		rules:      p.rules,
-		breakGlass: map[string]time.Time{},
-		revision:   cfg.Revision,
-		timeout:    cfg.Timeout,
+		reads:    p.reads(),
+		rules:    p.rules,
+		ends:     p.ends(),
+		revision: cfg.Revision,
+		timeout:  cfg.Timeout,
 	}
 	if d.timeout == 0 {
 		d.timeout = DefaultTimeout
-	}
-	for _, b := range p.catalogue.BreakGlass {
-		d.breakGlass[b.ID] = b.Expires
 	}
 	return &policy.Snapshot{
 		Revision:  cfg.Revision,
@@ -81,7 +78,7 @@ type decider struct {
 	valueCache cache.InterQueryValueCache // compiled patterns
 	reads      *reads
 	rules      ruleIndex
-	breakGlass map[string]time.Time // expiry by id
+	ends       map[ruleEnd]time.Time
 	revision   policy.Revision
 	timeout    time.Duration
 }
@@ -222,14 +219,37 @@ func (d *decider) read(result ast.Object, in *policy.Input, out *policy.Decision
 			out.Reason = fmt.Sprintf("no policy for service %q", in.Destination.Service)
 		}
 	}
-	if out.Tier == policy.BreakGlass {
+	if out.Verdict == policy.Allow {
+		// When the first of its rules ends, it is decided again by the others.
 		for _, rule := range out.Rules {
-			if at := d.breakGlass[rule.ID]; out.Expires.IsZero() || at.Before(out.Expires) {
+			at := d.ends[ruleEnd{out.Tier, in.Destination.Service, rule.ID}]
+			if !at.IsZero() && (out.Expires.IsZero() || at.Before(out.Expires)) {
 				out.Expires = at
 			}
 		}
 	}
 	return nil
+}
+
+// ruleEnd names a rule that allows for a time.
+type ruleEnd struct {
+	tier        policy.Tier
+	service, id string
+}
+
+func (p *Program) ends() map[ruleEnd]time.Time {
+	ends := map[ruleEnd]time.Time{}
+	for _, b := range p.catalogue.BreakGlass {
+		ends[ruleEnd{policy.BreakGlass, b.Service, b.ID}] = b.Expires
+	}
+	for service, list := range p.written.Services {
+		for _, r := range list {
+			if end := r.Ends(); !end.IsZero() {
+				ends[ruleEnd{r.Tier, service, r.ID}] = end
+			}
+		}
+	}
+	return ends
 }
 
 func field(o ast.Object, key *ast.Term) string {

@@ -141,6 +141,12 @@ func TestWrittenConditions(t *testing.T) {
 		if strings.Contains(tt.rule, "action: deny") {
 			speaks.Verdict, speaks.Tier = policy.Deny, policy.ServiceDeny
 		}
+		// What is allowed for a time says until when.
+		for text, end := range map[string]string{"allow, from: any, expires: 2030-01-02": "2030-01-02", "before: 2030-02-01": "2030-02-01"} {
+			if strings.Contains(tt.rule, text) {
+				speaks.Expires, _ = time.Parse(time.DateOnly, end)
+			}
+		}
 		silent := policy.Decision{Verdict: policy.Deny, Tier: policy.DefaultDeny, Reason: "no rule allows it"}
 		for want, changes := range map[*policy.Decision][]change{&speaks: tt.yes, &silent: tt.noes} {
 			for i, c := range changes {

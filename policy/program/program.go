@@ -57,7 +57,7 @@ type Clause struct {
 	Ask   bool
 	Atoms []Atom
 	// Expires is when an answer by this clause ends, nanoseconds since the Unix
-	// epoch: the end of a break-glass, and 0 in all other tiers.
+	// epoch, 0 for no end: a break-glass has one, a rule that allows may have.
 	Expires int64
 }
 

@@ -197,7 +197,7 @@ func (s source) clauses(tier policy.Tier, atoms []Atom, n, rules int) []Clause {
 			c.Rule = uint32(s.IntN(rules))
 			c.Ask = s.IntN(40) == 0
 		}
-		if tier == policy.BreakGlass {
+		if tier == policy.BreakGlass || tier == policy.ServiceAllow && s.IntN(3) == 0 {
 			c.Expires = 1 + s.Int64N(100)
 		}
 		for range s.IntN(5) {

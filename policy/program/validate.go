@@ -102,8 +102,8 @@ func (c *checker) unit(p *Program, u *Unit) error {
 			case err != nil:
 			case int(clause.Rule) >= len(p.Rules):
 				err = fmt.Errorf("rule %d of %d", clause.Rule, len(p.Rules))
-			case tier != policy.BreakGlass && clause.Expires != 0:
-				err = errors.New("only break-glass expires")
+			case tier != policy.BreakGlass && tier != policy.ServiceAllow && clause.Expires != 0, clause.Expires < 0:
+				err = errors.New("only what allows expires")
 			case tier == policy.BreakGlass && clause.Expires <= 0:
 				err = errors.New("break-glass without an expiry")
 			default:

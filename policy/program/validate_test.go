@@ -28,7 +28,7 @@ func TestValidate(t *testing.T) {
 		"units":            {func(p *Program) { p.Units = append(p.Units, p.Units[0]) }, `not after "shop"`},
 		"tier":             {func(p *Program) { p.Units[0].Clauses[0] = make([]Clause, 1) }, "clauses without a tier"},
 		"ask":              {func(p *Program) { p.Units[0].Ask = []Clause{{Rule: 1}} }, "ask, clause 0: it has conditions and nothing else"},
-		"expiry":           {func(p *Program) { p.Units[0].Clauses[policy.ServiceAllow][0].Expires = 1 }, "only break-glass expires"},
+		"expiry":           {func(p *Program) { p.Units[0].Clauses[policy.ServiceDeny] = []Clause{{Expires: 1}} }, "only what allows expires"},
 		"no expiry":        {func(p *Program) { p.Units[0].Clauses[policy.BreakGlass] = make([]Clause, 1) }, "break-glass, clause 0: break-glass without an expiry"},
 		"atoms":            {func(p *Program) { p.Units[0].Ask = []Clause{{Atoms: make([]Atom, 65)}} }, "65 atoms, more than 64"},
 		"base":             {pred(Field{Base: endBase}), "clause 1: atom 2: unknown field"},

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -40,6 +41,27 @@ func (s *Set) Expiries() []Expiry {
 		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Rule.ID, b.Rule.ID))
 	})
 	return list
+}
+
+// Ends is when what the rule allows ends at the latest: when it expires, or a
+// time that it needs is over. It is zero for never, and for rules that deny. The
+// hours of a window are not looked at.
+func (r *Rule) Ends() time.Time {
+	if r.Tier != policy.ServiceAllow {
+		return time.Time{}
+	}
+	end := r.Expires
+	for _, c := range r.When {
+		if c.Field != FieldTime || c.Op != OpRange {
+			continue
+		}
+		if high := c.Ranges[0].High; high != math.MaxInt64 {
+			if before := time.Unix(0, high+1).UTC(); end.IsZero() || before.Before(end) {
+				end = before
+			}
+		}
+	}
+	return end
 }
 
 func (r *Rule) action() string {

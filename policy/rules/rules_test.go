@@ -117,7 +117,7 @@ func TestRefused(t *testing.T) {
 		`{service: a, rules: [{id: a, action: deny, from: any, to: []}]}`:                           "to: empty",
 		`{service: a, rules: [{id: a, action: deny, from: any, to: [{}]}]}`:                         "is everything",
 		`{service: a, rules: [{id: a, action: deny, from: any, overridable: true}]}`:                "is for guardrails only",
-		`{service: a, rules: [{id: a, action: deny, from: any, expires: 1969-01-01}]}`:              "from 1970",
+		`{service: a, rules: [{id: a, action: deny, from: any, expires: 1969-01-01}]}`:              "from 1971",
 		`{service: a, rules: [&x {id: a, action: deny, from: any}]}`:                                "anchors",
 		`{service: a, service: a, rules: [{id: a, action: deny, from: any}]}`:                       "given twice",
 		`{service: a, rules: [{id: a, action: deny, from: any, from: any}]}`:                        "given twice",

@@ -235,8 +235,8 @@ func checkWhole(s string) error {
 // checkTime accepts what nanoseconds since 1970 in 64 bits hold, with room for
 // an offset.
 func checkTime(t time.Time) error {
-	if !t.IsZero() && (t.Year() < 1970 || t.Year() > 2261) {
-		return errors.New("want a time from 1970 to 2261")
+	if !t.IsZero() && (t.Year() < 1971 || t.Year() > 2261) {
+		return errors.New("want a time from 1971 to 2261")
 	}
 	return nil
 }
