@@ -212,6 +212,6 @@ func rebuildSlice(ctx context.Context, content bundle.Content, like *bundle.Slic
 	if err != nil || like.Program == nil {
 		return slice, err
 	}
-	slice.Program, _, err = compile.Slice(ctx, slice, compile.Config{})
+	slice.Program, err = compile.Slice(ctx, content, slice)
 	return slice, err
 }

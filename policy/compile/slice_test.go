@@ -36,7 +36,7 @@ func TestSlice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if slice.Program, _, err = compile.Slice(t.Context(), slice, compile.Config{}); err != nil {
+		if slice.Program, err = compile.Slice(t.Context(), content, slice); err != nil {
 			t.Fatal(err)
 		}
 		return slice
@@ -57,7 +57,7 @@ func TestSlice(t *testing.T) {
 	if len(prog.Units) != 1 || prog.Units[0].Service != "orders" {
 		t.Errorf("units: %+v", prog.Units)
 	}
-	if _, _, err := compile.Slice(t.Context(), &bundle.Slice{Content: bundle.Content{{Path: "x.rego", Content: []byte("x")}}}, compile.Config{}); err == nil {
+	if _, err := compile.Slice(t.Context(), bundle.Content{{Path: "x.rego", Content: []byte("x")}}, first); err == nil {
 		t.Error("what does not parse was compiled")
 	}
 }

@@ -253,12 +253,7 @@ func (f *Follower) open(data []byte) (*bundle.Slice, error) {
 	if err != nil {
 		return nil, err
 	}
-	slice, err := cutter.Cut(bundle.SliceConfig{Revision: src.Revision, Activated: src.Activated, SPIFFEID: id})
-	if err != nil {
-		return nil, err
-	}
-	slice.Program, _, err = compile.Slice(context.Background(), slice, compile.Config{}) // It has a limit of its own.
-	return slice, err
+	return cutter.Cut(bundle.SliceConfig{Revision: src.Revision, Activated: src.Activated, SPIFFEID: id})
 }
 
 func (f *Follower) advance(slice *bundle.Slice, data []byte) error {

@@ -8,12 +8,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
 	"github.com/writ-dev/writ/policy/compile"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
-	"github.com/writ-dev/writ/policy/program"
 )
 
 // compile makes the compiled form of the candidate and notes in info what will
@@ -52,16 +50,6 @@ func leftOver(report *compile.Report) string {
 		return ""
 	}
 	return fmt.Sprintf("%d of %d rules are not compiled as a whole", left, all)
-}
-
-// compiledSlice is the part of a compiled policy that decides for the services,
-// nil when there is none or it is too large to send.
-func compiledSlice(p *program.Program, services []string) []byte {
-	encoded := p.Select(services).Encode()
-	if len(services) == 0 || len(encoded) > bundle.MaxFileBytes {
-		return nil
-	}
-	return encoded
 }
 
 // CompileReport implements policyv1.Admin: what became of each rule. It is made

@@ -18,6 +18,7 @@ import (
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/compile"
 	"github.com/writ-dev/writ/policy/policyv1"
 	"github.com/writ-dev/writ/policy/server"
 )
@@ -215,7 +216,12 @@ func TestSlice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rebuilt.Program = slice.Program
+		if rebuilt.Program, err = compile.Slice(t.Context(), sources(method), rebuilt); err != nil {
+			t.Fatal(err)
+		}
+		if slice.Program == nil {
+			t.Errorf("revision %d: the slice has no compiled form", number)
+		}
 		if found := slice.Compare(rebuilt); len(found) > 0 {
 			t.Errorf("revision %d: %v", number, found)
 		}

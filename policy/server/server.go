@@ -24,6 +24,7 @@ import (
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/owners"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
+	"github.com/writ-dev/writ/policy/compile"
 	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
 	"github.com/writ-dev/writ/policy/program"
@@ -269,7 +270,7 @@ func (a *active) slice(id spiffeid.ID, key crypto.Signer) ([]byte, error) {
 		return nil, err
 	}
 	if a.compiled != nil {
-		cut.Program = compiledSlice(a.compiled, cut.Services)
+		cut.Program = compile.Part(a.compiled, cut.Services)
 	}
 	sealed, err := cut.Seal(key)
 	if err != nil {
