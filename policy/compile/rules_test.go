@@ -26,7 +26,7 @@ const rulesCatalogue = `{"writ": {
 // says of them, for generated rules and inputs.
 func TestRulesEqualTopdown(t *testing.T) {
 	policies, inputs := 300, 200
-	if testing.Short() {
+	if testing.Short() || underRace {
 		policies = 40
 	}
 	const shares = 4

@@ -1,12 +1,15 @@
 package opa_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	oparego "github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/opa"
@@ -222,5 +225,46 @@ func TestWrittenForOthers(t *testing.T) {
 	}
 	if _, problems := opa.Check(sources); len(problems) != 1 {
 		t.Errorf("problems %v, want that the service is not in the catalogue", problems)
+	}
+}
+
+// TestWrittenOnStockOPA decides with a standalone bundle and nothing of ours.
+func TestWrittenOnStockOPA(t *testing.T) {
+	sources := content(catalogue + writtenGuardrails + written(`action: allow, from: [{names: [web], cidrs: [127.0.0.0/8]}], to: [{paths: ["/reports/{**}"], headers: {x-env: ["p*"]}}]`))
+	standalone, err := sources.Standalone("1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := []func(*oparego.Rego){oparego.Query("data.writ.decision"), oparego.StrictBuiltinErrors(true)}
+	for _, f := range standalone {
+		if f.IsModule() {
+			options = append(options, oparego.Module(f.Path, string(f.Content)))
+		}
+	}
+	text, _ := standalone.File("data.json")
+	var data map[string]any
+	if err := json.Unmarshal(text, &data); err != nil {
+		t.Fatal(err)
+	}
+	query, err := oparego.New(append(options, oparego.Store(inmem.NewFromObject(data)))...).PrepareForEval(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*policy.Input){
+		"service-allow": func(in *policy.Input) { in.Request.Headers = policy.MapValues{"x-env": {"prod"}} },
+		"default-deny":  func(*policy.Input) {},
+		"guardrail":     func(in *policy.Input) { in.Source.TrustDomain = "other.org" },
+	} {
+		value, err := opa.InputValue(request(change))
+		if err != nil {
+			t.Fatal(err)
+		}
+		results, err := query.Eval(t.Context(), oparego.EvalParsedInput(value))
+		if err != nil || len(results) != 1 {
+			t.Fatal(results, err)
+		}
+		if got := results[0].Expressions[0].Value.(map[string]any)["tier"]; got != want {
+			t.Errorf("stock OPA decides by %v, want %s", got, want)
+		}
 	}
 }
