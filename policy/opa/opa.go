@@ -167,10 +167,10 @@ func (l *loader) load() {
 		l.problems = append(l.problems, problemsOf(err)...)
 		return
 	}
+	maps.Copy(p.parsed, own) // The parsed modules are everybody's.
 	if p.written.Data() == nil {
-		delete(own, interpreter) // It would cost each decision something, and say nothing.
+		delete(p.parsed, interpreter) // It would cost each decision something, and say nothing.
 	}
-	maps.Copy(p.parsed, own)
 	if p.compiler, err = l.compile(p.parsed); err != nil {
 		l.problems = append(l.problems, l.compileProblems(err)...)
 		return
