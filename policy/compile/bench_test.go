@@ -53,14 +53,36 @@ allow contains "r%d" if {
 	return b.String()
 }
 
+// manyServices share guardrails and helpers.
+func manyServices(services, guardrails int) string {
+	var b strings.Builder
+	b.WriteString("-- writ/services/data.json --\n{")
+	for i := range services {
+		if i > 0 {
+			b.WriteString(",")
+		}
+		fmt.Fprintf(&b, "\"s%d\": {\"spiffe_ids\": [\"spiffe://example.org/svc/s%d\"]}\n", i, i)
+	}
+	b.WriteString("}\n-- shop.rego --\npackage shop\n\ncaller := trim_prefix(input.source.id, \"spiffe://example.org/svc/\")\n")
+	b.WriteString("-- guard.rego --\npackage guardrails.all\n")
+	for i := range guardrails {
+		fmt.Fprintf(&b, "\ndeny contains \"g%d\" if {\n\tinput.layer == \"request\"\n\tinput.request.segments[0] == \"internal%d\"\n}\n", i, i)
+	}
+	for i := range services {
+		fmt.Fprintf(&b, "-- s%d.rego --\npackage services.s%d\n\nallow contains \"a%d\" if {\n\tdata.shop.caller == \"s%d\"\n\tinput.request.method == \"GET\"\n}\n", i, i, i, (i+1)%services)
+	}
+	return b.String()
+}
+
 // BenchmarkCompile is the compilation alone, of what is loaded already.
 func BenchmarkCompile(b *testing.B) {
 	for _, bench := range []struct {
 		name, archive string
-		clauses       int
+		clauses       int // of the first service
 	}{
 		{"grants-10000", grantData(10000), 10000},
 		{"rules-10000", literalRules(10000), 10000},
+		{"services-1000", manyServices(1000, 50), 1},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			p, problems := opa.Check(content(bench.archive))

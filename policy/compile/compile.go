@@ -108,13 +108,15 @@ func compile(ctx context.Context, p *opa.Program, cfg Config) (*program.Program,
 	out := &program.Program{Compiler: Version, Digest: p.Digest(), Reads: p.Reads()}
 	report := &Report{Compiler: Version, Services: []ServiceReport{}}
 	rules := &ruleTable{}
+	shared := map[*ast.Rule]*found{}
 	for _, name := range slices.Compact(services) {
 		if _, ok := p.Catalogue().Services[name]; !ok {
 			continue // Its requests are asked about.
 		}
 		c := &serviceCompiler{
-			p:     p,
-			rules: rules,
+			p:      p,
+			rules:  rules,
+			shared: shared,
 			x: &evaluation{
 				ctx: within, p: p, consts: consts, service: name,
 				relations: relations(), functions: functions(), intrinsics: intrinsics(),

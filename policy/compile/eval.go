@@ -38,6 +38,8 @@ type evaluation struct {
 	lastID  int // of elements and tokens
 	asks    []asked
 	stopped string // why nothing more is followed
+	// serviceRead is whether what was followed depends on the service.
+	serviceRead bool
 
 	independent map[*ast.Rule]bool
 	documents   map[string]constantDoc

@@ -129,6 +129,7 @@ func (x *evaluation) walkInput(s state, v value, present *cond, path []*ast.Term
 			if (v.path == "headers" || v.path == "query") && !plainName(v.path, string(name)) {
 				x.ask(s, "the name %q", string(name))
 			} else if v.path == "destination" && name == "service" {
+				x.serviceRead = true
 				x.walk(s, constant{ast.String(x.service)}, nil, path[1:], k)
 			} else if m, present, ok := v.member(string(name)); ok {
 				x.walk(s, m, present, path[1:], k)

@@ -72,12 +72,17 @@ func (x *evaluation) virtual(s state, d doc, path []*ast.Term, k func(state, val
 	}
 	out, ok := x.outcomes[rules[0]]
 	if !ok {
+		before := x.serviceRead
+		x.serviceRead = false
 		out = x.evaluate(state{}, rules, nil)
+		out.serviceRead = x.serviceRead
+		x.serviceRead = before
 		if x.stopped != "" {
 			return
 		}
 		x.outcomes[rules[0]] = out
 	}
+	x.serviceRead = x.serviceRead || out.serviceRead
 	x.follow(s, out, func(s state, v value) { x.walk(s, v, nil, path, k) })
 }
 
@@ -129,6 +134,8 @@ func (x *evaluation) ruleMembers(s state, rule *ast.Rule, k func(state, value)) 
 type outcomes struct {
 	all  []outcome
 	asks []asked
+	// serviceRead is whether they depend on the service.
+	serviceRead bool
 }
 
 type outcome struct {

@@ -29,6 +29,8 @@ type serviceCompiler struct {
 	rules  *ruleTable
 	unit   program.Unit
 	report ServiceReport
+	// shared is what became of rules that are the same for every service.
+	shared map[*ast.Rule]*found
 	// always is why everything is asked about, "" when it is not.
 	always string
 }
@@ -158,6 +160,9 @@ func (c *serviceCompiler) tier(tier policy.Tier, tree *ast.TreeNode, path ast.Re
 
 // follow runs one rule and gathers what it comes to.
 func (c *serviceCompiler) follow(rule *ast.Rule, id string, run func(*found)) *found {
+	if f := c.shared[rule]; f != nil {
+		return f
+	}
 	f := &found{clauses: map[string][]conj{}}
 	f.rule = policy.Rule{ID: id, File: rule.Location.File, Line: rule.Location.Row}
 	if c.x.ctx.Err() != nil {
@@ -165,7 +170,7 @@ func (c *serviceCompiler) follow(rule *ast.Rule, id string, run func(*found)) *f
 	} else {
 		c.x.stopped = ""
 	}
-	c.x.steps, c.x.asks = 0, nil
+	c.x.steps, c.x.asks, c.x.serviceRead = 0, nil, false
 	c.x.safely(func() { run(f) })
 	f.asks = c.x.asks
 	n := 0
@@ -177,6 +182,8 @@ func (c *serviceCompiler) follow(rule *ast.Rule, id string, run func(*found)) *f
 	}
 	if c.x.stopped != "" {
 		f.clauses, f.asks = nil, []asked{{nil, c.x.stopped}}
+	} else if !c.x.serviceRead {
+		c.shared[rule] = f
 	}
 	return f
 }

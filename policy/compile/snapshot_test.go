@@ -155,7 +155,8 @@ func difference(t *testing.T, a, b policy.Decider) string {
 	return ""
 }
 
-// TestEqualToTopdown: each snippet as an allow, as a deny and as a guardrail.
+// TestEqualToTopdown: each snippet as an allow, as a deny, as a boolean, behind
+// not, in an else, as a default and in a function.
 // Package test/equality does the same for generated policies.
 func TestEqualToTopdown(t *testing.T) {
 	for _, tt := range snippets {
@@ -163,7 +164,19 @@ func TestEqualToTopdown(t *testing.T) {
 			allow := snippetPolicy(tt.body, tt.helpers)
 			deny := strings.Replace(allow, `allow contains "x"`, "allow contains \"all\"\n\ndeny contains \"x\"", 1)
 			boolean := strings.Replace(allow, `allow contains "x"`, `allow`, 1)
-			for _, archive := range []string{allow, deny, boolean} {
+			wrapped := func(body, wrapper string) string {
+				return snippetPolicy(body, wrapper+" if {\n"+tt.body+"\n}\n\n"+tt.helpers)
+			}
+			for _, archive := range []string{
+				allow, deny, boolean,
+				wrapped("input.source.authn == \"mtls\"\n not wrapped", "wrapped"),
+				wrapped("wrapped == \"then\"", "wrapped := \"first\" if {\n input.request.method == \"PUT\"\n} else := \"then\""),
+				wrapped("wrapped == \"none\"", "default wrapped := \"none\"\n\nwrapped := \"some\""),
+				wrapped("some m in [\"GET\", \"PUT\"]\n not wrapped(m)", "wrapped(m) if m == input.request.method\n\nwrapped(_)"),
+				wrapped("every m in {\"GET\", \"PUT\"} { wrapped(m) }", "wrapped(m) if m == input.request.method\n\nwrapped(_)"),
+				wrapped("count(wrapped) == 0", "wrapped contains input.source.path"),
+				wrapped("input.source.path in wrapped", "wrapped contains input.source.path"),
+			} {
 				p, prog, _ := compiled(t, archive)
 				if diff := difference(t, topdownOf(t, p), snapshotOf(t, p, prog).Decider); diff != "" {
 					t.Error(diff)

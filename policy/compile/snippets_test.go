@@ -183,3 +183,36 @@ func TestBreakGlass(t *testing.T) {
 		t.Errorf("report %+v", report.Services[0].Rules)
 	}
 }
+
+// TestServicesApart: what depends on the service is compiled for each, also
+// behind a helper that was followed before.
+func TestServicesApart(t *testing.T) {
+	_, prog, _ := compiled(t, `-- writ/services/data.json --
+{"orders": {"spiffe_ids": ["spiffe://example.org/svc/orders"]}, "payments": {"spiffe_ids": ["spiffe://example.org/svc/payments"]}}
+-- shop.rego --
+package shop
+
+ours if input.destination.service == "payments"
+-- guard.rego --
+package guardrails.apart
+
+deny contains "always" if input.source.authn == "none"
+
+deny contains "first" if {
+	data.shop.ours
+	input.source.id == "a"
+}
+
+deny contains "second" if {
+	data.shop.ours
+	input.source.id == "b"
+}
+`)
+	const always = "guardrail always: source.authn = none\n"
+	want := map[string]string{"orders": always, "payments": always + "guardrail first: source.id = a\nguardrail second: source.id = b\n"}
+	for _, u := range prog.Units {
+		if diff := cmp.Diff(want[u.Service], unitText(prog, u)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", u.Service, diff)
+		}
+	}
+}
