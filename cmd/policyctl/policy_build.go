@@ -20,7 +20,6 @@ type policyBuild struct {
 	file, key          string
 	service, workload  string
 	revision           string
-	content            bundle.Content
 	wanted             int
 	signatures, packed []byte
 }

@@ -72,15 +72,6 @@ func (s *sourceFlags) open(ctx context.Context, name string) (*fetch.Source, err
 	return src, err
 }
 
-// readPolicy reads a policy directory, without anything that flags may say.
-func readPolicy(dir, meshFile string) (bundle.Content, error) {
-	src, err := (&sourceFlags{mesh: meshFile}).open(context.Background(), dir)
-	if err != nil {
-		return nil, err
-	}
-	return src.Content, nil
-}
-
 // sealed is a policy on its way to the control plane.
 type sealed struct {
 	archive  []byte
