@@ -33,11 +33,12 @@ type pair struct {
 	report            *compile.Report
 }
 
-// newPair is an error for a policy that does not check.
+// newPair is an error for a policy that does not load. What check refuses for
+// its author's sake has a meaning all the same.
 func newPair(ctx context.Context, c bundle.Content) (*pair, error) {
-	p, problems := opa.Check(c)
-	if len(problems) > 0 {
-		return nil, policy.Refused(problems)
+	p, err := opa.Load(c)
+	if err != nil {
+		return nil, err
 	}
 	return pairOf(ctx, p)
 }
