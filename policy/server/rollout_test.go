@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -251,6 +252,48 @@ func TestRolloutHalts(t *testing.T) {
 				t.Errorf("act: %+v, want %q", last, tt.want)
 			}
 		})
+	}
+}
+
+// TestRolloutOfAFollower: a follower counts what it decides, and what it denies
+// halts the rollout that it was chosen for.
+func TestRolloutOfAFollower(t *testing.T) {
+	p := newPlane(t, func(c *server.Config) { c.Heartbeat = 5 * time.Millisecond })
+	p.push(sources("GET"))
+	_, activated, _ := p.follower(t.TempDir(), ordersID)
+	<-activated
+	p.await(func(r []server.PeerReport) bool { return len(r) == 1 && r[0].Report.Revision.GetNumber() == 1 })
+	p.canary("POST", &policyv1.Rollout{Percent: 1, MaxDenyIncrease: 300, MinDecisions: 20})
+	chosen := <-activated
+	if chosen.Revision.Number != 2 {
+		t.Fatalf("the only follower has %v", chosen.Revision)
+	}
+	other := p.replica("other")
+	p.running(1, 1)
+	other.decided(1000, 0)
+	for range 14 {
+		verdict(chosen.Decider, request("orders", "POST"))
+	}
+	for range 5 {
+		verdict(chosen.Decider, request("orders", "GET"))
+	}
+	p.await(func(reports []server.PeerReport) bool {
+		for _, r := range reports {
+			if r.Report.Decisions == 19 && r.Report.Denied == 5 && r.Report.Engine != "" {
+				return true
+			}
+		}
+		return false
+	})
+	for range 2 { // 7 of 21 are a third.
+		verdict(chosen.Decider, request("orders", "GET"))
+	}
+	after := <-activated
+	if after.Revision.Number != 3 || verdict(after.Decider, request("orders", "GET")) != policy.Allow {
+		t.Errorf("after the halt: %v", after.Revision)
+	}
+	if got, want := p.stages(), "*3 all, 2 halted, 1 all"; got != want {
+		t.Errorf("stages: %s, want %s", got, want)
 	}
 }
 

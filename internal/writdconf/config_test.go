@@ -1,0 +1,43 @@
+package writdconf
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func TestValidatePublishing(t *testing.T) {
+	two := []Approver{{Name: "ann", Keys: []string{"a"}}, {Name: "bob", Keys: []string{"b"}}}
+	for _, tt := range []struct {
+		name   string
+		change func(*Config)
+		want   string // empty: nothing
+	}{
+		{"nothing", func(*Config) {}, ""},
+		{"two approvals of two", func(c *Config) { c.Approvers, c.Approvals = two, 2 }, ""},
+		{"short form and long form", func(c *Config) {
+			c.PublisherKeys, c.Publishers = []string{"k"}, []Publisher{{Name: "a", Keys: []string{"k"}}}
+		}, "publisher_keys: is the short form of publishers"},
+		{"publisher without keys", func(c *Config) { c.Publishers = []Publisher{{Name: "a"}} }, "publishers[0].keys: missing"},
+		{"approver without a name", func(c *Config) { c.Approvers = []Approver{{Keys: []string{"a"}}} }, "approvers[0].name: missing"},
+		{"approver without keys", func(c *Config) { c.Approvers = []Approver{{Name: "ann"}} }, "approvers[0].keys: missing"},
+		{"one person twice", func(c *Config) { c.Approvers = append(two[:2:2], Approver{Name: " Ann", Keys: []string{"c"}}) }, "approvers[2].name: \" Ann\" is there twice"},
+		{"more than there are", func(c *Config) { c.Approvers, c.Approvals = two[:1], 2 }, "approvals: 2 are demanded and 1 approvers"},
+		{"three", func(c *Config) { c.Approvers, c.Approvals = two, 3 }, "approvals: want 0, 1 or 2"},
+		{"of what nobody signed", func(c *Config) { c.Approvers, c.Approvals, c.AllowUnsignedPolicy = two, 1, true }, "approvals: take signed policy"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := Default()
+			c.TrustDomain, c.DataDir = "example.org", "/x"
+			tt.change(&c)
+			err := c.Validate(func(key, format string, args ...any) error { return fmt.Errorf(key+": "+format, args...) })
+			got := ""
+			if err != nil {
+				got = err.Error()
+			}
+			if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
