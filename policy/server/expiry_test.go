@@ -92,7 +92,7 @@ func TestExpiredDenialsAlarm(t *testing.T) {
 		if n := len(s.StandingAlarms()); n != 3 {
 			t.Errorf("%d alarms stand after a restart, want 3", n)
 		}
-		time.Sleep(100 * time.Hour)
+		time.Sleep(200 * time.Hour)
 		synctest.Wait()
 		s.Close()
 		want := []string{"0s gone by ann", "10h0m0s soon by writd", "10h0m0s soon-too by writd", "100h0m0s later by writd"}
