@@ -16,14 +16,14 @@ import (
 
 // activations is how many are made; each compiles a policy here and at the
 // follower, so that the full number is for who has some minutes.
-var activations = flag.Int("activations", 500, "how many activations TestManyActivations makes")
+var activations = flag.Int("activations", 300, "how many activations TestManyActivations makes")
 
 // TestManyActivations leave nothing behind: no goroutine, no memory beyond the
 // last revision, and a follower that is on it.
 func TestManyActivations(t *testing.T) {
 	rounds := *activations
 	if testing.Short() || raceEnabled {
-		rounds = min(rounds, 200)
+		rounds = min(rounds, 100)
 	}
 	p := newPlane(t, func(c *server.Config) {
 		c.AllowUnsigned = true
@@ -55,7 +55,7 @@ func TestManyActivations(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return runtime.NumGoroutine(), m.HeapAlloc
 	}
-	const warm = 100
+	const warm = 50
 	var goroutines int
 	var heap uint64
 	start := time.Now()
