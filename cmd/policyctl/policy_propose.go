@@ -89,7 +89,7 @@ func (p *proposalInfo) writeNext(w io.Writer) error {
 	switch left := int(p.ApprovalsRequired) - len(p.Approvals); {
 	case p.State != "open":
 	case left > 0:
-		_, err = fmt.Fprintf(w, "it needs %d approvals and has %d: %s\nnext: policyctl policy approve %d --key KEY\n", p.ApprovalsRequired, len(p.Approvals),
+		_, err = fmt.Fprintf(w, "it has %d of %d approvals: %s\nnext: policyctl policy approve %d --key KEY\n", len(p.Approvals), p.ApprovalsRequired,
 			terminalSafe(strings.Join(p.RequiredBecause, "; ")), p.Number)
 	default:
 		_, err = fmt.Fprintf(w, "next: policyctl policy activate %d\n", p.Number)

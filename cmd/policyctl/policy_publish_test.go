@@ -62,7 +62,7 @@ func TestPolicyProposals(t *testing.T) {
 	runSteps(t, socket, []policyStep{
 		{[]string{"policy", "push", "--key", key, get}, 1, "every activation takes 1 approval here: propose it"},
 		{[]string{"policy", "propose", get}, 2, "signature: the bundle is not signed"},
-		{[]string{"policy", "propose", "--key", key, "-m", "first", get}, 0, "proposal 1, 1 tests passed\nit needs 1 approvals and has 0: every activation takes 1 approval here\nnext: policyctl policy approve 1"},
+		{[]string{"policy", "propose", "--key", key, "-m", "first", get}, 0, "proposal 1, 1 tests passed\nit has 0 of 1 approvals: every activation takes 1 approval here\nnext: policyctl policy approve 1"},
 		{[]string{"policy", "activate", "1"}, 1, "proposal 1: 0 of 1 approval"},
 		{[]string{"policy", "approve", "1", "--key", key}, 1, "which is no approver's"},
 		{[]string{"policy", "approve", "1", "--key", annKey, "--digest", "00"}, 1, "it is not what you looked at"},
@@ -80,7 +80,7 @@ func TestPolicyProposals(t *testing.T) {
 		{[]string{"policy", "break-glass", "--service", "orders", "--ticket", "INC 7", "--approver", "ann,bob", "--key", key}, 1, "--source: missing"},
 		{[]string{"policy", "break-glass", "--service", "orders", "--source", "spiffe://example.org/svc/me", "--ticket", "INC 7", "--for", "2h", "--approver", "ann,bob", "--key", key}, 1, "want at most 1h"},
 		{[]string{"policy", "break-glass", "--service", "orders", "--source", "spiffe://example.org/svc/me", "--ticket", "INC 7", "--approver", "ann,bob", "--key", key}, 0, "break-glass inc-7 until "},
-		{[]string{"policy", "approve", "3", "--key", annKey}, 0, "it needs 2 approvals and has 1"},
+		{[]string{"policy", "approve", "3", "--key", annKey}, 0, "it has 1 of 2 approvals"},
 		{[]string{"policy", "activate", "3"}, 1, "break-glass inc-7 names bob, who has not signed"},
 		{[]string{"policy", "approve", "3", "--key", bobKey}, 0, "next: policyctl policy activate 3"},
 		{[]string{"policy", "activate", "3"}, 0, "revision 1.2@"},
