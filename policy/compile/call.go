@@ -45,8 +45,8 @@ func (x *evaluation) apply(s state, e *ast.Expr, op ast.Ref, args []value, out *
 	result := func(s state, v value) {
 		if out != nil {
 			x.match(s, out, v, k)
-		} else if c, ok := v.(constant); !ok || ast.Boolean(false).Compare(c.v) != 0 {
-			k(s)
+		} else {
+			x.notFalse(s, e, v, k)
 		}
 	}
 	if native, ok := x.intrinsics[name]; ok {

@@ -1,6 +1,8 @@
 package compile
 
 import (
+	"strings"
+
 	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/writ-dev/writ/policy/program"
@@ -40,6 +42,8 @@ func (c claim) isNot(kinds ...string) *cond {
 // walkClaim follows a path below the claims of a token.
 func (x *evaluation) walkClaim(s state, c claim, name ast.String, isName bool, path []*ast.Term, k func(state, value)) {
 	switch {
+	case isName && (name == "" || strings.Contains(string(name), "\x00")):
+		x.ask(s, "the name %q of a claim", string(name)) // A path could not tell it.
 	case isName:
 		below := claim{c.token, string(name)}
 		if c.path != "" {

@@ -192,22 +192,7 @@ func (x *evaluation) plain(s state, e *ast.Expr, k func(state)) {
 			k(s) // There is one.
 			return
 		}
-		x.term(s, terms, func(s state, v value) {
-			switch v := v.(type) {
-			case constant:
-				if ast.Boolean(false).Compare(v.v) == 0 {
-					return
-				}
-			case claim:
-				if v.path != "" {
-					s = s.and(v.isNot("false"))
-				}
-			case unknown:
-				x.ask(s, "line %d: %s is not followed", line(e), terms)
-				return
-			}
-			k(s)
-		})
+		x.term(s, terms, func(s state, v value) { x.notFalse(s, e, v, k) })
 	case []*ast.Term:
 		x.call(s, e, terms, k)
 	case *ast.Every:
@@ -215,6 +200,24 @@ func (x *evaluation) plain(s state, e *ast.Expr, k func(state)) {
 	default:
 		x.ask(s, "line %d: an expression of an unknown kind", line(e))
 	}
+}
+
+// notFalse goes on where a value that stands as a condition is not false.
+func (x *evaluation) notFalse(s state, e *ast.Expr, v value, k func(state)) {
+	switch v := v.(type) {
+	case constant:
+		if ast.Boolean(false).Compare(v.v) == 0 {
+			return
+		}
+	case claim:
+		if v.path != "" {
+			s = s.and(v.isNot("false"))
+		}
+	case unknown:
+		x.ask(s, "line %d: %s is not followed", line(e), e)
+		return
+	}
+	k(s)
 }
 
 // term goes on with each value that the term can have.
@@ -338,6 +341,12 @@ func (x *evaluation) comprehension(s state, t *ast.Term, k func(state, value)) {
 			x.constant(s, body.with(ast.Equality.Expr(ast.VarTerm(string(resultVar)), t)), k)
 			return
 		}
+	}
+	if x.p.Compiler().ComprehensionIndex(t) != nil {
+		// Topdown makes it for all values of what it closes over at once, and so
+		// meets errors of other values, too.
+		x.ask(s, "a comprehension that topdown indexes")
+		return
 	}
 	c := comprehension{env: s.env}
 	switch v := t.Value.(type) {

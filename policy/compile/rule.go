@@ -229,6 +229,8 @@ func mentions(v value, floor int) bool {
 		return false
 	}
 	switch v := v.(type) {
+	case unknown: // An index, of whichever element.
+		return true
 	case text:
 		return v.elem > floor || v.token > floor
 	case list:

@@ -42,19 +42,16 @@ func (p *Program) Snapshot(cfg SnapshotConfig) (*policy.Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare policy: %w", err)
 	}
-	patterns := maxPatterns
 	d := &decider{
-		query:    compiled,
-		compiler: p.compiler,
-		store:    inmem.NewFromASTObject(p.data),
-		valueCache: cache.NewInterQueryValueCache(context.Background(), &cache.Config{
-			InterQueryBuiltinValueCache: cache.InterQueryBuiltinValueCacheConfig{MaxNumEntries: &patterns},
-		}),
-		reads:    p.reads(),
-		rules:    p.rules,
-		ends:     p.ends(),
-		revision: cfg.Revision,
-		timeout:  cfg.Timeout,
+		query:      compiled,
+		compiler:   p.compiler,
+		store:      inmem.NewFromASTObject(p.data),
+		valueCache: newPatternCache(),
+		reads:      p.reads(),
+		rules:      p.rules,
+		ends:       p.ends(),
+		revision:   cfg.Revision,
+		timeout:    cfg.Timeout,
 	}
 	if d.timeout == 0 {
 		d.timeout = DefaultTimeout

@@ -230,11 +230,11 @@ func newCompiler() (*ast.Compiler, error) {
 	}
 	schemas := ast.NewSchemaSet()
 	schemas.Put(ast.SchemaRootRef, schema)
-	return ast.NewCompiler().
+	return hideGlobs(ast.NewCompiler().
 		WithCapabilities(capabilities()).
 		WithDefaultRegoVersion(ast.RegoV1).
 		WithSchemas(schemas).
-		SetErrorLimit(maxProblems), nil
+		SetErrorLimit(maxProblems)), nil
 }
 
 // compile also finds rules and data that define the same path.

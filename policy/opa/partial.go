@@ -10,6 +10,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/open-policy-agent/opa/v1/topdown/cache"
 
 	"github.com/writ-dev/writ/policy"
 )
@@ -46,6 +47,8 @@ type Constants struct {
 	p     *Program
 	store storage.Store
 	txn   storage.Transaction
+	// patterns is not OPA's own cache, which takes one glob for another.
+	patterns cache.InterQueryValueCache
 }
 
 // Constants prepares the evaluation of what depends on no input.
@@ -55,7 +58,7 @@ func (p *Program) Constants(ctx context.Context) (*Constants, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read data: %w", err)
 	}
-	return &Constants{p, store, txn}, nil
+	return &Constants{p, store, txn, newPatternCache()}, nil
 }
 
 // Close ends the reading.
@@ -80,6 +83,7 @@ func (c *Constants) Eval(ctx context.Context, body ast.Body, result ast.Var) (va
 		WithTransaction(c.txn).
 		WithTime(time.Unix(0, 0)).
 		WithCancel(cancel).
+		WithInterQueryBuiltinValueCache(c.patterns).
 		WithStrictBuiltinErrors(true).
 		Iter(ctx, func(qr topdown.QueryResult) error {
 			t := qr[result]

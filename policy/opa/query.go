@@ -46,16 +46,13 @@ func (p *Program) ask(in *policy.Input, timeout time.Duration) (*asker, error) {
 	if err != nil {
 		return nil, err
 	}
-	patterns := maxPatterns
 	return &asker{
-		program: p,
-		store:   inmem.NewFromASTObject(p.data),
-		valueCache: cache.NewInterQueryValueCache(context.Background(), &cache.Config{
-			InterQueryBuiltinValueCache: cache.InterQueryBuiltinValueCacheConfig{MaxNumEntries: &patterns},
-		}),
-		input:    ast.NewTerm(value),
-		at:       in.Time,
-		deadline: time.Now().Add(timeout),
+		program:    p,
+		store:      inmem.NewFromASTObject(p.data),
+		valueCache: newPatternCache(),
+		input:      ast.NewTerm(value),
+		at:         in.Time,
+		deadline:   time.Now().Add(timeout),
 	}, nil
 }
 

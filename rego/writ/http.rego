@@ -66,7 +66,7 @@ _path_regex(pattern) := concat("", ["^", translated, "$"]) if {
 	)
 	last := regex.replace(wildcards, "%2F%2A$", "&")
 	translated := strings.replace_n(
-		{"%2F": "/", "%2A": "[^/]*", "<": "/[^/]+", ">": "(/[^/]*)*", "&": "(/[^/]*)+"},
+		{"%2F": "/", "%2A": "([^/%]|%[0-9A-F]{2})*", "<": "/[^/]+", ">": "(/[^/]*)*", "&": "(/[^/]*)+"},
 		last,
 	)
 }
