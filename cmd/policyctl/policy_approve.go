@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,8 +17,8 @@ func newPolicyApproveCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "approve NUMBER",
 		Short: "Sign that a proposal may be put in force",
-		Long: `Sign the number and the digest of a proposal with your own key. The digest is
-computed here, from the files that the control plane shows, so that the
+		Long: `Sign number, time and digest of a proposal with your own key: it counts for this
+proposal of this control plane. The digest is computed here, from the files that the control plane shows, so that the
 signature is under those and no others. Look at them first with "policyctl
 policy proposals NUMBER"; --digest refuses anything but what you looked at.
 
@@ -49,7 +50,9 @@ whoever signed the sources.`,
 				if digest != "" && digest != hex.EncodeToString(sum[:]) {
 					return fmt.Errorf("proposal %d has digest %x, not %s: it is not what you looked at", number, sum, digest)
 				}
-				signature, err := bundle.SignApproval(private, number, sum)
+				signature, err := bundle.SignApproval(private, bundle.Approved{
+					Proposal: number, Proposed: time.Unix(0, shown.GetProposal().GetProposed()), Digest: sum,
+				})
 				if err != nil {
 					return err
 				}

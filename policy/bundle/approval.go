@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/cryptosigner"
@@ -20,17 +21,27 @@ const approvalPurpose = "writ-policy-approval"
 type approval struct {
 	Purpose  string `json:"purpose"`
 	Proposal uint64 `json:"proposal"`
+	Proposed int64  `json:"proposed,string"`
 	Digest   string `json:"digest"`
 }
 
-// SignApproval approves a proposal: a compact JWS, ES256, over its number and
-// the digest of the content that it would put in force.
-func SignApproval(key crypto.Signer, proposal uint64, digest [32]byte) (string, error) {
+// Approved is what somebody approves. Numbers and contents are the same at two
+// control planes, as in staging and in production, or after a restore; the
+// nanosecond of the proposal is not, so that an approval is of one of them.
+type Approved struct {
+	Proposal uint64
+	Proposed time.Time
+	// Digest of the content that would be in force.
+	Digest [32]byte
+}
+
+// SignApproval approves a proposal by a compact JWS, ES256.
+func SignApproval(key crypto.Signer, of Approved) (string, error) {
 	id, err := KeyID(key.Public())
 	if err != nil {
 		return "", err
 	}
-	payload, err := json.Marshal(approval{approvalPurpose, proposal, hex.EncodeToString(digest[:])})
+	payload, err := json.Marshal(approval{approvalPurpose, of.Proposal, of.Proposed.UnixNano(), hex.EncodeToString(of.Digest[:])})
 	if err != nil {
 		return "", fmt.Errorf("sign approval: %w", err)
 	}
@@ -45,9 +56,9 @@ func SignApproval(key crypto.Signer, proposal uint64, digest [32]byte) (string, 
 	return jws.CompactSerialize()
 }
 
-// VerifyApproval checks that one of keys approved this proposal with this
-// digest, and returns the id of that key.
-func VerifyApproval(signature string, keys Keys, proposal uint64, digest [32]byte) (string, error) {
+// VerifyApproval checks that one of keys approved just this, and returns the id
+// of that key.
+func VerifyApproval(signature string, keys Keys, of Approved) (string, error) {
 	jws, err := jose.ParseSignedCompact(signature, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		return "", fmt.Errorf("approval: %w", err)
@@ -72,10 +83,12 @@ func VerifyApproval(signature string, keys Keys, proposal uint64, digest [32]byt
 	switch {
 	case a.Purpose != approvalPurpose:
 		return "", fmt.Errorf("approval: what is signed is for %q", a.Purpose)
-	case a.Proposal != proposal:
-		return "", fmt.Errorf("approval is of proposal %d, not of %d", a.Proposal, proposal)
-	case a.Digest != hex.EncodeToString(digest[:]):
-		return "", fmt.Errorf("approval is of a content that is not proposal %d's", proposal)
+	case a.Proposal != of.Proposal:
+		return "", fmt.Errorf("approval is of proposal %d, not of %d", a.Proposal, of.Proposal)
+	case a.Digest != hex.EncodeToString(of.Digest[:]):
+		return "", fmt.Errorf("approval is of a content that is not proposal %d's", of.Proposal)
+	case a.Proposed != of.Proposed.UnixNano():
+		return "", fmt.Errorf("approval is of another control plane's proposal %d, or of one before a restore", of.Proposal)
 	}
 	return id, nil
 }

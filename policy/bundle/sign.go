@@ -175,6 +175,23 @@ func hashFile(f File) ([]byte, error) {
 	return hasher.HashFile(value)
 }
 
+// SignedDigest names the content by what a signature is under: data counts by
+// its meaning, so that what somebody else wrote otherwise under the same
+// signature is still the same.
+func (c Content) SignedDigest() ([32]byte, error) {
+	h := sha256.New()
+	h.Write([]byte("writ signed content v1\n"))
+	for _, f := range c {
+		sum, err := hashFile(f)
+		if err != nil {
+			return [32]byte{}, err
+		}
+		h.Write([]byte(f.Path + "\n")) // No path has a control character.
+		h.Write(sum)
+	}
+	return [32]byte(h.Sum(nil)), nil
+}
+
 // Verify checks that one of keys signed exactly the files of the archive for
 // the scope, with ES256 and SHA-256, and returns the id of that key.
 func (a *Archive) Verify(keys Keys, scope string) (string, error) {
@@ -200,6 +217,11 @@ func (a *Archive) Verify(keys Keys, scope string) (string, error) {
 	var s signed
 	if err := json.Unmarshal(payload, &s); err != nil {
 		return "", fmt.Errorf("signature of the bundle: %w", err)
+	}
+	if s.Files == nil {
+		// An approval or an envelope by the same key names no files, and is no
+		// signature of a bundle without any.
+		return "", errors.New("signature of the bundle: what is signed is not a list of files")
 	}
 	if s.Scope != scope {
 		return "", fmt.Errorf("signature of the bundle is for scope %q, not %q", s.Scope, scope)

@@ -116,6 +116,7 @@ func OpenSources(data []byte, keys Keys, id spiffeid.ID) (*Sources, error) {
 	if err != nil {
 		return nil, fmt.Errorf("policy sources: envelope: %w", err)
 	}
+	files, size, signatures := 0, 0, 0
 	for i, want := range e.Parts {
 		data, err := nextFile(tr, partName(i), MaxArchiveBytes)
 		if err != nil {
@@ -127,6 +128,16 @@ func OpenSources(data []byte, keys Keys, id spiffeid.ID) (*Sources, error) {
 		a, err := ReadArchive(data)
 		if err != nil {
 			return nil, fmt.Errorf("policy sources: part of %q: %w", want.Publisher, err)
+		}
+		// Packed, a part may be a thousandth of what it is.
+		if files += len(a.Content); files > MaxFiles {
+			return nil, fmt.Errorf("policy sources: more than %d files in all", MaxFiles)
+		}
+		for _, f := range a.Content {
+			size += len(f.Content)
+		}
+		if signatures += len(a.signatures); max(size, signatures) > MaxContentBytes {
+			return nil, fmt.Errorf("policy sources: more than %d bytes in all", MaxContentBytes)
 		}
 		s.Parts = append(s.Parts, Part{Publisher: want.Publisher, Content: a.Content, Signatures: a.signatures})
 	}

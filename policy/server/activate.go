@@ -137,8 +137,8 @@ func (s *Server) acts(actor string, info revisions.Info, next *active) []identit
 	return acts
 }
 
-// brokenAnew are the break-glass entries that are not in force now and would
-// allow something.
+// brokenAnew are the break-glass entries that are not in force now, word for
+// word, and would allow something.
 func (s *Server) brokenAnew(cat bundle.Catalogue, now time.Time) []bundle.BreakGlass {
 	var before []bundle.BreakGlass
 	if a, _ := s.current(); a != nil {
@@ -147,7 +147,8 @@ func (s *Server) brokenAnew(cat bundle.Catalogue, now time.Time) []bundle.BreakG
 	var anew []bundle.BreakGlass
 	for _, b := range cat.BreakGlass {
 		known := slices.ContainsFunc(before, func(o bundle.BreakGlass) bool {
-			return o.ID == b.ID && o.Service == b.Service && o.Expires.Equal(b.Expires) && slices.Equal(o.SourceIDs, b.SourceIDs)
+			return o.ID == b.ID && o.Service == b.Service && o.Granted.Equal(b.Granted) && o.Expires.Equal(b.Expires) && o.Ticket == b.Ticket &&
+				slices.Equal(o.SourceIDs, b.SourceIDs) && slices.Equal(o.Approvers, b.Approvers)
 		})
 		if !known && now.Before(b.Expires) {
 			anew = append(anew, b)

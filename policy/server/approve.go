@@ -127,7 +127,7 @@ func (s *Server) valid(p revisions.Proposal) []revisions.Approval {
 	keys := s.approverKeys()
 	var valid []revisions.Approval
 	for _, a := range p.Approvals {
-		id, err := bundle.VerifyApproval(a.Signature, keys, p.Number, p.Digest)
+		id, err := bundle.VerifyApproval(a.Signature, keys, approved(p))
 		if err != nil || s.approver(id) != a.Approver || s.ownApproval(p, id) != nil {
 			continue
 		}
@@ -136,6 +136,10 @@ func (s *Server) valid(p revisions.Proposal) []revisions.Approval {
 		}
 	}
 	return valid
+}
+
+func approved(p revisions.Proposal) bundle.Approved {
+	return bundle.Approved{Proposal: p.Number, Proposed: p.Proposed, Digest: p.Digest}
 }
 
 // ownApproval refuses what an author says of the own work.

@@ -78,10 +78,11 @@ func (s *Server) raiseEpoch(ctx context.Context, epoch uint64, reason string) (p
 	if err != nil {
 		return policy.Revision{}, status.Error(codes.Internal, err.Error())
 	}
-	if epoch == 0 {
+	switch {
+	case epoch == 0:
+		// Not bounded: whatever a person named once, the next restore works.
 		epoch = max(have, s.heardEpoch(have)) + 1
-	}
-	if epoch <= have || epoch > maxEpoch {
+	case epoch <= have || epoch > maxEpoch:
 		return policy.Revision{}, status.Errorf(codes.InvalidArgument, "epoch: want more than %d, the present one, and at most %d", have, uint64(maxEpoch))
 	}
 	info, content, err := s.get(ctx, 0)

@@ -187,6 +187,24 @@ func TestRaiseEpoch(t *testing.T) {
 	}
 }
 
+// TestEpochsAreNotUsedUp: the highest epoch that a person may name leaves room
+// for restores.
+func TestEpochsAreNotUsedUp(t *testing.T) {
+	p := newPlane(t, nil)
+	p.push(sources("GET"))
+	for _, epoch := range []uint64{1 << 40, 0, 0} {
+		if _, err := p.admin.RaiseEpoch(t.Context(), &policyv1.RaiseEpochRequest{Epoch: epoch, Reason: "x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if raised, err := p.server.Restored(t.Context(), "x"); !raised || err != nil {
+		t.Errorf("a restore: %v, %v", raised, err)
+	}
+	if r := p.server.Active().Revision; r.Epoch != 1<<40+3 {
+		t.Errorf("in force: %v", r)
+	}
+}
+
 func TestSlice(t *testing.T) {
 	p := newPlane(t, nil)
 	get := func(id string, number uint64) (*bundle.Slice, error) {

@@ -127,7 +127,7 @@ func (s *adminService) Approve(ctx context.Context, req *policyv1.ApproveRequest
 	if err != nil {
 		return nil, err
 	}
-	id, err := bundle.VerifyApproval(req.Signature, s.approverKeys(), p.Number, p.Digest)
+	id, err := bundle.VerifyApproval(req.Signature, s.approverKeys(), approved(p))
 	if err == nil {
 		err = s.ownApproval(p, id)
 	}

@@ -43,9 +43,13 @@ func (p *plane) propose(c bundle.Content, key *ecdsa.PrivateKey) *policyv1.Propo
 	return resp.Proposal
 }
 
+func ofProposal(p *policyv1.Proposal) bundle.Approved {
+	return bundle.Approved{Proposal: p.Number, Proposed: time.Unix(0, p.Proposed), Digest: [32]byte(p.Digest)}
+}
+
 func (p *plane) approve(proposal *policyv1.Proposal, key *ecdsa.PrivateKey) error {
 	p.t.Helper()
-	signature, err := bundle.SignApproval(key, proposal.Number, [32]byte(proposal.Digest))
+	signature, err := bundle.SignApproval(key, ofProposal(proposal))
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -86,8 +90,18 @@ func TestApprovals(t *testing.T) {
 	if one.Number != 1 || one.State != "open" || one.ApprovalsRequired != 2 || one.Tests.Passed != 1 || other.Number != 2 {
 		t.Errorf("proposals: %v, %v", one, other)
 	}
-	forged, _ := bundle.SignApproval(who.keys["bob"], 1, [32]byte{1})
-	ofOther, _ := bundle.SignApproval(who.keys["bob"], 2, [32]byte(one.Digest))
+	signed := func(change func(*bundle.Approved)) string {
+		of := ofProposal(one)
+		change(&of)
+		signature, err := bundle.SignApproval(who.keys["bob"], of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signature
+	}
+	forged := signed(func(of *bundle.Approved) { of.Digest = [32]byte{1} })
+	ofOther := signed(func(of *bundle.Approved) { of.Proposal = 2 })
+	elsewhere := signed(func(of *bundle.Approved) { of.Proposed = of.Proposed.Add(time.Nanosecond) })
 	for _, tt := range []struct {
 		name string
 		err  error
@@ -97,6 +111,7 @@ func TestApprovals(t *testing.T) {
 		{"who signed the sources", p.approve(one, who.keys["ann"]), "signed the sources: an author does not approve the own work"},
 		{"another content", second(p.admin.Approve(t.Context(), &policyv1.ApproveRequest{Number: 1, Signature: forged})), "of a content that is not proposal 1's"},
 		{"another proposal", second(p.admin.Approve(t.Context(), &policyv1.ApproveRequest{Number: 1, Signature: ofOther})), "is of proposal 2, not of 1"},
+		{"another control plane", second(p.admin.Approve(t.Context(), &policyv1.ApproveRequest{Number: 1, Signature: elsewhere})), "of another control plane's proposal 1"},
 		{"no signature", second(p.admin.Approve(t.Context(), &policyv1.ApproveRequest{Number: 1, Signature: "x"})), "approval:"},
 		{"too few", second(p.activate(one)), "0 of 2 approvals"},
 		{"no such proposal", second(p.admin.Approve(t.Context(), &policyv1.ApproveRequest{Number: 9})), "no policy proposal 9"},
@@ -153,7 +168,7 @@ func TestApprovals(t *testing.T) {
 	for _, act := range p.acts {
 		verbs = append(verbs, fmt.Sprintf("%s %s %v", act.Verb, act.Object, !act.Failed))
 	}
-	want := strings.Fields("pushed/policy/false proposed/proposal/true proposed/proposal/true approved/proposal/false approved/proposal/false approved/proposal/false " +
+	want := strings.Fields("pushed/policy/false proposed/proposal/true proposed/proposal/true approved/proposal/false approved/proposal/false approved/proposal/false approved/proposal/false " +
 		"approved/proposal/false approved/proposal/false activated/proposal/false approved/proposal/true approved/proposal/true activated/proposal/false " +
 		"approved/proposal/true activated/proposal/false activated/policy/true approved/proposal/true rolled-back/policy/false withdrawn/proposal/true")
 	for i := range verbs {
@@ -244,6 +259,10 @@ func TestGlassTakesSignatures(t *testing.T) {
 	if resp := p.push(more); resp.Revision.GetNumber() != 3 {
 		t.Errorf("push beside a broken glass: %v", resp)
 	}
+	_, err = p.admin.Push(t.Context(), &policyv1.PushRequest{Bundle: p.bundle(withGlass(sources("POST"), `["ann", "cy"]`), p.publisher)})
+	if !strings.Contains(message(err), "break-glass b1 takes the signatures of ann and cy") {
+		t.Errorf("other people are named beside what is broken: %v", err)
+	}
 	acts := len(p.acts)
 	p.start()
 	if standing := p.server.StandingAlarms(); len(standing) != 1 || standing[0].ObjectID != "b1" || len(p.acts) != acts {
@@ -270,7 +289,7 @@ func TestUnverifiedGlassSaysSo(t *testing.T) {
 
 func FuzzVerifyApproval(f *testing.F) {
 	key := newKey(f)
-	good, err := bundle.SignApproval(key, 1, [32]byte{1})
+	good, err := bundle.SignApproval(key, bundle.Approved{Proposal: 1, Digest: [32]byte{1}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -278,7 +297,7 @@ func FuzzVerifyApproval(f *testing.F) {
 	f.Add("a.b.c")
 	keys := keysOf(f, key)
 	f.Fuzz(func(t *testing.T, signature string) {
-		if _, err := bundle.VerifyApproval(signature, keys, 2, [32]byte{1}); err == nil {
+		if _, err := bundle.VerifyApproval(signature, keys, bundle.Approved{Proposal: 2, Digest: [32]byte{1}}); err == nil {
 			t.Error("an approval of proposal 2 that nobody signed")
 		}
 	})

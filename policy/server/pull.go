@@ -22,8 +22,11 @@ import (
 func (s *Server) Pull(ctx context.Context, source string, data []byte) error {
 	archive, err := bundle.ReadArchive(data)
 	var digest [32]byte
+	if err == nil {
+		// Not of the bytes: those of data can be changed without the signature.
+		digest, err = archive.Content.SignedDigest()
+	}
 	if err == nil { // Otherwise, Push says so and puts it on record.
-		digest = archive.Content.Digest()
 		ever, last, err := s.store.Took(ctx, source, digest)
 		switch {
 		case err != nil:

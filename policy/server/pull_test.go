@@ -15,6 +15,17 @@ func TestPull(t *testing.T) {
 	p := newPlane(t, nil)
 	const source = "https://bundles.example.org/writ.tar.gz"
 	get, put := p.bundle(sources("GET"), p.publisher), p.bundle(sources("PUT"), p.publisher)
+	// Data is signed by its meaning: who has no key can write it otherwise.
+	signed, err := bundle.ReadArchive(get)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherwise := sources("GET")
+	otherwise[0].Content = append(otherwise[0].Content, '\n')
+	rewritten, err := otherwise.Archive(signed.Signatures())
+	if err != nil {
+		t.Fatal(err)
+	}
 	typo := sources("PATCH")
 	typo[1].Content = []byte("package services.orders\n\nallow if input.request.metod == \"GET\"\n")
 	for _, step := range []struct {
@@ -28,6 +39,7 @@ func TestPull(t *testing.T) {
 		{"the same again", get, "", 1, 0},
 		{"newer", put, "", 2, 1},
 		{"the first again", get, "it came from this source before", 2, 1},
+		{"the first again, its data written otherwise", rewritten, "it came from this source before", 2, 1},
 		{"garbage", []byte("<html>"), "not a readable tar.gz", 2, 1},
 		{"nobody signed it", p.bundle(sources("POST"), nil), "not signed", 2, 1},
 		{"a stranger signed it", p.bundle(sources("POST"), newKey(t)), "not trusted here", 2, 1},

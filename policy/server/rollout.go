@@ -179,10 +179,29 @@ func (s *Server) resume(ctx context.Context) error {
 		a = &active{info: info}
 	}
 	s.rollout = &rollout{canary: a, Running: running}
-	if err != nil {
-		_, err = s.halt(ctx, itself, "it cannot be prepared: "+err.Error(), "")
+	if err == nil {
+		return nil
 	}
+	reason := "it cannot be prepared: " + err.Error()
+	if s.before() == nil {
+		return s.giveUp(ctx, info.Revision, reason)
+	}
+	_, err = s.halt(ctx, itself, reason, "")
 	return err
+}
+
+// giveUp ends a rollout where neither it nor what was in force before can be
+// prepared: followers keep what they have, and a push mends it.
+func (s *Server) giveUp(ctx context.Context, canary policy.Revision, reason string) error {
+	err := s.store.EndRollout(ctx, nil, revisions.Halted, func() error {
+		return s.cfg.Emit(ctx, identity.Act{Kind: identity.ActAlarm, Verb: "halted", Actor: itself, Object: "policy rollout",
+			ObjectID: canary.String(), Reason: reason, Details: [][2]string{{"why", reason}}})
+	})
+	if err != nil {
+		return fmt.Errorf("end policy rollout: %w", err)
+	}
+	s.rollout = nil
+	return nil
 }
 
 // Promote implements policyv1.Admin.

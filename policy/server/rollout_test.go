@@ -2,9 +2,11 @@ package server_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +22,8 @@ import (
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/revisions"
 	"github.com/writ-dev/writ/policy/policyv1"
 	"github.com/writ-dev/writ/policy/server"
 )
@@ -320,6 +324,38 @@ func TestRolloutSurvivesRestart(t *testing.T) {
 	if _, err := p.admin.Halt(t.Context(), &policyv1.HaltRequest{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRolloutThatCannotBePrepared by a stricter build, and neither can what was
+// in force before: writd starts, and a push mends it.
+func TestRolloutThatCannotBePrepared(t *testing.T) {
+	p := newPlane(t, nil)
+	store, err := revisions.Open(t.Context(), p.config.DB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, stage := range []string{revisions.All, revisions.Canary} {
+		info := revisions.Info{Activated: p.config.Clock(), Author: "x", Stage: stage}
+		bad := bundle.Content{{Path: "x.rego", Content: []byte("package services.orders\n\nallow if " + stage)}}
+		_, err := store.Add(t.Context(), bad, nil, info, func(tx *sql.Tx, info revisions.Info) error {
+			if stage == revisions.All {
+				return nil
+			}
+			return store.StartRollout(t.Context(), tx, revisions.Running{Number: info.Revision.Number, Threshold: math.MaxUint64, Settled: true})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.start()
+	if act := p.acts[len(p.acts)-1]; act.Kind != identity.ActAlarm || act.Verb != "halted" {
+		t.Errorf("on record: %+v", act)
+	}
+	p.replica("a")
+	if resp := p.push(sources("GET")); resp.Revision.GetNumber() != 3 {
+		t.Errorf("push: %v", resp)
+	}
+	p.running(1, 3)
 }
 
 // TestRolloutWithoutFollowers goes to the first that connects.

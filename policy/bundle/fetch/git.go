@@ -142,8 +142,8 @@ func parseBatch(contents []byte, blobs []blob) ([]bundle.File, error) {
 	return files, nil
 }
 
-// git runs git in dir with at most limit bytes of output. It takes no locks
-// and starts no hooks, monitors or pagers.
+// git runs git in dir with at most limit bytes of output. It takes no locks,
+// starts no hooks, monitors or pagers, and fetches nothing.
 func git(ctx context.Context, dir string, stdin io.Reader, limit int64, args ...string) ([]byte, error) {
 	program, err := exec.LookPath("git")
 	if err != nil {
@@ -153,7 +153,7 @@ func git(ctx context.Context, dir string, stdin io.Reader, limit int64, args ...
 		"--no-optional-locks", "--no-pager", "--literal-pathspecs", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null",
 	}, args...)...)
 	cmd.Dir, cmd.Stdin = dir, stdin
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "GIT_TERMINAL_PROMPT=0", "GIT_NO_REPLACE_OBJECTS=1")
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "GIT_TERMINAL_PROMPT=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1")
 	out, stderr := &limited{left: limit}, &limited{left: 4096, forget: true}
 	cmd.Stdout, cmd.Stderr = out, stderr
 	if err := cmd.Run(); err != nil {
