@@ -17,7 +17,7 @@ func (x *evaluation) depends(node any) bool {
 				found = true
 			}
 			if n[0].Equal(ast.DefaultRootDocument) {
-				for _, rule := range x.p.Compiler().GetRulesDynamic(n) {
+				for _, rule := range x.p.Compiler().GetRulesDynamicWithOpts(n, ast.RulesOptions{}) {
 					found = found || x.ruleDepends(rule)
 				}
 			}

@@ -17,7 +17,6 @@ type builder struct {
 	fields   map[string]uint32
 	known    map[string]uint32 // conditions by their encoding
 	conds    []condition
-	dims     map[dimension]uint32
 	// roots of the tiers that are there, by what they are made of: guardrails
 	// are the same for every unit.
 	roots map[string]uint32

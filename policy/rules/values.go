@@ -109,7 +109,7 @@ func checkCIDR(s string) error {
 	case err != nil:
 		return errors.New("want a network such as 10.0.0.0/8 or 2001:db8::/32")
 	case p.Addr().Is4In6():
-		return errors.New("write the IPv4 network alone, without ::ffff:")
+		return errors.New("without ::ffff: write the IPv4 network alone")
 	case p.Masked() != p:
 		return fmt.Errorf("has bits behind its mask: did you mean %q?", p.Masked().String())
 	}
