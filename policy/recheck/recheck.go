@@ -106,8 +106,8 @@ type Sampler struct {
 
 // entry is a prepared revision; the decider is nil where it could not be.
 type entry struct {
-	digest  [32]byte
-	decider policy.Decider
+	revision policy.Revision
+	decider  policy.Decider
 }
 
 // New makes a Sampler.
@@ -213,7 +213,7 @@ func exact(r *Recorded) bool {
 // are not to be had. The last few are kept.
 func (s *Sampler) decider(ctx context.Context, r policy.Revision) policy.Decider {
 	for i, e := range s.cache {
-		if e.digest == r.Digest {
+		if e.revision == r { // Not its digest alone: a recorder may make up a number.
 			copy(s.cache[1:i+1], s.cache[:i])
 			s.cache[0] = e
 			return e.decider
@@ -224,7 +224,7 @@ func (s *Sampler) decider(ctx context.Context, r policy.Revision) policy.Decider
 		s.cfg.Log.Debug("recorded decisions cannot be checked", "revision", r.String(), "error", err)
 		return nil
 	}
-	e := entry{digest: r.Digest}
+	e := entry{revision: r}
 	snapshot, err := prepare(content, r)
 	if err != nil {
 		s.cfg.Log.Error("recorded decisions cannot be checked", "revision", r.String(), "error", err)

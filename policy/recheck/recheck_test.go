@@ -183,6 +183,25 @@ func TestWrongDecisionsDiverge(t *testing.T) {
 	}
 }
 
+// A revision that never was, of a content that is known, is believed no more than
+// any other: a recorder could raise an alarm for each number.
+func TestMadeUpRevisions(t *testing.T) {
+	c := content("GET")
+	r := revision(1, c)
+	w := newWorld(t, nil)
+	w.contents[r] = c
+	list := []Recorded{decided(t, c, r, input("GET", "/a"))}
+	for n := range uint64(3) {
+		wrong := decided(t, c, revision(n+2, c), input("GET", "/a"))
+		wrong.Decision.Rules = nil
+		list = append(list, wrong)
+	}
+	w.offer(t, list...)
+	if got := w.Counts(); got != (Counts{Agreed: 1, Unknown: 3}) || len(w.acts) != 0 || len(w.moved) != 0 {
+		t.Errorf("counts %+v, acts %v, moved %v", got, w.acts, w.moved)
+	}
+}
+
 // What fails is tried again at the next difference, and each revision has its
 // own alarm.
 func TestTriesAgain(t *testing.T) {

@@ -101,17 +101,13 @@ func (p *Poller) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		p.failing(err)
-		wait := jitter(p.cfg.MinInterval, p.cfg.MaxInterval)
-		switch {
-		case err != nil:
+		wait := p.pause(changed, p.cfg.Clock().Sub(began))
+		if err == nil {
+			retry = minRetry
+		} else {
 			retry = min(retry, p.cfg.MaxInterval)
 			wait = jitter(retry/2, retry)
 			retry *= 2
-		case p.longPoll && (changed || p.cfg.Clock().Sub(began) >= p.cfg.LongPoll/2):
-			wait, retry = 0, minRetry
-		default:
-			// A server that ends a long poll at once is not asked at once again.
-			retry = minRetry
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -121,6 +117,19 @@ func (p *Poller) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// pause is the wait after an answer that took so long; changed is whether it
+// brought something new. A server that ends long polls at once is not asked at
+// once again, whatever it answers.
+func (p *Poller) pause(changed bool, took time.Duration) time.Duration {
+	switch {
+	case p.longPoll && took >= p.cfg.LongPoll/2:
+		return 0
+	case p.longPoll && changed:
+		return min(minRetry, p.cfg.MinInterval)
+	}
+	return jitter(p.cfg.MinInterval, p.cfg.MaxInterval)
 }
 
 func jitter(low, high time.Duration) time.Duration {
@@ -152,7 +161,7 @@ func (p *Poller) failing(err error) {
 	}
 }
 
-// once asks once; changed is whether there was something new.
+// once asks once; changed is whether there was something new that was taken.
 func (p *Poller) once(ctx context.Context) (changed bool, err error) {
 	limit := requestTime
 	if p.longPoll {
@@ -215,5 +224,5 @@ func (p *Poller) take(ctx context.Context, data []byte, etag string) (changed bo
 	p.mu.Lock()
 	p.status.Refused = text
 	p.mu.Unlock()
-	return true, nil
+	return err == nil, nil
 }
