@@ -37,6 +37,7 @@ type statusComponent struct {
 	Revision    string     `json:"revision"`
 	Activated   *time.Time `json:"revision_activated,omitempty"`
 	Refused     string     `json:"refused,omitempty"`
+	Engine      string     `json:"engine,omitempty"`
 	Mode        string     `json:"mode,omitempty"`
 	AuditLag    uint64     `json:"audit_lag"`
 	NotEnforced []string   `json:"not_enforced"`
@@ -48,8 +49,8 @@ func newStatusCmd(a *app) *cobra.Command {
 		Use:   "status",
 		Short: "Show who runs, as whom, under which policy, and what is not enforced",
 		Long: `Show everything that the control plane knows of: each component with its
-SPIFFE ID, the expiry of its SVID, the policy revision it runs and how old that
-is, and how many audit events it holds that are not yet durable at the
+SPIFFE ID, the expiry of its SVID, the policy revision it runs, how old that is and
+what decides it (compiled, topdown, or mixed), and how many audit events it holds that are not yet durable at the
 collector. Ways around enforcement that are reachable are listed below it.`,
 		Example: `  policyctl status
   policyctl status -o json | jq '.components[] | select(.connected | not)'`,
@@ -80,7 +81,7 @@ func newStatusReport(resp *policyv1.StatusResponse) *statusReport {
 		r.Components = append(r.Components, statusComponent{
 			Kind: c.GetKind(), Name: c.GetName(), SPIFFEID: c.GetSpiffeId(), Connected: c.GetConnected(),
 			LastSeen: moment(c.GetLastSeen()), SVIDExpires: moment(c.GetSvidExpires()), Version: c.GetVersion(),
-			Revision: revisionText(c.GetRevision()), Activated: moment(c.GetRevisionActivated()), Refused: c.GetRefused(),
+			Revision: revisionText(c.GetRevision()), Activated: moment(c.GetRevisionActivated()), Refused: c.GetRefused(), Engine: terminalSafe(c.GetEngine()),
 			Mode: c.GetMode(), AuditLag: c.GetAuditLag(), NotEnforced: notNil(c.GetNotEnforced()),
 			Problems: notNil(c.GetProblems()),
 		})
@@ -98,10 +99,10 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	}
 	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "KIND\tNAME\tSPIFFE ID\tSTATE\tEXPIRES IN\tREVISION\tAGE\tAUDIT LAG\tMODE")
+	fmt.Fprintln(tw, "KIND\tNAME\tSPIFFE ID\tSTATE\tEXPIRES IN\tREVISION\tAGE\tENGINE\tAUDIT LAG\tMODE")
 	for _, c := range r.Components {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", c.Kind, c.Name, dash(c.SPIFFEID), c.state(now),
-			until(c.SVIDExpires, now), c.Revision, age(c.Activated, now), c.AuditLag, dash(c.Mode))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", c.Kind, c.Name, dash(c.SPIFFEID), c.state(now),
+			until(c.SVIDExpires, now), c.Revision, age(c.Activated, now), dash(c.Engine), c.AuditLag, dash(c.Mode))
 	}
 	if err := tw.Flush(); err != nil {
 		return err

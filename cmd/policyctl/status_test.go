@@ -25,7 +25,7 @@ func statusResponse() *policyv1.StatusResponse {
 		TrustDomain: "example.org", Version: "1.0", Revision: rev, RevisionActivated: ago(90 * time.Minute),
 		Components: []*policyv1.Component{
 			{
-				Kind: "sidecar", Name: "web", SpiffeId: "spiffe://example.org/svc/web", Connected: true, SvidExpires: ago(-59 * time.Minute),
+				Kind: "sidecar", Name: "web", SpiffeId: "spiffe://example.org/svc/web", Connected: true, Engine: "compiled", SvidExpires: ago(-59 * time.Minute),
 				Revision: rev, RevisionActivated: ago(90 * time.Minute), Mode: "enforce", AuditLag: 4,
 				NotEnforced: []string{"the application also listens on 0.0.0.0:80"}, Problems: []string{"events cannot be recorded: no space left on device"},
 			},
@@ -45,10 +45,10 @@ func TestStatusTable(t *testing.T) {
 writd         1.0
 policy        1.3@abababababab, 1h30m old
 
-KIND     NAME   SPIFFE ID                        STATE       EXPIRES IN  REVISION          AGE    AUDIT LAG  MODE
-agent    local  spiffe://example.org/node/local  gone 1d02h  expired     none              -      0          -
-sidecar  api    -                                connected   -           none              -      0          -
-sidecar  web    spiffe://example.org/svc/web     connected   59m00s      1.3@abababababab  1h30m  4          enforce
+KIND     NAME   SPIFFE ID                        STATE       EXPIRES IN  REVISION          AGE    ENGINE    AUDIT LAG  MODE
+agent    local  spiffe://example.org/node/local  gone 1d02h  expired     none              -      -         0          -
+sidecar  api    -                                connected   -           none              -      -         0          -
+sidecar  web    spiffe://example.org/svc/web     connected   59m00s      1.3@abababababab  1h30m  compiled  4          enforce
 
 problems
   web: events cannot be recorded: no space left on device

@@ -145,7 +145,7 @@ func (w *writd) sidecarComponents(resp *policyv1.StatusResponse) []*policyv1.Com
 		c := &policyv1.Component{
 			Kind: "sidecar", Name: r.Report.GetService(), SpiffeId: r.SPIFFEID.String(), SvidExpires: r.Report.GetSvidExpires(),
 			LastSeen: r.LastSeen.UnixNano(), Connected: r.Connected, Version: r.Report.GetVersion(), Revision: r.Report.GetRevision(),
-			AuditLag: lag[r.SPIFFEID.String()], NotEnforced: r.Report.GetNotEnforced(), Refused: r.Report.GetRefused(),
+			AuditLag: lag[r.SPIFFEID.String()], NotEnforced: r.Report.GetNotEnforced(), Refused: r.Report.GetRefused(), Engine: r.Report.GetEngine(),
 			Problems: r.Report.GetProblems(),
 		}
 		if active != nil {

@@ -42,7 +42,9 @@ type Component struct {
 	NotEnforced []string `protobuf:"bytes,12,rep,name=not_enforced,json=notEnforced,proto3" json:"not_enforced,omitempty"`
 	Refused     string   `protobuf:"bytes,13,opt,name=refused,proto3" json:"refused,omitempty"`
 	// What keeps it from its work, each in a sentence.
-	Problems      []string `protobuf:"bytes,14,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,14,rep,name=problems,proto3" json:"problems,omitempty"`
+	// What decides there: compiled, mixed or topdown; empty where nothing does.
+	Engine        string `protobuf:"bytes,15,opt,name=engine,proto3" json:"engine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -173,6 +175,13 @@ func (x *Component) GetProblems() []string {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *Component) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
 }
 
 type StatusRequest struct {
@@ -309,7 +318,7 @@ var File_policy_policyv1_status_proto protoreflect.FileDescriptor
 
 const file_policy_policyv1_status_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpolicy/policyv1/status.proto\x12\x0ewrit.policy.v1\x1a\x1cpolicy/policyv1/policy.proto\"\xb7\x03\n" +
+	"\x1cpolicy/policyv1/status.proto\x12\x0ewrit.policy.v1\x1a\x1cpolicy/policyv1/policy.proto\"\xcf\x03\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -325,7 +334,8 @@ const file_policy_policyv1_status_proto_rawDesc = "" +
 	"\taudit_lag\x18\v \x01(\x04R\bauditLag\x12!\n" +
 	"\fnot_enforced\x18\f \x03(\tR\vnotEnforced\x12\x18\n" +
 	"\arefused\x18\r \x01(\tR\arefused\x12\x1a\n" +
-	"\bproblems\x18\x0e \x03(\tR\bproblems\"\x0f\n" +
+	"\bproblems\x18\x0e \x03(\tR\bproblems\x12\x16\n" +
+	"\x06engine\x18\x0f \x01(\tR\x06engine\"\x0f\n" +
 	"\rStatusRequest\"\x9f\x02\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
