@@ -34,7 +34,7 @@ type glassEntry struct {
 type glass struct {
 	entry                 glassEntry
 	id, end, key, message string
-	publisher             string
+	publisher, sources    string
 	allowed               time.Duration
 	now                   time.Time
 	dropped               []string
@@ -53,6 +53,10 @@ it: it allows the sources everything at the service, above all but absolute
 guardrails, from now on and for an hour at most. Where approvers are configured
 it takes the signatures of those whom it names. Entries that have expired are
 dropped on the way.
+
+Your key signs the part as the control plane shows it. Where sidecars trust
+publishers and not the control plane, name your own directory with --sources, so
+that you sign nothing but that and the entry.
 
 --end removes an entry and puts that in force at once, or proposes it where
 every activation takes approvals.`,
@@ -81,8 +85,11 @@ every activation takes approvals.`,
 	f.StringVar(&g.end, "end", "", "remove this entry")
 	f.StringVar(&g.key, "key", "", "file with the publisher's private key (PEM, ECDSA P-256)")
 	f.StringVar(&g.publisher, "publisher", "", "whose part it goes into, when there are several publishers")
+	f.StringVar(&g.sources, "sources", "", "directory with your part, in place of what the control plane shows")
 	f.StringVarP(&g.message, "message", "m", "", "why, for the list of revisions")
 	_ = cmd.MarkFlagFilename("key", "pem")
+	_ = cmd.MarkFlagDirname("sources")
+	cmd.MarkFlagsMutuallyExclusive("sources", "publisher")
 	for _, name := range []string{"service", "source", "ticket", "for", "approver", "id", "end", "publisher", "message"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
@@ -117,11 +124,7 @@ func (g *glass) check() error {
 }
 
 func (g *glass) run(ctx context.Context, c policyv1.AdminClient) error {
-	resp, err := c.Show(ctx, &policyv1.ShowRequest{}, largeAnswer())
-	if err != nil {
-		return err
-	}
-	part, err := g.part(resp.GetFiles())
+	part, err := g.before(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -143,6 +146,19 @@ func (g *glass) run(ctx context.Context, c policyv1.AdminClient) error {
 		return err
 	}
 	return g.send(ctx, c, archive)
+}
+
+// before is the part that is changed: the publisher's own files, or what the
+// control plane says of them.
+func (g *glass) before(ctx context.Context, c policyv1.AdminClient) (bundle.Content, error) {
+	if g.sources != "" {
+		return bundle.ReadDir(g.sources)
+	}
+	resp, err := c.Show(ctx, &policyv1.ShowRequest{}, largeAnswer())
+	if err != nil {
+		return nil, err
+	}
+	return g.part(resp.GetFiles())
 }
 
 // send proposes, or puts the end of an entry in force where that needs nobody

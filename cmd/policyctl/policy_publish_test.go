@@ -86,6 +86,8 @@ func TestPolicyProposals(t *testing.T) {
 		{[]string{"policy", "activate", "3"}, 0, "revision 1.2@"},
 		{[]string{"policy", "break-glass", "--end", "inc-8", "--key", key}, 1, `has no entry "inc-8"`},
 		{[]string{"policy", "break-glass", "--end", "inc-7", "--key", key}, 0, "break-glass inc-7 would end: proposal 4"},
+		{[]string{"policy", "break-glass", "--sources", post, "--service", "orders", "--source", "spiffe://example.org/svc/me", "--ticket", "INC 9", "--approver", "ann,bob", "--key", key}, 0, "break-glass inc-9 until "},
+		{[]string{"policy", "proposals", "5"}, 0, `+allow contains "method" if input.request.method == "POST"`},
 		{[]string{"policy", "diff", "1"}, 0, `+    "ticket": "INC 7"`},
 		{[]string{"policy", "diff", "1", "2", "-o", "json"}, 0, `"diff": "diff writ/break_glass/data.json`},
 		{[]string{"policy", "diff", "1", post}, 0, `-allow contains "method" if input.request.method == "GET"`},
