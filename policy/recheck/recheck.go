@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -104,10 +105,10 @@ type Sampler struct {
 	alarmed, told map[policy.Revision]bool
 }
 
-// entry is a prepared revision; the decider is nil where it could not be.
+// entry is a prepared revision; the snapshot is nil where it could not be.
 type entry struct {
 	revision policy.Revision
-	decider  policy.Decider
+	snapshot *policy.Snapshot
 }
 
 // New makes a Sampler.
@@ -176,14 +177,14 @@ func (s *Sampler) one(ctx context.Context, open func() (Recorded, error)) {
 		s.skipped.Add(1)
 		return
 	}
-	decider := s.decider(ctx, r.Decision.Revision)
-	if decider == nil {
+	snapshot := s.snapshot(ctx, r.Decision.Revision)
+	if snapshot == nil {
 		s.unknown.Add(1)
 		return
 	}
 	var again policy.Decision
 	start := time.Now()
-	decider.Decide(ctx, r.Input, &again)
+	snapshot.Decider.Decide(ctx, r.Input, &again)
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -193,7 +194,7 @@ func (s *Sampler) one(ctx context.Context, open func() (Recorded, error)) {
 		s.agreed.Add(1)
 	default:
 		s.diverged.Add(1)
-		s.differs(ctx, &r, &again)
+		s.differs(ctx, snapshot, &r, &again)
 	}
 }
 
@@ -209,14 +210,14 @@ func exact(r *Recorded) bool {
 	return r.Decision.Verdict != policy.Error
 }
 
-// decider prepares the sources of a revision for the evaluator, nil where they
+// snapshot prepares the sources of a revision for the evaluator, nil where they
 // are not to be had. The last few are kept.
-func (s *Sampler) decider(ctx context.Context, r policy.Revision) policy.Decider {
+func (s *Sampler) snapshot(ctx context.Context, r policy.Revision) *policy.Snapshot {
 	for i, e := range s.cache {
 		if e.revision == r { // Not its digest alone: a recorder may make up a number.
 			copy(s.cache[1:i+1], s.cache[:i])
 			s.cache[0] = e
-			return e.decider
+			return e.snapshot
 		}
 	}
 	content, err := s.cfg.Content(ctx, r)
@@ -225,14 +226,11 @@ func (s *Sampler) decider(ctx context.Context, r policy.Revision) policy.Decider
 		return nil
 	}
 	e := entry{revision: r}
-	snapshot, err := prepare(content, r)
-	if err != nil {
+	if e.snapshot, err = prepare(content, r); err != nil {
 		s.cfg.Log.Error("recorded decisions cannot be checked", "revision", r.String(), "error", err)
-	} else {
-		e.decider = snapshot.Decider
 	}
 	s.cache = append([]entry{e}, s.cache[:min(len(s.cache), prepared-1)]...)
-	return e.decider
+	return e.snapshot
 }
 
 func prepare(content bundle.Content, r policy.Revision) (*policy.Snapshot, error) {
@@ -247,8 +245,10 @@ func prepare(content bundle.Content, r policy.Revision) (*policy.Snapshot, error
 }
 
 // differs logs every difference, and raises an alarm and tells the policy
-// server at the first of a revision. What fails is tried again at the next.
-func (s *Sampler) differs(ctx context.Context, r *Recorded, again *policy.Decision) {
+// server at the first of a revision. What fails is tried again at the next. What
+// was not recorded by the service itself, which alone decides by policy, is an
+// alarm and no more: not every workload is to move policy to the evaluator.
+func (s *Sampler) differs(ctx context.Context, snapshot *policy.Snapshot, r *Recorded, again *policy.Decision) {
 	revision := r.Decision.Revision
 	recorded, now := describe(&r.Decision), describe(again)
 	s.cfg.Log.Error("a decision is not what its policy says", "decision_id", r.ID, "by", r.By, "revision", revision.String(),
@@ -265,7 +265,7 @@ func (s *Sampler) differs(ctx context.Context, r *Recorded, again *policy.Decisi
 			s.alarmed[revision] = true
 		}
 	}
-	if s.cfg.Policy == nil || s.told[revision] {
+	if s.cfg.Policy == nil || s.told[revision] || !ownDecision(snapshot, r) {
 		return
 	}
 	if err := s.cfg.Policy.Diverged(ctx, revision, detail); err != nil {
@@ -273,6 +273,13 @@ func (s *Sampler) differs(ctx context.Context, r *Recorded, again *policy.Decisi
 		return
 	}
 	s.told[revision] = true
+}
+
+// ownDecision reports whether who recorded a decision has the SPIFFE ID of the
+// service that was called.
+func ownDecision(snapshot *policy.Snapshot, r *Recorded) bool {
+	id, _, _ := strings.Cut(r.By, "#")
+	return slices.Contains(snapshot.Services[r.Input.Destination.Service].SPIFFEIDs, id)
 }
 
 // maxShown bounds the rules in a text.

@@ -183,6 +183,26 @@ func TestWrongDecisionsDiverge(t *testing.T) {
 	}
 }
 
+// What somebody else records of a service is an alarm, and moves nothing.
+func TestOnlyTheServiceMovesPolicy(t *testing.T) {
+	c := content("GET")
+	r := revision(1, c)
+	w := newWorld(t, nil)
+	w.contents[r] = c
+	wrong := decided(t, c, r, input("GET", "/a"))
+	wrong.Decision.Rules = nil
+	wrong.By = "spiffe://example.org/svc/a#6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+	w.offer(t, wrong)
+	if len(w.acts) != 1 || len(w.moved) != 0 {
+		t.Errorf("by another: acts %v, moved %v", w.acts, w.moved)
+	}
+	wrong.By = webID + "#6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+	w.offer(t, wrong)
+	if len(w.acts) != 1 || len(w.moved) != 1 {
+		t.Errorf("by the service: acts %v, moved %v", w.acts, w.moved)
+	}
+}
+
 // A revision that never was, of a content that is known, is believed no more than
 // any other: a recorder could raise an alarm for each number.
 func TestMadeUpRevisions(t *testing.T) {
