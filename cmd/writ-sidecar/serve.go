@@ -20,6 +20,7 @@ import (
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/collect"
 	"github.com/writ-dev/writ/audit/spool"
+	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/version"
 	"github.com/writ-dev/writ/policy"
@@ -33,9 +34,9 @@ import (
 // flushTime is what the record gets to reach the collector at shutdown.
 const flushTime = time.Second
 
-// lifecycleTime is how long the program waits for its own events to find room
+// recordTime is how long the program waits for its own events to find room
 // in the spool.
-const lifecycleTime = time.Second
+const recordTime = time.Second
 
 // sidecar is the running program.
 type sidecar struct {
@@ -167,6 +168,7 @@ func (s *sidecar) follow() error {
 			s.decidedOnce.Do(func() { close(s.decided) })
 		},
 		Contacted: s.proxy.Contacted,
+		Emit:      func(_ context.Context, act identity.Act) error { return s.record(audit.FromAct(act, time.Now())) },
 	})
 	return err
 }
@@ -186,7 +188,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	go func() {
 		shipped <- collect.Ship(shipping, collect.Config{Conn: s.conn, Spool: s.spool, Log: s.log, Flush: flushTime})
 	}()
-	if err := s.lifecycle(program.Started(time.Now())); err != nil {
+	if err := s.record(program.Started(time.Now())); err != nil {
 		stopShipping()
 		<-shipped
 		return err
@@ -219,7 +221,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		err = errors.Join(err, cause)
 	}
 	daemon.Notify(s.log, daemon.Stopping)
-	err = errors.Join(err, s.lifecycle(program.Stopped(time.Now())))
+	err = errors.Join(err, s.record(program.Stopped(time.Now())))
 	stopBackground()
 	owned.Wait()
 	stopShipping()
@@ -229,16 +231,16 @@ func (s *sidecar) run(ctx context.Context) error {
 	return err
 }
 
-// lifecycle records an event of the program itself. A spool without room does
+// record records an event of the program itself. A spool without room does
 // not keep the program from running or from ending: it denies requests, or has
 // them wait, and only a sidecar that runs can empty it.
-func (s *sidecar) lifecycle(ev audit.Event) error {
+func (s *sidecar) record(ev audit.Event) error {
 	recorded := make(chan error, 1)
 	s.recording.Go(func() {
 		_, err := s.spool.Record(&ev)
 		recorded <- err
 	})
-	limit := time.NewTimer(lifecycleTime)
+	limit := time.NewTimer(recordTime)
 	defer limit.Stop()
 	err := audit.ErrFull
 	select {

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/owners"
@@ -64,6 +65,8 @@ type Config struct {
 	Report func() *policyv1.Report
 	// Activate puts a snapshot in force. It is called by one goroutine.
 	Activate func(*policy.Snapshot)
+	// Emit, when set, puts a refused slice on record, each reason once in a row.
+	Emit identity.Emit
 	// Contacted, when set, is told when the control plane was last heard, each
 	// time that it is.
 	Contacted func(time.Time)
@@ -192,7 +195,7 @@ func (f *Follower) watch(ctx context.Context) (heard bool, err error) {
 		silence.Reset(f.cfg.Silence)
 		f.contact()
 		if len(msg.Bundle) > 0 {
-			f.take(msg.Bundle)
+			f.take(ctx, msg.Bundle)
 		}
 		if err := f.send(stream); err != nil {
 			return heard, err
@@ -220,15 +223,26 @@ func (f *Follower) send(stream grpc.BidiStreamingClient[policyv1.WatchRequest, p
 }
 
 // take puts a slice in force, or remembers why not.
-func (f *Follower) take(data []byte) {
+func (f *Follower) take(ctx context.Context, data []byte) {
 	slice, err := f.open(data)
 	if err == nil {
 		err = f.advance(slice, data)
 	}
+	before := f.refused
 	f.refused = ""
-	if err != nil {
-		f.refused = err.Error()
-		f.cfg.Log.Error("policy slice refused, the last good one stays", "in_force", f.Revision().String(), "error", err)
+	if err == nil {
+		return
+	}
+	f.refused = err.Error()
+	f.cfg.Log.Error("policy slice refused, the last good one stays", "in_force", f.Revision().String(), "error", err)
+	if f.cfg.Emit == nil || f.refused == before {
+		return
+	}
+	id := f.cfg.SPIFFEID().String()
+	act := identity.Act{Kind: identity.ActPolicy, Verb: "refused", Actor: id, Object: "policy slice", ObjectID: id, Failed: true, Reason: f.refused,
+		Details: [][2]string{{"in_force", f.Revision().String()}}}
+	if err := f.cfg.Emit(ctx, act); err != nil {
+		f.cfg.Log.Error("the refusal of a policy slice is not on record", "error", err)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/follow"
@@ -179,6 +180,8 @@ func (x *fixture) resigned(sealed []byte, path, text string) []byte {
 
 func TestFollow(t *testing.T) {
 	x := newFixture(t)
+	acts := make(chan identity.Act, 20)
+	x.config.Emit = func(_ context.Context, act identity.Act) error { acts <- act; return nil }
 	f, stop := x.run()
 	if r := <-x.plane.reports; r.Revision != nil || r.Service != "orders" || r.Version != "v1" {
 		t.Errorf("first report: %v", r)
@@ -216,6 +219,14 @@ func TestFollow(t *testing.T) {
 	for _, step := range steps {
 		x.plane.slices <- step.data
 		r := <-x.plane.reports
+		if recorded := len(acts); recorded != min(len(step.data)*len(step.refused), 1) {
+			t.Errorf("%s: %d acts", step.name, recorded)
+		}
+		for len(acts) > 0 {
+			if act := <-acts; act.Verb != "refused" || !act.Failed || act.Reason != r.Refused {
+				t.Errorf("%s: act %+v", step.name, act)
+			}
+		}
 		if r.Revision.GetNumber() != step.number || !strings.Contains(r.Refused, step.refused) || (step.refused == "") != (r.Refused == "") {
 			t.Errorf("%s: reports %v", step.name, r)
 		}
