@@ -5,6 +5,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -71,6 +74,38 @@ func git(t testing.TB, dir string, args ...string) string {
 		t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// TestHostileDirectory: a directory that is a repository itself, as a commit can
+// hold one, brings its own configuration, and that can name programs.
+func TestHostileDirectory(t *testing.T) {
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip("git is not installed")
+	}
+	root := t.TempDir()
+	dir, ran := filepath.Join(root, "policy"), filepath.Join(root, "ran")
+	write(t, filepath.Join(dir, "orders.rego"), allow)
+	git(t, dir, "init", "-q", "-b", "main")
+	git(t, dir, "add", ".")
+	git(t, dir, "commit", "-q", "-m", "one")
+	git(t, dir, "config", "filter.x.clean", "touch "+ran)
+	git(t, dir, "config", "core.worktree", dir)
+	write(t, filepath.Join(dir, ".gitattributes"), "* filter=x\n")
+	check(t, os.Chtimes(filepath.Join(dir, "orders.rego"), time.Unix(1, 0), time.Unix(1, 0)))
+	inside, err := os.ReadDir(filepath.Join(dir, ".git"))
+	check(t, err)
+	for _, e := range inside {
+		check(t, os.Rename(filepath.Join(dir, ".git", e.Name()), filepath.Join(dir, e.Name())))
+	}
+	check(t, os.Remove(filepath.Join(dir, ".git")))
+	src, err := fetch.Open(t.Context(), dir, fetch.Options{})
+	check(t, err)
+	if src.Commit != "" || len(src.Content) != 1 {
+		t.Errorf("read: %+v", src)
+	}
+	if _, err := os.Stat(ran); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a program of the directory's ran: %v", err)
+	}
 }
 
 func TestGit(t *testing.T) {

@@ -143,7 +143,9 @@ func parseBatch(contents []byte, blobs []blob) ([]bundle.File, error) {
 }
 
 // git runs git in dir with at most limit bytes of output. It takes no locks,
-// starts no hooks, monitors or pagers, and fetches nothing.
+// starts no hooks, monitors or pagers, and fetches nothing. A directory that is a
+// repository without .git, as a commit can hold one, is none to it: its
+// configuration could name programs to run.
 func git(ctx context.Context, dir string, stdin io.Reader, limit int64, args ...string) ([]byte, error) {
 	program, err := exec.LookPath("git")
 	if err != nil {
@@ -151,6 +153,7 @@ func git(ctx context.Context, dir string, stdin io.Reader, limit int64, args ...
 	}
 	cmd := exec.CommandContext(ctx, program, append([]string{
 		"--no-optional-locks", "--no-pager", "--literal-pathspecs", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null",
+		"-c", "safe.bareRepository=explicit", // Since git 2.38.
 	}, args...)...)
 	cmd.Dir, cmd.Stdin = dir, stdin
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "GIT_TERMINAL_PROMPT=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1")
