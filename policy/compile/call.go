@@ -35,7 +35,7 @@ func (x *evaluation) call(s state, e *ast.Expr, terms []*ast.Term, k func(state)
 		x.ask(s, "line %d: %s is not followed", line(e), name)
 		return
 	}
-	x.terms(s, operands, nil, func(s state, args []value) { x.apply(s, e, op, args, out, k) })
+	x.terms(s, operands, func(s state, args []value) { x.apply(s, e, op, args, out, k) })
 }
 
 // apply follows op with its arguments; out is the term for the result, nil

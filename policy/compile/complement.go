@@ -7,16 +7,36 @@ import (
 	"github.com/writ-dev/writ/policy/program"
 )
 
-// maxConjs bounds what one negation may become.
-const maxConjs = 256
+const (
+	// maxConjs bounds what one negation may become.
+	maxConjs = 256
+	// maxCompared bounds the conditions that one negation looks at on the way.
+	maxCompared = 1 << 17
+	// maxMerging bounds the conjunctions that are looked at, field by field, to
+	// merge them.
+	maxMerging = 1 << 22
+)
+
+// complement is the package's complement, counted as work and within the time.
+func (x *evaluation) complement(ways []conj, floor int) ([]conj, bool) {
+	if !x.step() {
+		return nil, false
+	}
+	out, compared, ok := complement(ways, floor)
+	x.spend(compared)
+	if x.ctx.Err() != nil && x.stopped == "" {
+		x.stopped = "not compiled in time"
+	}
+	return out, ok
+}
 
 // complement is when none of the conjunctions holds, about what was made after
 // floor. ok is false when it cannot be said, or is too long.
-func complement(conjs []conj, floor int) (out []conj, ok bool) {
+func complement(conjs []conj, floor int) (out []conj, compared int, ok bool) {
 	closed := make([]conj, 0, len(conjs))
 	for _, c := range conjs {
 		if c, ok = c.closed(floor); !ok {
-			return nil, false
+			return nil, compared, false
 		}
 		if c, ok = c.simplified(); ok {
 			closed = append(closed, c)
@@ -27,9 +47,12 @@ func complement(conjs []conj, floor int) (out []conj, ok bool) {
 		var next []conj
 		for _, done := range out {
 			for _, x := range c {
+				if compared += 1 + len(done); compared > maxCompared {
+					return nil, compared, false
+				}
 				n, holds, ok := x.negated()
 				if !ok {
-					return nil, false
+					return nil, compared, false
 				}
 				if !holds {
 					continue
@@ -40,10 +63,10 @@ func complement(conjs []conj, floor int) (out []conj, ok bool) {
 			}
 		}
 		if out = next; len(out) > maxConjs {
-			return nil, false
+			return nil, compared, false
 		}
 	}
-	return out, true
+	return out, compared, true
 }
 
 // merged makes one of conjunctions that differ in the texts of one Equal
@@ -63,7 +86,10 @@ func merged(all []conj) []conj {
 	if len(unique) < 2 {
 		return unique
 	}
-	for _, fieldKey := range mergeable(unique) {
+	for i, fieldKey := range mergeable(unique) {
+		if i*len(unique) > maxMerging {
+			break
+		}
 		unique = mergedBy(unique, fieldKey)
 	}
 	return unique

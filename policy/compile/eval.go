@@ -35,6 +35,7 @@ type evaluation struct {
 	intrinsics map[string]relation
 
 	steps   int
+	depth   int
 	lastID  int // of elements and tokens
 	asks    []asked
 	stopped string // why nothing more is followed
@@ -82,8 +83,8 @@ func (s state) lookup(name ast.Var) (value, bool) {
 
 // ask ends a way: topdown is asked when its conditions hold.
 func (x *evaluation) ask(s state, format string, args ...any) {
-	if x.stopped == "" {
-		x.asks = append(x.asks, asked{s.conds.conj(), fmt.Sprintf(format, args...)})
+	if c := s.conds.conj(); x.stopped == "" && x.spend(len(c)) {
+		x.asks = append(x.asks, asked{c, fmt.Sprintf(format, args...)})
 	}
 }
 
@@ -99,6 +100,30 @@ func (x *evaluation) step() bool {
 		x.stopped = "not compiled in time"
 	}
 	return x.stopped == ""
+}
+
+// spend counts work that is more than a step: conditions that were copied or
+// compared.
+func (x *evaluation) spend(n int) bool {
+	if x.steps += n; x.steps > maxSteps && x.stopped == "" {
+		x.stopped = "too many ways through it"
+	}
+	return x.stopped == ""
+}
+
+// maxDepth bounds how deep one way goes: each expression, part of a list and
+// element of an every is followed below the one before it, on the stack.
+const maxDepth = 1 << 16
+
+// below runs what is followed below the rest.
+func (x *evaluation) below(run func()) {
+	if x.depth++; x.depth > maxDepth && x.stopped == "" {
+		x.stopped = "too long"
+	}
+	if x.stopped == "" {
+		run()
+	}
+	x.depth--
 }
 
 func (x *evaluation) newID() int {
@@ -127,7 +152,11 @@ func (x *evaluation) askAll(s state, asks []asked) {
 func (x *evaluation) solutions(s state, run func(s state, k func(state))) []conj {
 	var out []conj
 	asks := x.apart(func() {
-		run(state{s.env, nil}, func(s state) { out = append(out, s.conds.conj()) })
+		run(state{s.env, nil}, func(s state) {
+			if c := s.conds.conj(); x.spend(len(c)) {
+				out = append(out, c)
+			}
+		})
 	})
 	x.askAll(s, asks)
 	return out
@@ -138,7 +167,9 @@ func (x *evaluation) body(s state, body ast.Body, k func(state)) {
 		k(s)
 		return
 	}
-	x.expr(s, body[0], func(s state) { x.body(s, body[1:], k) })
+	x.below(func() {
+		x.expr(s, body[0], func(s state) { x.body(s, body[1:], k) })
+	})
 }
 
 func (x *evaluation) expr(s state, e *ast.Expr, k func(state)) {
@@ -174,7 +205,7 @@ func (x *evaluation) unless(s state, ways []conj, floor int, why string, k func(
 	if slices.ContainsFunc(ways, func(c conj) bool { return len(c) == 0 }) {
 		return
 	}
-	opposite, ok := complement(ways, floor)
+	opposite, ok := x.complement(ways, floor)
 	if !ok {
 		x.ask(s, "%s", why)
 		return
@@ -241,7 +272,7 @@ func (x *evaluation) term(s state, t *ast.Term, k func(state, value)) {
 		for i := range terms {
 			terms[i] = v.Elem(i)
 		}
-		x.terms(s, terms, nil, func(s state, items []value) { k(s, arrayOf(items)) })
+		x.terms(s, terms, func(s state, items []value) { k(s, arrayOf(items)) })
 	case ast.Object:
 		keys := v.Keys()
 		terms := make([]*ast.Term, 0, len(keys))
@@ -252,9 +283,9 @@ func (x *evaluation) term(s state, t *ast.Term, k func(state, value)) {
 			}
 			terms = append(terms, v.Get(key))
 		}
-		x.terms(s, terms, nil, func(s state, items []value) { k(s, objectOf(keys, items)) })
+		x.terms(s, terms, func(s state, items []value) { k(s, objectOf(keys, items)) })
 	case ast.Set:
-		x.terms(s, v.Slice(), nil, func(s state, items []value) { k(s, setOf(items)) })
+		x.terms(s, v.Slice(), func(s state, items []value) { k(s, setOf(items)) })
 	case *ast.ArrayComprehension, *ast.SetComprehension, *ast.ObjectComprehension:
 		x.comprehension(s, t, k)
 	default:
@@ -263,14 +294,52 @@ func (x *evaluation) term(s state, t *ast.Term, k func(state, value)) {
 }
 
 // terms goes on with each combination of values.
-func (x *evaluation) terms(s state, terms []*ast.Term, done []value, k func(state, []value)) {
-	if len(terms) == 0 {
-		k(s, done)
+func (x *evaluation) terms(s state, terms []*ast.Term, k func(state, []value)) {
+	x.combine(s, terms, nil, k)
+}
+
+// chain is values so far, the last first. They are shared by what follows
+// them: a list of many thousands is not copied at each of its elements.
+type chain struct {
+	prev *chain
+	v    value
+	n    int
+}
+
+func (c *chain) and(v value) *chain {
+	if c == nil {
+		return &chain{nil, v, 1}
+	}
+	return &chain{c, v, c.n + 1}
+}
+
+func (c *chain) values() []value {
+	if c == nil {
+		return nil
+	}
+	out := make([]value, c.n)
+	for ; c != nil; c = c.prev {
+		out[c.n-1] = c.v
+	}
+	return out
+}
+
+func (x *evaluation) combine(s state, terms []*ast.Term, done *chain, k func(state, []value)) {
+	for ; len(terms) > 0; terms = terms[1:] {
+		switch terms[0].Value.(type) {
+		case ast.Null, ast.Boolean, ast.Number, ast.String: // No deeper for these.
+			if !x.step() {
+				return
+			}
+			done = done.and(constant{terms[0].Value})
+			continue
+		}
+		x.below(func() {
+			x.term(s, terms[0], func(s state, v value) { x.combine(s, terms[1:], done.and(v), k) })
+		})
 		return
 	}
-	x.term(s, terms[0], func(s state, v value) {
-		x.terms(s, terms[1:], append(slices.Clip(done), v), k)
-	})
+	k(s, done.values())
 }
 
 // isPlain reports whether the term is a value as it stands.

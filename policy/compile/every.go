@@ -27,7 +27,7 @@ func (x *evaluation) every(s state, e *ast.Expr, every *ast.Every, k func(state)
 		ways := x.solutions(s.and(there), func(in state, k func(state)) {
 			x.body(bindEvery(in, every, unknown{"an index"}, one), every.Body, k)
 		})
-		fails, ok := complement(ways, floor+1)
+		fails, ok := x.complement(ways, floor+1)
 		if !ok {
 			x.ask(s, "%s", why)
 			return
@@ -71,7 +71,7 @@ func (x *evaluation) everyOf(s state, every *ast.Every, keys, items []value, k f
 		ways[i] = closed
 	}
 	for _, way := range merged(ways) {
-		x.everyOf(state{s.env, s.conds.all(way)}, every, keys[1:], items[1:], k)
+		x.below(func() { x.everyOf(state{s.env, s.conds.all(way)}, every, keys[1:], items[1:], k) })
 	}
 }
 

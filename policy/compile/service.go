@@ -108,6 +108,7 @@ func children(tree *ast.TreeNode) []ast.Value {
 type found struct {
 	rule    policy.Rule
 	clauses map[string][]conj // by id
+	n       int               // of them
 	asks    []asked
 }
 
@@ -170,16 +171,9 @@ func (c *serviceCompiler) follow(rule *ast.Rule, id string, run func(*found)) *f
 	} else {
 		c.x.stopped = ""
 	}
-	c.x.steps, c.x.asks, c.x.serviceRead = 0, nil, false
+	c.x.steps, c.x.depth, c.x.asks, c.x.serviceRead = 0, 0, nil, false
 	c.x.safely(func() { run(f) })
 	f.asks = c.x.asks
-	n := 0
-	for _, clauses := range f.clauses {
-		n += len(clauses)
-	}
-	if n > maxClauses && c.x.stopped == "" {
-		c.x.stopped = "too many ways through it"
-	}
 	if c.x.stopped != "" {
 		f.clauses, f.asks = nil, []asked{{nil, c.x.stopped}}
 	} else if !c.x.serviceRead {
@@ -206,7 +200,11 @@ func (c *serviceCompiler) speak(f *found, s state, id value) {
 		c.x.ask(s, "its id is not a text that is known")
 		return
 	}
-	conds, ok := s.conds.conj().simplified()
+	conds := s.conds.conj()
+	if !c.x.spend(len(conds)) {
+		return
+	}
+	conds, ok = conds.simplified()
 	if !ok {
 		return
 	}
@@ -221,6 +219,9 @@ func (c *serviceCompiler) speak(f *found, s state, id value) {
 		c.x.ask(s, "more conditions than the program can hold")
 	} else {
 		f.clauses[string(text)] = append(f.clauses[string(text)], conds)
+		if f.n++; f.n > maxClauses && c.x.stopped == "" {
+			c.x.stopped = "too many ways through it"
+		}
 	}
 }
 

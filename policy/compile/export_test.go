@@ -1,0 +1,4 @@
+package compile
+
+// UnderRace says that tests are ten times as slow.
+const UnderRace = underRace
