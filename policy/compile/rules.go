@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/program"
@@ -155,7 +156,7 @@ func (w *translation) condition(c *rules.Condition) []branch {
 		return w.ask(fmt.Sprintf("%s is not a field that the program reads", c.Field))
 	}
 	if c.Op == rules.OpWindow {
-		return w.ask("hours of the week")
+		return w.window(c)
 	}
 	if c.Op == rules.OpRange && len(c.Ranges) > maxRanges {
 		return w.ask(fmt.Sprintf("more than %d ranges", maxRanges))
@@ -167,6 +168,19 @@ func (w *translation) condition(c *rules.Condition) []branch {
 		return nil
 	}
 	return []branch{{atoms: []program.Atom{{Field: field, Not: c.Not, Preds: predsOf(c)}}}}
+}
+
+// window is the days and the hours of a week at an offset of whole minutes.
+func (w *translation) window(c *rules.Condition) []branch {
+	offset := time.Duration(c.Window.Offset)
+	if c.Not || offset%time.Minute != 0 || offset.Abs() > 24*time.Hour {
+		return w.ask("hours of the week that are negated, or at an odd offset")
+	}
+	at := int32(program.OffsetUTC + offset/time.Minute)
+	return []branch{{atoms: []program.Atom{
+		{Field: program.Field{Base: program.Weekday, Index: at}, Preds: []program.Pred{{Op: program.Equal, Texts: c.Window.Days}}},
+		{Field: program.Field{Base: program.SecondOfDay, Index: at}, Preds: []program.Pred{{Op: program.Range, Low: c.Window.From, High: c.Window.To - 1}}},
+	}}}
 }
 
 func (w *translation) ask(why string) []branch {

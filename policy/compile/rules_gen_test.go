@@ -171,7 +171,10 @@ func (w ruleWriter) input() *policy.Input {
 		Connection: policy.Connection{PeerIP: one(w, generatedAddresses), ClientIP: one(w, generatedAddresses),
 			TLSVersion: one(w, []string{"1.3", "1.2"}), SNI: one(w, []string{"orders", "os", "", "o\xff"}), ALPN: one(w, []string{"h2", "http/1.1", ""})},
 		Time: one(w, []time.Time{time.Date(2030, 1, 1, 12, 30, 0, 0, time.UTC), time.Date(2030, 1, 5, 23, 59, 59, 999999999, time.UTC),
-			time.Date(2030, 1, 5, 8, 0, 0, 0, time.UTC), time.Date(2030, 1, 5, 23, 59, 59, 999999998, time.UTC), time.Date(1969, 1, 7, 11, 0, 0, 1, time.UTC)}),
+			time.Date(2030, 1, 5, 8, 0, 0, 0, time.UTC), time.Date(2030, 1, 5, 23, 59, 59, 999999998, time.UTC), time.Date(1969, 1, 7, 11, 0, 0, 1, time.UTC),
+			// The edges of a window.
+			time.Date(2030, 1, 1, 12, 59, 59, 999999999, time.UTC), time.Date(2030, 1, 1, 13, 0, 0, 0, time.UTC), time.Date(2030, 1, 1, 7, 59, 59, 999999999, time.UTC),
+			time.Date(2030, 1, 5, 0, 30, 0, 0, time.UTC), time.Date(2030, 1, 7, 7, 0, 0, 0, time.UTC)}),
 	}
 	if w.r.IntN(20) == 0 {
 		in.Destination.Service = one(w, []string{"payments", "nobody"})

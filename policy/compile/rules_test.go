@@ -158,8 +158,8 @@ rules:
 	want := []string{
 		"orders.rules.yaml:3 plain compiled 2 ",
 		"orders.rules.yaml:4 claims guarded 4 a claim may be a list with more than texts in it",
-		"orders.rules.yaml:5 hours guarded 1 hours of the week",
-		"orders.rules.yaml:6 hours-of-all topdown 1 hours of the week",
+		"orders.rules.yaml:5 hours compiled 1 ",
+		"orders.rules.yaml:6 hours-of-all compiled 1 ",
 		"orders.rules.yaml:7 many topdown 1 too many combinations of from, to and when",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

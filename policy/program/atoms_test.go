@@ -65,6 +65,8 @@ func TestFields(t *testing.T) {
 	}{
 		{Field{Base: Direction}, "inbound", false},
 		{Field{Base: Layer}, "request", false},
+		{Field{Base: Weekday, Index: OffsetUTC}, "Thursday", false}, // 1970-01-01
+		{Field{Base: Weekday, Index: OffsetUTC - 1}, "Wednesday", false},
 		{Field{Base: SourceID}, "spiffe://td/svc/a", false},
 		{Field{Base: SourceTrustDomain}, "td", false},
 		{Field{Base: SourcePath}, "/svc/a", false},
@@ -147,6 +149,8 @@ func TestFields(t *testing.T) {
 		{Field{Base: QueryCount, Name: "q"}, 2, true},
 		{Field{Base: ContentLength}, 7, true},
 		{Field{Base: Time}, 1234, false},
+		{Field{Base: SecondOfDay, Index: OffsetUTC + 330}, 5*3600 + 30*60, false},
+		{Field{Base: SecondOfDay, Index: OffsetUTC - 1}, 24*3600 - 60, false},
 	} {
 		covered[tc.field.Base] = true
 		in := full()

@@ -56,6 +56,8 @@ var bases = [endBase]struct {
 	TokenClaim:         {name: "token claim", shape: shapeText, named: true, token: true},
 	TokenClaimItem:     {name: "token claim item", shape: shapeText, named: true, indexed: true, token: true},
 	TokenClaimKind:     {name: "token claim kind", shape: shapeText, named: true, token: true},
+	Weekday:            {name: "weekday", shape: shapeText, indexed: true},
+	SecondOfDay:        {name: "second of the day", shape: shapeNumber, indexed: true},
 }
 
 func shapeOf(b Base) shape {
@@ -65,9 +67,10 @@ func shapeOf(b Base) shape {
 	return bases[b].shape
 }
 
-func named(b Base) bool   { return b < endBase && bases[b].named }
-func indexed(b Base) bool { return b < endBase && bases[b].indexed }
-func ofToken(b Base) bool { return b < endBase && bases[b].token }
+func named(b Base) bool    { return b < endBase && bases[b].named }
+func indexed(b Base) bool  { return b < endBase && bases[b].indexed }
+func atOffset(b Base) bool { return b == Weekday || b == SecondOfDay }
+func ofToken(b Base) bool  { return b < endBase && bases[b].token }
 
 // String is the field's place in the input.
 func (b Base) String() string {

@@ -336,6 +336,11 @@ func (n naive) raw(f Field) ([]any, bool) {
 		return one(in.TokenStatus)
 	case Time:
 		return []any{in.Time.UnixNano()}, true
+	case Weekday:
+		return one(in.Time.In(time.FixedZone("", int(f.Index-OffsetUTC)*60)).Format("Monday"))
+	case SecondOfDay:
+		at := in.Time.In(time.FixedZone("", int(f.Index-OffsetUTC)*60))
+		return []any{int64(at.Hour()*3600 + at.Minute()*60 + at.Second())}, true
 	case TokenIssuer:
 		return one(n.token.Issuer)
 	case TokenSubject:

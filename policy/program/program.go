@@ -150,8 +150,16 @@ const (
 	// Unit.Ask can name what would be an error, also where a clause would fail
 	// before it read the claim.
 	TokenClaimKind
+	// Weekday (a text such as Monday) and SecondOfDay (a number) are those of
+	// input.time at a fixed offset from UTC: Index is OffsetUTC plus the minutes
+	// east.
+	Weekday
+	SecondOfDay
 	endBase
 )
+
+// OffsetUTC is the Index of a Weekday and SecondOfDay in UTC.
+const OffsetUTC = 24 * 60
 
 // Step derives a text from a text. It allocates nothing for ASCII.
 type Step struct {

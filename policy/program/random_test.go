@@ -99,6 +99,9 @@ func (s source) field(token bool) Field {
 		if indexed(f.Base) {
 			f.Index = s.index()
 		}
+		if atOffset(f.Base) {
+			f.Index = OffsetUTC + of[int32](s, 0, 60, -690, 840)
+		}
 		if shapeOf(f.Base) == shapeText {
 			f.Via = s.steps()
 		}

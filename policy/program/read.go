@@ -65,8 +65,9 @@ func (r *run) begin(in *policy.Input) bool {
 	if in.Layer != policy.LayerRequest && in.Layer != policy.LayerConnection || in.Time.IsZero() {
 		return false
 	}
-	// What nanoseconds since 1970 can hold, with a second to spare.
-	if s := in.Time.Unix(); s <= math.MinInt64/int64(time.Second) || s >= math.MaxInt64/int64(time.Second) {
+	// What nanoseconds since 1970 can hold, anywhere in the world.
+	const days = 2 * 24 * 60 * 60
+	if s := in.Time.Unix(); s <= math.MinInt64/int64(time.Second)+days || s >= math.MaxInt64/int64(time.Second)-days {
 		return false
 	}
 	r.in, r.request, r.now = in, in.Layer == policy.LayerRequest, in.Time.UnixNano()
@@ -228,6 +229,8 @@ func (f *Field) text(r *run) (string, bool) {
 			return policy.TokenAbsent, true
 		}
 		return in.TokenStatus, true
+	case Weekday:
+		return time.Unix(0, r.now).UTC().Add(f.offset()).Weekday().String(), true
 	}
 	if !r.request {
 		return "", false
@@ -253,6 +256,9 @@ func (f *Field) text(r *run) (string, bool) {
 	}
 	return "", false
 }
+
+// offset from UTC of a field that is read at one.
+func (f *Field) offset() time.Duration { return time.Duration(f.Index-OffsetUTC) * time.Minute }
 
 func element(texts []string, i int32) (string, bool) {
 	if i < 0 || int(i) >= len(texts) {
@@ -282,6 +288,9 @@ func (r *run) number(f *field) (int64, bool) {
 		return int64(r.in.Destination.Port), true
 	case Time:
 		return r.now, true
+	case SecondOfDay:
+		hour, minute, second := time.Unix(0, r.now).UTC().Add(f.offset()).Clock()
+		return int64(hour*60*60 + minute*60 + second), true
 	case ContentLength:
 		return r.in.Request.ContentLength, r.request
 	case SegmentCount:

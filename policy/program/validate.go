@@ -183,6 +183,8 @@ func checkField(f *Field) error {
 		return fmt.Errorf("%v: name %q", f.Base, f.Name)
 	case !indexed(f.Base) && f.Index != 0, f.Index < Any, f.Index > maxIndex:
 		return fmt.Errorf("%v: index %d", f.Base, f.Index)
+	case atOffset(f.Base) && (f.Index < 0 || f.Index > 2*OffsetUTC):
+		return fmt.Errorf("%v: an offset of %d minutes from UTC", f.Base, int64(f.Index)-OffsetUTC)
 	case len(f.Via) > maxVia:
 		return fmt.Errorf("%v: %d steps, more than %d", f.Base, len(f.Via), maxVia)
 	case len(f.Via) > 0 && shapeOf(f.Base) != shapeText:

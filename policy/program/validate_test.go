@@ -51,6 +51,7 @@ func TestValidate(t *testing.T) {
 		"path on text":     {pred(host, Pred{Op: PathMatch, Texts: []string{"/"}}), "path match: not for this field"},
 		"no operand":       {pred(host, Pred{Op: Equal}), "0 operands"},
 		"an operand":       {pred(host, Pred{Op: Address, Texts: []string{"x"}}), "1 operands"},
+		"offset":           {pred(Field{Base: SecondOfDay, Index: Any}), "an offset of -1441 minutes"},
 		"bounds":           {pred(Field{Base: Time}, Pred{Op: Range, Low: 2, High: 1}), "bounds 2 and 1"},
 		"bounds of a text": {pred(host, Pred{Op: Equal, Texts: []string{"x"}, High: 1}), "bounds 0 and 1"},
 		"other":            {pred(host, Pred{Op: EqualField}), "another field"},
