@@ -23,34 +23,33 @@ func newPolicyCmd(a *app) *cobra.Command {
 		Short: "Check, test and activate policy",
 		Long: `Check and test a policy directory, put it in force, and go back.
 
-A policy directory holds .rego files, their _test.rego files, and data.json or
-data.yaml; an OPA bundle (tar.gz) or its URL does as well. Problems are shown as file:line:column: code: message, and end the
-program with exit code 2.`,
+A policy directory holds .rego files, their _test.rego files, YAML rules
+(rules.yaml, *.rules.yaml), and data.json or data.yaml; an OPA bundle (tar.gz) or
+its URL does as well. Problems are shown as file:line:column: code: message, and
+end the program with exit code 2.`,
 	}
-	cmd.AddCommand(
-		newPolicyInitCmd(a),
-		newPolicyCheckCmd(a),
-		newPolicyCompileCmd(a),
-		newPolicyTestCmd(a),
-		newPolicyFmtCmd(a),
-		newPolicyLintCmd(a),
-		newPolicyEvalCmd(a),
-		newPolicyExplainCmd(a),
-		newPolicyPushCmd(a),
-		newPolicyListCmd(a),
-		newPolicyShowCmd(a),
-		newPolicyRollbackCmd(a),
-		newPolicyBuildCmd(a), newPolicyVerifyCmd(a), newPolicyRaiseEpochCmd(a),
-		newPolicyDiffCmd(a),
-		newPolicyProposeCmd(a),
-		newPolicyProposalsCmd(a),
-		newPolicyApproveCmd(a),
-		newPolicyActivateCmd(a),
-		newPolicyWithdrawCmd(a),
-		newPolicyPromoteCmd(a),
-		newPolicyHaltCmd(a),
-		newPolicyBreakGlassCmd(a),
-	)
+	for _, group := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Write it:", []*cobra.Command{
+			newPolicyInitCmd(a), newPolicyCheckCmd(a), newPolicyTestCmd(a), newPolicyFmtCmd(a), newPolicyLintCmd(a),
+			newPolicyEvalCmd(a), newPolicyExplainCmd(a), newPolicyCompileCmd(a),
+		}},
+		{"Put it in force:", []*cobra.Command{
+			newPolicyPushCmd(a), newPolicyProposeCmd(a), newPolicyApproveCmd(a), newPolicyActivateCmd(a), newPolicyWithdrawCmd(a), newPolicyProposalsCmd(a),
+			newPolicyPromoteCmd(a), newPolicyHaltCmd(a), newPolicyRollbackCmd(a), newPolicyBreakGlassCmd(a), newPolicyRaiseEpochCmd(a),
+		}},
+		{"See what is or was:", []*cobra.Command{
+			newPolicyListCmd(a), newPolicyShowCmd(a), newPolicyDiffCmd(a), newPolicyVerifyCmd(a), newPolicyBuildCmd(a),
+		}},
+	} {
+		cmd.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
+		for _, c := range group.commands {
+			c.GroupID = group.title
+			cmd.AddCommand(c)
+		}
+	}
 	return cmd
 }
 
