@@ -82,6 +82,18 @@ func writeProblems(w io.Writer, dir string, problems []policy.Problem) error {
 	return nil
 }
 
+// notInOrder shows what is wrong with a policy that something else was to be
+// done with: on standard error, or as the one JSON document.
+func (a *app) notInOrder(dir string, problems []policy.Problem) error {
+	err := a.emit(struct {
+		Problems []policy.Problem `json:"problems"`
+	}{problems}, func(io.Writer) error { return writeProblems(a.stderr, dir, problems) })
+	if err != nil {
+		return err
+	}
+	return refused(problems)
+}
+
 // refused ends the program with code 2 when there are problems; they were
 // already shown.
 func refused(problems []policy.Problem) error {

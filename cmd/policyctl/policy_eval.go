@@ -82,11 +82,9 @@ func (a *app) loadPolicy(ctx context.Context, from sourceFlags, dir string) (*op
 		return nil, err
 	}
 	if len(problems) > 0 {
-		if err := writeProblems(a.stderr, dir, problems); err != nil {
-			return nil, err
-		}
+		return nil, a.notInOrder(dir, problems)
 	}
-	return program, refused(problems)
+	return program, nil
 }
 
 // inputFlags say which inputs are looked at, and as of when.

@@ -141,10 +141,7 @@ func (c *contents) candidate(ctx context.Context, s *simulation) (*prepared, err
 		return nil, err
 	}
 	if len(problems) > 0 {
-		if err := writeProblems(c.app.stderr, s.candidate, problems); err != nil {
-			return nil, err
-		}
-		return nil, refused(problems)
+		return nil, c.app.notInOrder(s.candidate, problems)
 	}
 	return c.prepare(ctx, s.candidate, content, program)
 }

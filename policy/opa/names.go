@@ -17,8 +17,11 @@ func (l *loader) checkName(path string, rule *ast.Rule, pkg ast.Ref) bool {
 	root, _ := pkg[1].Value.(ast.String)
 	known := map[ast.String][]string{"services": {"allow", "deny"}, "guardrails": {"deny", "deny_overridable"}}[root]
 	name := rule.Head.Ref()[0].Value.String()
-	if known == nil || len(rule.Head.Args) > 0 {
-		return false // Shared packages and functions have names of their own.
+	if len(rule.Head.Args) > 0 {
+		return false // Functions have names of their own.
+	}
+	if known == nil {
+		return l.checkRoot(path, rule, pkg, name)
 	}
 	for _, meant := range known {
 		if misspells(name, meant) {
@@ -29,6 +32,20 @@ func (l *loader) checkName(path string, rule *ast.Rule, pkg ast.Ref) bool {
 	for _, other := range []string{"allow", "deny_overridable"} {
 		if misspells(name, other) || name == other {
 			l.fail(path, rule.Location, policy.ProblemType, "%s decides nothing in %s: there, %s do", name, root, strings.Join(known, " and "))
+			return true
+		}
+	}
+	return false
+}
+
+// checkRoot finds a tier's rule in a package such as guardrail.x, which would
+// be a shared one that nobody asks. Shared packages have names of their own.
+func (l *loader) checkRoot(path string, rule *ast.Rule, pkg ast.Ref, name string) bool {
+	root, _ := pkg[1].Value.(ast.String)
+	for meant, names := range map[string][]string{"services": {"allow", "deny"}, "guardrails": {"deny", "deny_overridable"}} {
+		if len(pkg) > 2 && misspells(string(root), meant) && slices.Contains(names, name) {
+			l.fail(path, rule.Location, policy.ProblemType, "%s decides nothing in %v: did you mean %v?", name, &ast.Package{Path: pkg},
+				&ast.Package{Path: append(ast.Ref{pkg[0], ast.StringTerm(meant)}, pkg[2:]...)})
 			return true
 		}
 	}

@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
 )
@@ -78,6 +81,22 @@ func (r requirement) count() int {
 	}
 	delete(named, r.author)
 	return max(r.approvals, len(named))
+}
+
+// cannotSign finds a name for which no approver's signature can ever come.
+func (s *Server) cannotSign(r requirement) error {
+	var names []string
+	for _, a := range s.cfg.Approvers {
+		names = append(names, a.Name)
+	}
+	for _, b := range r.glass {
+		for _, name := range b.Approvers {
+			if name != r.author && !slices.Contains(names, name) {
+				return status.Errorf(codes.FailedPrecondition, "break-glass %s names %s, who is no approver here: approvers are %s", b.ID, name, strings.Join(names, ", "))
+			}
+		}
+	}
+	return nil
 }
 
 func (r requirement) because() []string {

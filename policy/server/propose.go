@@ -49,6 +49,10 @@ func (s *adminService) Propose(ctx context.Context, req *policyv1.ProposeRequest
 	if a != nil && c.same(a) {
 		return nil, status.Errorf(codes.FailedPrecondition, "revision %v, which is in force, is just this", a.info.Revision)
 	}
+	needs := s.required(c.program.Catalogue(), c.pushed.KeyID, c.pushed.Publisher)
+	if err := s.cannotSign(needs); err != nil {
+		return nil, err
+	}
 	open, err := s.store.Proposals(ctx, revisions.ProposalOpen)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
@@ -69,7 +73,7 @@ func (s *adminService) Propose(ctx context.Context, req *policyv1.ProposeRequest
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "propose policy: %v", err)
 	}
-	resp.Proposal = s.proposalProto(p, s.required(c.program.Catalogue(), p.KeyID, p.Publisher))
+	resp.Proposal = s.proposalProto(p, needs)
 	return resp, nil
 }
 

@@ -235,6 +235,10 @@ func TestGlassTakesSignatures(t *testing.T) {
 	if !strings.Contains(message(err), "break-glass b1 takes the signatures of ann and bob") {
 		t.Errorf("push: %v", err)
 	}
+	_, err = p.admin.Propose(t.Context(), &policyv1.ProposeRequest{Bundle: p.bundle(withGlass(sources("GET"), `["ann", "dan"]`), who.keys["ann"])})
+	if !strings.Contains(message(err), "break-glass b1 names dan, who is no approver here: approvers are ann, bob, cy") {
+		t.Errorf("somebody who can never sign: %v", err)
+	}
 	proposal := p.propose(glass, who.keys["ann"])
 	if proposal.ApprovalsRequired != 1 || len(proposal.RequiredBecause) != 1 {
 		t.Errorf("Ann signed the sources, so that Bob is left: %v", proposal)
