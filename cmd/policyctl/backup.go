@@ -109,7 +109,7 @@ func (a *app) backup(ctx context.Context, out string, withoutKeys bool) (m *back
 			break
 		}
 		if err != nil {
-			return nil, err
+			return nil, rpcError(err) // here, because it is joined with others above
 		}
 		about = max(about, chunk.GetAbout())
 		if _, err := tmp.Write(chunk.GetData()); err != nil {

@@ -32,7 +32,8 @@ would, without one. A field of input that does not exist is found, as is a
 guardrail that would be silent on connections.
 
 Warnings are about what is accepted: a rule that no request can match, a YAML
-rule that has expired. With --strict they count as problems.
+rule that has expired, a file of rules that is not read because of its name.
+With --strict they count as problems.
 
 ` + sourceHelp,
 		Example: `  policyctl policy check policy/
@@ -49,6 +50,9 @@ rule that has expired. With --strict they count as problems.
 			if len(problems) == 0 {
 				if warnings, err = policyWarnings(cmd.Context(), program, time.Now()); err != nil {
 					return err
+				}
+				if from.gitRef == "" {
+					warnings = append(warnings, unreadFiles(args[0])...)
 				}
 			}
 			return a.checked(args[0], content, problems, warnings, strict)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/user"
@@ -136,6 +137,9 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	path = unixsock.Path(path)
 	info, err := os.Stat(path)
 	if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("the control plane's socket is not for this user: only root and the user that writd runs as may use it: %w", err)
+		}
 		return nil, fmt.Errorf("no control plane at %s: start one (policyctl up, or writd), or name its socket with --server: %w", path, err)
 	}
 	if info.Mode().Type() != os.ModeSocket {
