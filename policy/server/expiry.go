@@ -57,10 +57,13 @@ func (s *Server) watchExpiries() {
 	for first := true; ; first = false {
 		a, changed := s.current()
 		if a != last && !first && a != nil {
-			told = a.info.Activated
+			// What the one before could not tell of, this one has to.
+			if _, all := s.tellExpired(last, &told); all {
+				told = a.info.Activated
+			}
 		}
 		last = a
-		wait := s.tellExpired(a, &told)
+		wait, _ := s.tellExpired(a, &told)
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
@@ -74,11 +77,11 @@ func (s *Server) watchExpiries() {
 }
 
 // tellExpired raises the alarms of what has expired since told, and returns how
-// long to wait for the next.
-func (s *Server) tellExpired(a *active, told *time.Time) time.Duration {
+// long to wait for the next, and whether all there are went on record.
+func (s *Server) tellExpired(a *active, told *time.Time) (wait time.Duration, all bool) {
 	const forever = 24 * time.Hour // The clock may be set.
 	if a == nil {
-		return forever
+		return forever, true
 	}
 	now := s.cfg.Clock()
 	for _, e := range a.expiries {
@@ -87,13 +90,13 @@ func (s *Server) tellExpired(a *active, told *time.Time) time.Duration {
 		}
 		if wait := e.At.Sub(now); wait > 0 {
 			*told = now
-			return min(wait, forever)
+			return min(wait, forever), true
 		}
 		if err := s.cfg.Emit(context.Background(), expiryAlarm(itself, e)); err != nil {
 			s.cfg.Log.Error("alarm cannot be put on record", "rule", e.Rule.ID, "error", err)
-			return retryAlarm
+			return retryAlarm, false
 		}
 	}
 	*told = now
-	return forever
+	return forever, true
 }

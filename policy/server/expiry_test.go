@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -38,6 +39,7 @@ func TestExpiredDenialsAlarm(t *testing.T) {
 		start := time.Now()
 		var mu sync.Mutex
 		var got []string
+		full := false
 		open := func() *Server {
 			s, err := New(t.Context(), Config{
 				DB: db, DecisionKey: key, AllowUnsigned: true, Log: slog.New(slog.DiscardHandler),
@@ -45,6 +47,9 @@ func TestExpiredDenialsAlarm(t *testing.T) {
 					if act.Kind == identity.ActAlarm {
 						mu.Lock()
 						defer mu.Unlock()
+						if full {
+							return errors.New("no room")
+						}
 						got = append(got, fmt.Sprintf("%v %s by %s", time.Since(start).Truncate(time.Hour), act.ObjectID, act.Actor))
 					}
 					return nil
@@ -92,7 +97,14 @@ func TestExpiredDenialsAlarm(t *testing.T) {
 		if n := len(s.StandingAlarms()); n != 3 {
 			t.Errorf("%d alarms stand after a restart, want 3", n)
 		}
-		time.Sleep(200 * time.Hour)
+		// What cannot be put on record is not lost when a policy comes between.
+		fill := func(is bool) { mu.Lock(); full = is; mu.Unlock() }
+		fill(true)
+		time.Sleep(time.Until(start.Add(100*time.Hour + time.Second)))
+		synctest.Wait()
+		fill(false)
+		push(s, "  - {id: another, action: deny, from: any}\n")
+		time.Sleep(100 * time.Hour)
 		synctest.Wait()
 		s.Close()
 		want := []string{"0s gone by ann", "10h0m0s soon by writd", "10h0m0s soon-too by writd", "100h0m0s later by writd"}
