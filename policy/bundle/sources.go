@@ -32,6 +32,21 @@ type Sources struct {
 	Activated time.Time
 	SPIFFEID  spiffeid.ID
 	Parts     []Part
+	// Packed are the Archives of Parts for Seal, which are the same for every
+	// workload; nil to have them made.
+	Packed [][]byte
+}
+
+// Pack makes the archives of parts.
+func Pack(parts []Part) ([][]byte, error) {
+	packed := make([][]byte, len(parts))
+	for i, p := range parts {
+		var err error
+		if packed[i], err = p.Archive(); err != nil {
+			return nil, fmt.Errorf("seal sources: part of %s: %w", p.Publisher, err)
+		}
+	}
+	return packed, nil
 }
 
 // envelope is the payload of the JWS.
@@ -57,15 +72,19 @@ func (s *Sources) Seal(key crypto.Signer) ([]byte, error) {
 		Purpose: purposeSources, Epoch: s.Revision.Epoch, Number: s.Revision.Number, SourceDigest: hex.EncodeToString(s.Revision.Digest[:]),
 		SPIFFEID: s.SPIFFEID.String(), Activated: s.Activated.UnixNano(), Parts: []envelopePart{},
 	}
-	var archives [][]byte
-	for _, p := range s.Parts {
-		data, err := p.Archive()
-		if err != nil {
-			return nil, fmt.Errorf("seal sources: part of %s: %w", p.Publisher, err)
+	archives := s.Packed
+	if archives == nil {
+		var err error
+		if archives, err = Pack(s.Parts); err != nil {
+			return nil, err
 		}
-		sum := sha256.Sum256(data)
+	}
+	if len(archives) != len(s.Parts) {
+		return nil, fmt.Errorf("seal sources: %d archives of %d parts", len(archives), len(s.Parts))
+	}
+	for i, p := range s.Parts {
+		sum := sha256.Sum256(archives[i])
 		e.Parts = append(e.Parts, envelopePart{p.Publisher, hex.EncodeToString(sum[:])})
-		archives = append(archives, data)
 	}
 	text, err := signJWS(key, e)
 	if err != nil {

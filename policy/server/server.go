@@ -109,6 +109,8 @@ type active struct {
 
 	mu     sync.Mutex
 	slices map[spiffeid.ID][]byte
+	// packed are the archives of parts, for followers that trust publishers.
+	packed func() ([][]byte, error)
 }
 
 // New opens the store and puts the last revision in force again. If that one
@@ -251,10 +253,12 @@ func (s *Server) ready(info revisions.Info, c *candidate) (*active, error) {
 	if err != nil {
 		return nil, err
 	}
+	parts := c.parts // And nothing else of c is kept by packed.
 	return &active{
 		info: info, content: c.content, parts: c.parts, cutter: cutter, catalogue: c.program.Catalogue(), snapshot: snapshot, compiled: c.compiled,
 		expiries: denialsThatExpire(c.program.Rules()),
 		slices:   map[spiffeid.ID][]byte{},
+		packed:   sync.OnceValues(func() ([][]byte, error) { return bundle.Pack(parts) }),
 	}, nil
 }
 

@@ -39,8 +39,12 @@ func (s *adminService) Slice(ctx context.Context, req *policyv1.SliceRequest) (*
 
 // sources seals what the publishers signed for a follower that trusts only
 // them. It is not kept: of those followers there are as many as streams, and
-// their envelopes differ.
+// their envelopes differ. The parts are packed once, since any workload can ask.
 func (a *active) sources(id spiffeid.ID, key crypto.Signer) ([]byte, error) {
-	src := &bundle.Sources{Revision: a.info.Revision, Activated: a.info.Activated, SPIFFEID: id, Parts: a.parts}
+	packed, err := a.packed()
+	if err != nil {
+		return nil, err
+	}
+	src := &bundle.Sources{Revision: a.info.Revision, Activated: a.info.Activated, SPIFFEID: id, Parts: a.parts, Packed: packed}
 	return src.Seal(key)
 }
