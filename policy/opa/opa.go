@@ -230,7 +230,7 @@ func newCompiler() (*ast.Compiler, error) {
 	}
 	schemas := ast.NewSchemaSet()
 	schemas.Put(ast.SchemaRootRef, schema)
-	return hideGlobs(ast.NewCompiler().
+	return hideMisread(ast.NewCompiler().
 		WithCapabilities(capabilities()).
 		WithDefaultRegoVersion(ast.RegoV1).
 		WithSchemas(schemas).

@@ -54,6 +54,10 @@ func TestFound(t *testing.T) {
 			rego: "allow contains \"x\" if glob.match(\"*-\", [\".\"], lower(input.request.host))\n\ndeny contains \"y\" if glob.match(\"*\", [\"-\", \".\"], lower(input.request.host))"},
 		{name: "a backslash in a value before OPA's index", change: path(`/a\/secret`), want: policy.Deny,
 			rego: "allow contains \"y\"\n\ndeny contains \"x\" if glob.match(\"/*/secret\", [\"/\"], input.request.path)"},
+		{name: "a member that is not constant before OPA's index", change: host("GET"), want: policy.Deny,
+			rego: "allow contains \"y\"\n\ndeny contains \"x\" if input.request.method in {input.request.host, \"PUT\"}"},
+		{name: "a member that is not constant in a list", change: host("GET"), want: policy.Deny,
+			rego: "allow contains \"y\"\n\ndeny contains \"x\" if input.request.method in [\"PUT\", input.request.host]"},
 		{name: "a backslash in a glob before OPA's index", change: path("/a/*"), want: policy.Deny,
 			rego: "allow contains \"y\"\n\ndeny contains \"x\" if glob.match(`/a/\\*`, [\"/\"], input.request.path)"},
 	} {

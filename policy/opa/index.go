@@ -31,17 +31,17 @@ func (c patternCache) Insert(key ast.Value, value any) int {
 	return c.InterQueryValueCache.Insert(key, value)
 }
 
-// hideGlobs keeps OPA from finding rules by the pattern of a glob.match: its
-// index takes a backslash in a value, or before a literal in a pattern, for
-// something else than glob.match does, and leaves out rules that hold. While
-// the index is built, the delimiters are a variable, which it does not
-// understand.
-func hideGlobs(c *ast.Compiler) *ast.Compiler {
+// hideMisread keeps OPA from finding rules by what its index misreads, because
+// it then leaves out rules that hold: a backslash in a value or a pattern of
+// glob.match, and a member of a literal set or list that is not constant. While
+// the index is built, the delimiters, or the set, are a variable, which it does
+// not understand.
+func hideMisread(c *ast.Compiler) *ast.Compiler {
 	hidden, stand := map[*ast.Expr]*ast.Term{}, ast.VarTerm("__writ_delimiters__")
 	hide := func(c *ast.Compiler) *ast.Error {
 		for _, m := range c.Modules {
 			ast.WalkExprs(m, func(e *ast.Expr) bool {
-				if terms, ok := e.Terms.([]*ast.Term); ok && len(terms) > 2 && terms[0].Value.Compare(ast.GlobMatch.Ref()) == 0 && terms[2] != stand {
+				if terms, ok := e.Terms.([]*ast.Term); ok && len(terms) > 2 && terms[2] != stand && misread(terms) {
 					hidden[e], terms[2] = terms[2], stand
 				}
 				return false
@@ -57,8 +57,33 @@ func hideGlobs(c *ast.Compiler) *ast.Compiler {
 		return nil
 	}
 	return c.
-		WithStageAfterID(lastBeforeIndices, ast.CompilerStageDefinition{Name: "HideGlobs", MetricName: "hide_globs", Stage: hide}).
-		WithStageAfterID(ast.StageBuildRuleIndices, ast.CompilerStageDefinition{Name: "ShowGlobs", MetricName: "show_globs", Stage: show})
+		WithStageAfterID(lastBeforeIndices, ast.CompilerStageDefinition{Name: "HideMisread", MetricName: "hide_misread", Stage: hide}).
+		WithStageAfterID(ast.StageBuildRuleIndices, ast.CompilerStageDefinition{Name: "ShowMisread", MetricName: "show_misread", Stage: show})
+}
+
+// misread reports whether the index misreads the call.
+func misread(terms []*ast.Term) bool {
+	switch {
+	case terms[0].Value.Compare(ast.GlobMatch.Ref()) == 0:
+		return true
+	case terms[0].Value.Compare(ast.Member.Ref()) != 0:
+		return false
+	}
+	switch terms[2].Value.(type) {
+	case *ast.Array, ast.Set, ast.Object:
+	default:
+		return false
+	}
+	constant := true
+	ast.WalkTerms(terms[2], func(t *ast.Term) bool {
+		switch t.Value.(type) {
+		case ast.Null, ast.Boolean, ast.Number, ast.String, *ast.Array, ast.Set, ast.Object:
+		default:
+			constant = false
+		}
+		return !constant
+	})
+	return !constant
 }
 
 // lastBeforeIndices is the stage of OPA's compiler before its rule indices.
