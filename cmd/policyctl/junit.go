@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/xml"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/writ-dev/writ/internal/atomicfile"
@@ -56,7 +55,7 @@ func writeJUnit(file, dir string, problems []policy.Problem, report *opa.TestRep
 		check := &junitSuite{Name: "check", Tests: len(problems), Failures: len(problems)}
 		for _, p := range problems {
 			check.Cases = append(check.Cases, junitCase{
-				Name: p.String(), ClassName: "check", File: filepath.Join(dir, p.File), Line: p.Line, Time: seconds(0),
+				Name: p.String(), ClassName: "check", File: fileIn(dir, p.File), Line: p.Line, Time: seconds(0),
 				Failure: &junitFailure{p.Code, p.Message},
 			})
 		}
@@ -86,7 +85,7 @@ func writeJUnit(file, dir string, problems []policy.Problem, report *opa.TestRep
 }
 
 func (s *junitSuite) add(c opa.TestCase, dir string) {
-	jc := junitCase{Name: c.Name, ClassName: c.Package, File: filepath.Join(dir, c.File), Line: c.Line, Time: seconds(c.DurationUS), Output: c.Output}
+	jc := junitCase{Name: c.Name, ClassName: c.Package, File: fileIn(dir, c.File), Line: c.Line, Time: seconds(c.DurationUS), Output: c.Output}
 	s.Tests++
 	s.micros += c.DurationUS
 	switch c.Outcome {
@@ -97,7 +96,7 @@ func (s *junitSuite) add(c opa.TestCase, dir string) {
 		s.Failures++
 		var text strings.Builder
 		if at := c.FailedAt; at != nil {
-			fmt.Fprintf(&text, "%s:%d: %s\n", filepath.Join(dir, at.File), at.Line, at.Text)
+			fmt.Fprintf(&text, "%s:%d: %s\n", fileIn(dir, at.File), at.Line, at.Text)
 			for _, v := range at.Values {
 				fmt.Fprintf(&text, "  %s was %s\n", v.Text, v.Value)
 			}

@@ -69,11 +69,20 @@ func (a *app) policyAdmin(call func(policyv1.AdminClient) error) error {
 // largeAnswer admits a whole policy as an answer.
 func largeAnswer() grpc.CallOption { return grpc.MaxCallRecvMsgSize(maxPolicyAnswer) }
 
+// fileIn is a file of a source as an editor can open it, if it can: what is
+// behind a URL cannot be opened.
+func fileIn(source, file string) string {
+	if fetch.IsURL(source) {
+		return file
+	}
+	return filepath.Join(source, file)
+}
+
 // writeProblems prints one problem a line, with paths that an editor can open.
 func writeProblems(w io.Writer, dir string, problems []policy.Problem) error {
 	for _, p := range problems {
-		if p.File != "" && !fetch.IsURL(dir) {
-			p.File = filepath.Join(dir, p.File)
+		if p.File != "" {
+			p.File = fileIn(dir, p.File)
 		}
 		if _, err := fmt.Fprintln(w, terminalSafe(p.String())); err != nil {
 			return err

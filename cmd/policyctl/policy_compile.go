@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 	"text/tabwriter"
 
@@ -11,7 +10,6 @@ import (
 
 	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
-	"github.com/writ-dev/writ/policy/bundle/fetch"
 	"github.com/writ-dev/writ/policy/compile"
 )
 
@@ -113,11 +111,7 @@ func (r *compileResult) write(w io.Writer, source string, full bool) error {
 			if !full && (rule.Result == compile.Compiled || rule.Result == compile.Never) {
 				continue
 			}
-			file := rule.File
-			if !fetch.IsURL(source) {
-				file = filepath.Join(source, file)
-			}
-			line := fmt.Sprintf("%s:%d: %s: %s %s: %s", file, rule.Line, s.Service, rule.Tier, rule.ID, rule.Result)
+			line := fmt.Sprintf("%s:%d: %s: %s %s: %s", fileIn(source, rule.File), rule.Line, s.Service, rule.Tier, rule.ID, rule.Result)
 			if rule.Why != "" {
 				line += ": " + rule.Why
 			}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -177,7 +176,7 @@ func (i decisionInfo) write(w io.Writer, dir string) error {
 	for _, r := range i.Rules {
 		at := ""
 		if r.File != "" {
-			at = fmt.Sprintf("  %s:%d", filepath.Join(dir, r.File), r.Line)
+			at = fmt.Sprintf("  %s:%d", fileIn(dir, r.File), r.Line)
 		}
 		fmt.Fprintf(w, "rule: %s%s\n", terminalSafe(r.ID), terminalSafe(at))
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -156,7 +155,7 @@ func (p *printer) at(file string, line int) string {
 	if opa.IsOwn(file) {
 		return fmt.Sprintf("%s:%d", file, line)
 	}
-	return fmt.Sprintf("%s:%d", filepath.Join(p.dir, file), line)
+	return fmt.Sprintf("%s:%d", fileIn(p.dir, file), line)
 }
 
 func (p *printer) line(format string, args ...any) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -105,7 +104,7 @@ func (a *app) linted(dir string, result lintResult, strict bool) error {
 		}
 		for _, f := range result.Findings {
 			if f.File != "" {
-				f.File = filepath.Join(dir, f.File)
+				f.File = fileIn(dir, f.File)
 			}
 			if _, err := fmt.Fprintln(w, terminalSafe(f.String())); err != nil {
 				return err

@@ -160,7 +160,7 @@ func (t *testRun) watch(ctx context.Context) error {
 func (t *testRun) write(w io.Writer, report *opa.TestReport) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, c := range report.Cases {
-		fmt.Fprintf(tw, "%s\t%s.%s\t%s:%d\t%dµs\n", c.Outcome, terminalSafe(c.Package), terminalSafe(c.Name), filepath.Join(t.source, c.File), c.Line, c.DurationUS)
+		fmt.Fprintf(tw, "%s\t%s.%s\t%s:%d\t%dµs\n", c.Outcome, terminalSafe(c.Package), terminalSafe(c.Name), fileIn(t.source, c.File), c.Line, c.DurationUS)
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -178,7 +178,7 @@ func (t *testRun) write(w io.Writer, report *opa.TestReport) error {
 		if c.Outcome != opa.Failed {
 			continue
 		}
-		p.line("%s:%d:1: test: %s", filepath.Join(t.source, c.File), c.Line, failureText(c))
+		p.line("%s:%d:1: test: %s", fileIn(t.source, c.File), c.Line, failureText(c))
 		if at := c.FailedAt; at != nil {
 			condition := conditionInfo{File: at.File, Line: at.Line, Text: at.Text}
 			for _, v := range at.Values {
@@ -219,7 +219,7 @@ func (t *testRun) writeCoverage(tw *tabwriter.Writer, c *opa.Coverage) error {
 				missing += fmt.Sprintf("-%d", lines.To)
 			}
 		}
-		fmt.Fprintf(tw, "  %s\t%.1f %%%s\n", filepath.Join(t.source, file), c.Files[file], missing)
+		fmt.Fprintf(tw, "  %s\t%.1f %%%s\n", fileIn(t.source, file), c.Files[file], missing)
 	}
 	return tw.Flush()
 }

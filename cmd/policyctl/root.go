@@ -91,7 +91,30 @@ func newRootCmd(a *app) *cobra.Command {
 		newRestoreCmd(a),
 		newShopServiceCmd(a),
 	)
+	for _, c := range root.Commands() {
+		demandSubcommand(c)
+	}
 	return root
+}
+
+// demandSubcommand has a command that only has others below it refuse a word
+// that is none of them, for which cobra shows the help and exit code 0.
+func demandSubcommand(c *cobra.Command) {
+	if c.Runnable() || !c.HasSubCommands() {
+		return
+	}
+	c.DisableFlagsInUseLine = true
+	c.SuggestionsMinimumDistance = 2
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			text += fmt.Sprintf(": did you mean %q?", near[0])
+		}
+		return errors.New(text)
+	}
 }
 
 func execute(ctx context.Context, root *cobra.Command, args []string) int {
