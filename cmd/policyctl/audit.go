@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -165,10 +166,11 @@ func firstOf(list ...string) string {
 }
 
 // terminalSafe keeps what callers put into a path from reaching the terminal as a
-// command to it.
+// command to it, and shows where something is that cannot be seen: what looks
+// like a path to whoever approves a policy is that path.
 func terminalSafe(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+		if !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
 			return '\uFFFD'
 		}
 		return r

@@ -204,3 +204,22 @@ func TestAuditVerify(t *testing.T) {
 		t.Errorf("no key: exit %d, want 1", code)
 	}
 }
+
+// TestTerminalSafe: nothing commands the terminal, and nothing is there that
+// cannot be seen, such as in a path of a policy that somebody is to approve.
+func TestTerminalSafe(t *testing.T) {
+	for text, want := range map[string]string{
+		"a b → é 漢 \uFFFD":     "a b → é 漢 \uFFFD",
+		"a\x1b[31m\n\u009b":    "a\uFFFD[31m\uFFFD\uFFFD",
+		"a\u202eb\u2028":       "a\uFFFDb\uFFFD",
+		"/internal\u200b":      "/internal\uFFFD", // zero width space
+		"a\u200fb\ufeff\u00ad": "a\uFFFDb\uFFFD\uFFFD",
+		"a\u00a0b":             "a\uFFFDb", // no space of ours
+		"a\U000e0041\u3164":    "a\uFFFD\uFFFD",
+		"a\ufe0f\u034f":        "a\uFFFD\uFFFD",
+	} {
+		if got := terminalSafe(text); got != want {
+			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
+	}
+}
