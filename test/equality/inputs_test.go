@@ -19,10 +19,10 @@ var (
 	}
 	trustDomains = []string{"example.org", "partner.example", ""}
 	methods      = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "get", ""}
-	hosts        = []string{"orders", "orders.example.org", "orders:8443", "ORDERS", ""}
+	hosts        = []string{"orders", "ab-", "ab", "orders.example.org", "orders:8443", "ORDERS", ""}
 	paths        = []string{
 		"/", "/orders", "/orders/", "/orders/1001", "/orders/1001/items", "/Orders/1001", "/internal/metrics", "/products/%C3%A9t%C3%A9",
-		"/a%2Fb", "/products/42/stock", "/files/report.png", "/orders/1001/items/7/notes", "/o",
+		"/a%2Fb", `/a\/secret`, `/a/\/c`, "/a/*", "/orders/orders", "/orders/orders/", "/%25b", "/products/42/stock", "/files/report.png", "/orders/1001/items/7/notes", "/o",
 	}
 	headerNames = []string{"x-env", "x-role", "x-ticket"}
 	queryNames  = []string{"q", "tenant"}
@@ -127,6 +127,11 @@ func newToken(r *rand.Rand) policy.Token {
 	for _, name := range []string{"role", "level", "groups"} {
 		if r.IntN(3) > 0 {
 			t.Claims[name] = pick(r, claims)
+		}
+	}
+	for _, name := range []string{"a", "", "a\x00b"} {
+		if r.IntN(8) == 0 {
+			t.Claims[name] = pick(r, []any{"admin", false, map[string]any{"b": "admin", "": true}})
 		}
 	}
 	if r.IntN(10) == 0 {

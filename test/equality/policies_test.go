@@ -189,6 +189,38 @@ var conditions = []func(w *writer) string{
 	func(w *writer) string {
 		return `input.tokens[_].claims.groups[_] == ` + w.quoted([]string{"admin", "user"})
 	},
+	func(w *writer) string {
+		f, from := w.one()
+		g, _ := w.one()
+		if w.r.IntN(2) == 0 {
+			return f + " in {" + g + ", " + w.quoted(from) + "}"
+		}
+		return f + " in [" + g + ", " + w.quoted(from) + "]"
+	},
+	func(w *writer) string {
+		f, _ := w.text()
+		return "glob.match(" + w.quoted([]string{"*-", "*", `/a/\*`, "/*/secret", "/a/*/c"}) + ", " + pick(w.r, []string{`["-", "."]`, `["."]`, `["/"]`}) + ", " + pick(w.r, []string{f, "lower(" + f + ")"}) + ")"
+	},
+	func(w *writer) string {
+		v := w.name("t")
+		return fmt.Sprintf("some %s in input.tokens; %sshop.claim(%s)", v, pick(w.r, []string{"", "not "}), v)
+	},
+	func(w *writer) string {
+		v := w.name("t")
+		return fmt.Sprintf("some %s in input.tokens; %s.claims%s", v, v, pick(w.r, []string{`[""]`, `["a\u0000b"]`, `["a\u0000b"] == "admin"`, `[""].a`, `.a.b`, `.a[""]`}))
+	},
+	func(w *writer) string {
+		return pick(w.r, []string{`shop.place("orders")`, `shop.known(shop.place("orders"))`})
+	},
+	func(w *writer) string { // Two globs that are one in OPA's cache.
+		f, _ := w.one()
+		return `glob.match("*-", ["."], lower(` + f + `)); not glob.match("*", ["-", "."], lower(` + f + `))`
+	},
+	func(w *writer) string {
+		v := w.name("i")
+		f, _ := w.one()
+		return fmt.Sprintf("some %[1]s in data.ids; %[1]ss := {v | some r in data.rows; r.id == %[1]s; v := regex.match(r.pattern, %[2]s)}; true in %[1]ss", v, f)
+	},
 	func(w *writer) string { return `net.cidr_contains("10.0.0.0/8", input.connection.peer_ip)` },
 	func(w *writer) string { return `not net.cidr_contains("10.0.0.0/8", input.connection.client_ip)` },
 }
@@ -202,6 +234,7 @@ var libraryConditions = []func(w *writer) string{
 		return "spiffe.under(input.source.id, " + w.quoted([]string{"spiffe://example.org/svc", "spiffe://example.org/ns/shop", "spiffe://example.org"}) + ")"
 	},
 	func(w *writer) string { return "not spiffe.ours(input.source.id)" },
+	func(w *writer) string { return pick(w.r, []string{"", "not "}) + `http.path("/*5b")` },
 	func(w *writer) string { return "spiffe.ours(input.source.id)" },
 	func(w *writer) string {
 		return "spiffe.namespace(input.source.id) == " + w.quoted([]string{"shop", "ops"})
@@ -217,7 +250,7 @@ var libraryConditions = []func(w *writer) string{
 		return pick(w.r, []string{"", "not "}) + pick(w.r, []string{"http.reads", "http.writes"})
 	},
 	func(w *writer) string {
-		return pick(w.r, []string{"", "not "}) + "http.path(" + w.quoted([]string{"/", "/orders", "/orders/{*}", "/orders/*", "/{**}/items", "/o*", "/orders/", "/{*}/{**}/items/*", "/{x}", "/a/{**}/{**}"}) + ")"
+		return pick(w.r, []string{"", "not "}) + "http.path(" + w.quoted([]string{"/", "/orders", "/orders/{*}", "/orders/*", "/{**}/items", "/o*", "/orders/", "/{*}/{**}/items/*", "/{x}", "/a/{**}/{**}", "/*5b", "/*secret"}) + ")"
 	},
 	func(w *writer) string { return "http.header(" + w.quoted(headerNames) + ") == " + w.quoted(words) },
 	func(w *writer) string {
@@ -384,6 +417,10 @@ writ:
     one: {service: orders, source_ids: ["spiffe://example.org/svc/support", "spiffe://example.org/svc/web"], granted: "2030-01-01T12:00:00Z", expires: "2030-01-01T12:45:00Z", approvers: [ann, bob], ticket: T-1}
 `)
 	}
+	w.printf("ids: [a, c]\nrows:\n")
+	for _, id := range []string{"a", "b", "c"}[:1+w.r.IntN(3)] {
+		w.printf("- {id: %s, pattern: %s}\n", id, pick(w.r, []string{`"^/"`, `"a"`, `"["`, `"G"`}))
+	}
 	w.printf("grants:\n")
 	for i := range 1 + r.IntN(4) {
 		w.printf("- {name: %q, id: %s, prefix: %s, methods: %s}\n", "g"+strconv.Itoa(i), w.quoted(ids), w.part(paths), w.list(methods, "[", "]"))
@@ -437,5 +474,7 @@ func (w *writer) shop() {
 	f, from := w.text()
 	w.printf("\nfunc(a, _) if a == %s\n\nfunc(a, b) if {\n\ta == b\n\t%s == %s\n}\n", f, f, w.quoted(from))
 	w.printf("\ntwice := \"a\" if input.request.method == \"GET\"\n\ntwice := \"b\" if input.source.authn == \"mtls\"\n")
+	w.printf("\nknown(_) := true\n")
+	w.printf("\nclaim(t) := t.claims.role\n\nplace(s) := i if {\n\tsome i, v in input.request.segments\n\tv == s\n}\n")
 	w.printf("\ntable[id] := \"GET\" if some id in data.allowed\n")
 }
