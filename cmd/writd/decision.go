@@ -12,6 +12,7 @@ import (
 	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/writdconf"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/bundle/fetch"
 	"github.com/writ-dev/writ/policy/bundle/owners"
 	"github.com/writ-dev/writ/policy/server"
 )
@@ -32,11 +33,11 @@ func (w *writd) openDecision(ctx context.Context) error {
 	if err := w.publish("decision.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})); err != nil {
 		return err
 	}
-	publishers, err := publishers(w.cfg)
+	publishers, err := publishers(&w.cfg, unplaced)
 	if err != nil {
 		return err
 	}
-	approvers, err := approvers(w.cfg)
+	approvers, err := approvers(&w.cfg, unplaced)
 	if err != nil {
 		return err
 	}
@@ -55,43 +56,55 @@ func (w *writd) openDecision(ctx context.Context) error {
 }
 
 // publishers reads who may push what.
-func publishers(cfg writdconf.Config) (*owners.Set, error) {
+func publishers(cfg *writdconf.Config, at daemon.At) (*owners.Set, error) {
 	if len(cfg.Publishers) == 0 {
-		keys, err := bundle.LoadKeys(cfg.PublisherKeys...)
-		if err != nil {
-			return nil, fmt.Errorf("publisher key: %w", err)
-		}
-		return owners.One(owners.Default, keys), nil
+		keys, err := loadKeys("publisher_keys", cfg.PublisherKeys, at)
+		return owners.One(owners.Default, keys), err
 	}
-	list := grants(&cfg)
+	list := grants(cfg)
+	var errs []error
 	for i, p := range cfg.Publishers {
 		var err error
-		if list[i].Keys, err = bundle.LoadKeys(p.Keys...); err != nil {
-			return nil, fmt.Errorf("key of publisher %q: %w", p.Name, err)
-		}
+		list[i].Keys, err = loadKeys(fmt.Sprintf("publishers[%d].keys", i), p.Keys, at)
+		errs = append(errs, err)
 	}
-	return owners.New(list, nil)
+	set, err := owners.New(list, owners.At(at))
+	return set, errors.Join(append(errs, err)...)
 }
 
 // approvers reads who may approve. A key tells who signed, so that it is one
 // person's.
-func approvers(cfg writdconf.Config) ([]server.Approver, error) {
+func approvers(cfg *writdconf.Config, at daemon.At) ([]server.Approver, error) {
 	var list []server.Approver
+	var errs []error
 	owner := map[string]string{}
-	for _, a := range cfg.Approvers {
-		keys, err := bundle.LoadKeys(a.Keys...)
-		if err != nil {
-			return nil, fmt.Errorf("key of approver %q: %w", a.Name, err)
-		}
+	for i, a := range cfg.Approvers {
+		key := fmt.Sprintf("approvers[%d].keys", i)
+		keys, err := loadKeys(key, a.Keys, at)
+		errs = append(errs, err)
 		for id := range keys {
 			if other, taken := owner[id]; taken {
-				return nil, fmt.Errorf("key %s is of approver %q and of %q: a key tells who signed", id, other, a.Name)
+				errs = append(errs, at(key, "key %s is of approver %q and of %q: a key tells who signed", id, other, a.Name))
 			}
 			owner[id] = a.Name
 		}
 		list = append(list, server.Approver{Name: a.Name, Keys: keys})
 	}
-	return list, nil
+	return list, errors.Join(errs...)
+}
+
+// loadKeys reads the files that the list at key names.
+func loadKeys(key string, files []string, at daemon.At) (bundle.Keys, error) {
+	var errs []error
+	for i, file := range files {
+		if _, err := bundle.LoadKeys(file); err != nil {
+			errs = append(errs, at(fmt.Sprintf("%s[%d]", key, i), "%v", err))
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return bundle.LoadKeys(files...)
 }
 
 // grants are the publishers of the configuration without their keys.
@@ -103,10 +116,32 @@ func grants(cfg *writdconf.Config) []owners.Publisher {
 	return list
 }
 
-// validate finds what cannot work before anything is opened.
+// validate finds what cannot work before anything is opened. It reads the files
+// that others have given, which serving reads again, and none of the data
+// directory.
 func validate(cfg *writdconf.Config, at daemon.At) error {
-	_, err := owners.New(grants(cfg), owners.At(at))
-	return errors.Join(cfg.Validate(at), err)
+	if !cfg.Runs("decision") {
+		_, err := owners.New(grants(cfg), owners.At(at))
+		return errors.Join(cfg.Validate(at), err)
+	}
+	_, noPublishers := publishers(cfg, at)
+	_, noApprovers := approvers(cfg, at)
+	errs := []error{cfg.Validate(at), noPublishers, noApprovers}
+	if from := cfg.PolicySource; from != nil {
+		if err := (fetch.HTTP{CAFile: from.CAFile}).Check(); err != nil {
+			errs = append(errs, at("policy_source.ca_file", "%v", err))
+		}
+		if err := (fetch.HTTP{TokenFile: from.TokenFile}).Check(); err != nil {
+			errs = append(errs, at("policy_source.token_file", "%v", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unplaced is the place of an error in a configuration that is not at hand any
+// more.
+func unplaced(key, format string, args ...any) error {
+	return fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...))
 }
 
 // actorKey is the key of who acts where nobody calls.

@@ -15,6 +15,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/cryptosigner"
@@ -78,6 +79,9 @@ func ParseKeys(data []byte) (Keys, error) {
 			break
 		}
 		data = rest
+		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			return nil, errors.New("policy key: this is a private key: want its public half (openssl pkey -in KEY -pubout)")
+		}
 		if block.Type != "PUBLIC KEY" {
 			return nil, fmt.Errorf("policy key: PEM block %q: want PUBLIC KEY", block.Type)
 		}

@@ -82,6 +82,45 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// Check reads the files that h names, as a request would.
+func (h HTTP) Check() error {
+	_, noAuthorities := h.authorities()
+	_, noToken := h.token()
+	return errors.Join(noAuthorities, noToken)
+}
+
+// authorities is nil where those of the system are trusted.
+func (h HTTP) authorities() (*x509.CertPool, error) {
+	if h.CAFile == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(h.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s: no PEM certificate", h.CAFile)
+	}
+	return pool, nil
+}
+
+// token is empty where none is sent.
+func (h HTTP) token() (string, error) {
+	if h.TokenFile == "" {
+		return "", nil
+	}
+	token, err := os.ReadFile(h.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("token: %w", err)
+	}
+	token = bytes.TrimSpace(token)
+	if len(token) == 0 || len(token) > maxTokenBytes || bytes.ContainsAny(token, "\r\n \t") {
+		return "", fmt.Errorf("%s: want one token", h.TokenFile)
+	}
+	return string(token), nil
+}
+
 // client speaks TLS 1.2 or newer to the server of rawURL, and follows no
 // redirect away from it.
 func (h HTTP) client(rawURL string) (*http.Client, error) {
@@ -90,15 +129,8 @@ func (h HTTP) client(rawURL string) (*http.Client, error) {
 		return nil, err
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if h.CAFile != "" {
-		pem, err := os.ReadFile(h.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no PEM certificate", h.CAFile)
-		}
+	if config.RootCAs, err = h.authorities(); err != nil {
+		return nil, err
 	}
 	return &http.Client{
 		Transport: &http.Transport{
@@ -128,18 +160,13 @@ func (h HTTP) request(ctx context.Context, rawURL string) (*http.Request, error)
 		return nil, err
 	}
 	req.Header.Set("Prefer", "modes=snapshot")
-	if h.TokenFile == "" {
-		return req, nil
-	}
-	token, err := os.ReadFile(h.TokenFile)
+	token, err := h.token()
 	if err != nil {
-		return nil, fmt.Errorf("token: %w", err)
+		return nil, err
 	}
-	token = bytes.TrimSpace(token)
-	if len(token) == 0 || len(token) > maxTokenBytes || bytes.ContainsAny(token, "\r\n \t") {
-		return nil, fmt.Errorf("%s: want one token", h.TokenFile)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	req.Header.Set("Authorization", "Bearer "+string(token))
 	return req, nil
 }
 

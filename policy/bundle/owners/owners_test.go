@@ -101,6 +101,28 @@ func content(files ...string) bundle.Content {
 	return c
 }
 
+// TestCheckNarrow: a refusal names no wider grant than what is there takes.
+func TestCheckNarrow(t *testing.T) {
+	s, err := owners.New([]owners.Publisher{{Name: "a", Packages: []string{"shop"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ data, want string }{
+		{`{"services": {"a": {}, "b": {}}}`, "[writ.services]"},
+		{`{"services": {"a": {}}}`, "[writ.services.a]"},
+		{`{"services": {"a": {}}, "break_glass": {"x": {}}}`, "[writ.break_glass] [writ.services.a]"},
+	} {
+		var got []string
+		for _, p := range s.ByName("a").Check(content("writ/data.json", tt.data)) {
+			_, grant, _ := strings.Cut(p.Message, "that takes data: ")
+			got = append(got, grant)
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.data, got, tt.want)
+		}
+	}
+}
+
 func TestCheck(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -119,6 +141,7 @@ func TestCheck(t *testing.T) {
 		{"own data in a directory", []string{"prices/orders/data.yaml", "a: 1\n"}, ""},
 		{"another's service", []string{"data.json", "{\"writ\": {\n\"services\": {\"orders\": {},\n\"payments\": {}}}}"}, `data.json:3:1: owner: data.writ.services.payments is not publisher "orders"'s: that takes data: [writ.services.payments]; publisher "platform" has it`},
 		{"break-glass", []string{"writ/break_glass/data.json", `{"x": {}}`}, `data.writ.break_glass is not`},
+		{"nothing to grant", []string{"data.json", `{"writ": {}}`}, `data.writ is nobody's: data.writ has services and break_glass`},
 		{"data of a package", []string{"data.json", `{"shop": {"x": 1}}`}, `data.shop is not publisher "orders"'s: that takes data: [shop]`},
 		{"above what is owned", []string{"data.json", `{"prices": 1}`}, "data.prices is not"},
 		{"empty above what is owned", []string{"data.json", `{"prices": {}}`}, "data.prices is not"},

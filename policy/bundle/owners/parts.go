@@ -126,14 +126,14 @@ func packageOf(f bundle.File) (*ast.Package, *policy.Problem) {
 }
 
 // lookData walks down to what o owns, and names the rest as high up as nothing
-// of o's is below it.
+// of o's is below it and a grant is not more than it takes.
 func (o *Owner) lookData(f bundle.File, value any, at []string) (owned bool, outside []policy.Problem) {
 	may := func(o *Owner) bool { return o.mayData(at) }
 	if may(o) {
 		return true, nil
 	}
-	below := len(at) == 0 || slices.ContainsFunc(o.data, func(a area) bool { return area(at).holds(a) })
 	object, _ := value.(map[string]any)
+	below := len(at) == 0 || wide(at, object) || slices.ContainsFunc(o.data, func(a area) bool { return area(at).holds(a) })
 	if below && (len(object) > 0 || len(at) == 0) {
 		for _, name := range slices.Sorted(maps.Keys(object)) {
 			some, rest := o.lookData(f, object[name], append(slices.Clone(at), name))
@@ -143,8 +143,17 @@ func (o *Owner) lookData(f bundle.File, value any, at []string) (owned bool, out
 		return owned, outside
 	}
 	_, line, column := bundle.Content{f}.Locate(at...)
+	if at[0] == "writ" && (len(at) == 1 || at[1] != "services" && at[1] != "break_glass") {
+		return owned, []policy.Problem{problem(f.Path, line, column, "data.%s is nobody's: data.writ has services and break_glass", area(at))}
+	}
 	return owned, []policy.Problem{problem(f.Path, line, column,
 		"data.%s is not publisher %q's: that takes data: [%s]%s", area(at), o.name, area(at), o.hint(may))}
+}
+
+// wide reports whether a grant of at is more than object, which is there, takes:
+// all of data.writ, or all services for one.
+func wide(at []string, object map[string]any) bool {
+	return slices.Equal(at, []string{"writ"}) || slices.Equal(at, []string{"writ", "services"}) && len(object) == 1
 }
 
 // Merge replaces the part of o in parts, which are in force, and gives the
