@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/policyv1"
@@ -170,15 +171,16 @@ func (g *glass) send(ctx context.Context, c policyv1.AdminClient, archive []byte
 			g.message = "end of break-glass " + g.end
 		}
 	}
+	from := sealed{signed: g.key != ""}
 	if g.end != "" {
 		resp, err := c.Push(ctx, &policyv1.PushRequest{Bundle: archive, Message: g.message})
 		if status.Code(err) != codes.FailedPrecondition {
-			g.inForce, g.problems = resp.GetRevision(), problemsFrom(resp.GetProblems())
+			g.inForce, g.problems = resp.GetRevision(), from.explain(problemsFrom(resp.GetProblems()))
 			return err
 		}
 	}
 	resp, err := c.Propose(ctx, &policyv1.ProposeRequest{Bundle: archive, Message: g.message})
-	g.proposal, g.problems = resp.GetProposal(), problemsFrom(resp.GetProblems())
+	g.proposal, g.problems = resp.GetProposal(), from.explain(problemsFrom(resp.GetProblems()))
 	return err
 }
 
@@ -196,6 +198,8 @@ func (g *glass) part(files []*policyv1.SourceFile) (bundle.Content, error) {
 		}
 	}
 	switch {
+	case g.publisher != "" && !slices.Contains(names, g.publisher):
+		return nil, fmt.Errorf("--publisher: %q has no part in force%s", g.publisher, nearmiss.Hint(g.publisher, names))
 	case g.publisher != "":
 	case keeper != "":
 		g.publisher = keeper

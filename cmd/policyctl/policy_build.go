@@ -146,9 +146,27 @@ func (b *policyBuild) cut(content bundle.Content) (bundle.Content, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--spiffe-id: %w", err)
 	}
+	if err := inCatalogue(content, id); err != nil {
+		return nil, fmt.Errorf("--spiffe-id: %w", err)
+	}
 	slice, err := cutter.Cut(bundle.SliceConfig{SPIFFEID: id})
 	if err != nil {
 		return nil, err
 	}
 	return slice.Content, nil
+}
+
+// inCatalogue refuses an ID that no service has: its slice would be without
+// rules, as that of a workload is that is not there.
+func inCatalogue(content bundle.Content, id spiffeid.ID) error {
+	data, _ := content.Data()
+	catalogue, _ := content.Catalogue(data)
+	var known []string
+	for _, service := range catalogue.Services {
+		known = append(known, service.SPIFFEIDs...)
+	}
+	if slices.Contains(known, id.String()) {
+		return nil
+	}
+	return fmt.Errorf("no service of the catalogue has %s%s", id, nearmiss.Hint(id.String(), known))
 }

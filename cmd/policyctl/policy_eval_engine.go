@@ -54,6 +54,12 @@ func (a *app) evalDecisions(ctx context.Context, e evaluation) error {
 			if i > 0 {
 				fmt.Fprintln(w)
 			}
+			if e.engine == engineBoth && !slices.Contains(result.Differences, i+1) {
+				d.Engine = "both, with the same result"
+				if result.Compiled[i].Engine == engineTopdown {
+					d.Engine = "topdown, which the compiled form asks here"
+				}
+			}
 			if err := d.write(w, e.dir); err != nil {
 				return err
 			}

@@ -163,7 +163,8 @@ func (s *skeletonConfig) files() ([]skeletonFile, error) {
 	return files, nil
 }
 
-// writeSkeleton writes all files or, when one is there already, none.
+// writeSkeleton writes all files or, when one is there already or cannot be
+// written, none.
 func writeSkeleton(dir string, files []skeletonFile) error {
 	for _, f := range files {
 		if _, err := os.Lstat(filepath.Join(dir, f.path)); err == nil {
@@ -172,6 +173,26 @@ func writeSkeleton(dir string, files []skeletonFile) error {
 			return err
 		}
 	}
+	var made []string // In this order; what is there already is not ours to remove.
+	for d := filepath.Clean(dir); ; d = filepath.Dir(d) {
+		if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		made = append([]string{d}, made...)
+	}
+	err := makeSkeleton(dir, files, &made)
+	if err != nil {
+		for _, name := range slices.Backward(made) {
+			if gone := os.Remove(name); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+				err = errors.Join(err, gone)
+			}
+		}
+	}
+	return err
+}
+
+// makeSkeleton adds the files that it makes to made.
+func makeSkeleton(dir string, files []skeletonFile, made *[]string) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
@@ -181,6 +202,7 @@ func writeSkeleton(dir string, files []skeletonFile) error {
 		if err != nil {
 			return err
 		}
+		*made = append(*made, file.Name())
 		_, err = file.Write(f.text)
 		if err := errors.Join(err, file.Close()); err != nil {
 			return err

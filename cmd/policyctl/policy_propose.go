@@ -45,7 +45,7 @@ checks and tests it as for a push, and keeps it as a proposal. Others look at it
 				if err != nil {
 					return fmt.Errorf("policy propose: %w", err)
 				}
-				problems = problemsFrom(resp.GetProblems())
+				problems = sealed.explain(problemsFrom(resp.GetProblems()))
 			}
 			return a.proposed(args[0], resp, problems)
 		},

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -61,7 +62,7 @@ func TestPolicyProposals(t *testing.T) {
 	get, post := policyDir(t, "GET"), policyDir(t, "POST")
 	runSteps(t, socket, []policyStep{
 		{[]string{"policy", "push", "--key", key, get}, 1, "every activation takes 1 approval here: propose it"},
-		{[]string{"policy", "propose", get}, 2, "signature: the bundle is not signed"},
+		{[]string{"policy", "propose", get}, 2, "signature: the bundle is not signed: give the publisher's key with --key"},
 		{[]string{"policy", "propose", "--key", key, "-m", "first", get}, 0, "proposal 1, 1 tests passed\nit has 0 of 1 approvals: every activation takes 1 approval here\nnext: policyctl policy approve 1"},
 		{[]string{"policy", "activate", "1"}, 1, "proposal 1: 0 of 1 approval"},
 		{[]string{"policy", "approve", "1", "--key", key}, 1, "which is no approver's"},
@@ -102,6 +103,48 @@ func TestPolicyBreakGlassWithoutApprovers(t *testing.T) {
 		{[]string{"policy", "push", "--key", key, policyDir(t, "GET")}, 0, "is in force"},
 		{[]string{"policy", "break-glass", "--service", "orders", "--source", "spiffe://example.org/svc/me", "--ticket", "T", "--approver", "ann,bob", "--key", key}, 0, "next: policyctl policy activate 1"},
 		{[]string{"policy", "activate", "1"}, 0, "is in force, proposal 1"},
+		{[]string{"policy", "break-glass", "--end", "t", "--key", key, "--publisher", "defualt"}, 1, `--publisher: "defualt" has no part in force: did you mean "default"?`},
 		{[]string{"policy", "break-glass", "--end", "t", "--key", key, "--publisher", "default"}, 0, "break-glass t has ended, revision 1.3@"},
 	})
+}
+
+// TestPolicyVerifyUnknownWorkload: a slice without rules, which anybody may
+// have, proves nothing about the service that was meant.
+func TestPolicyVerifyUnknownWorkload(t *testing.T) {
+	decision, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&decision.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "decision.pem")
+	writeTestFile(t, file, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	socket, key := startPolicyServer(t, func(c *server.Config) { c.DecisionKey = decision })
+	dir := policyDir(t, "GET")
+	verify := []string{"policy", "verify", "--rebuild", "--decision-key", file, dir, "--spiffe-id"}
+	runSteps(t, socket, []policyStep{
+		{[]string{"policy", "push", "--key", key, dir}, 0, "is in force"},
+		{append(verify, "spiffe://example.org/svc/orders"), 0, "each as the sources give it"},
+		{append(verify, "spiffe://example.org/svc/order"), 1, `no service of the catalogue has spiffe://example.org/svc/order: did you mean "spiffe://example.org/svc/orders"?`},
+	})
+}
+
+// TestSkeletonAllOrNothing: what init could not finish leaves nothing behind,
+// and takes nothing with it.
+func TestSkeletonAllOrNothing(t *testing.T) {
+	parent := t.TempDir()
+	files := []skeletonFile{{path: "a.rego"}, {path: "none/b.rego"}}
+	if err := writeSkeleton(filepath.Join(parent, "x", "policy"), files); err == nil {
+		t.Fatal("a file was written into a directory that is not there")
+	}
+	writeTestFile(t, filepath.Join(parent, "kept"), "")
+	if err := writeSkeleton(parent, files); err == nil {
+		t.Fatal("a file was written into a directory that is not there")
+	}
+	left, err := os.ReadDir(parent)
+	if err != nil || len(left) != 1 || left[0].Name() != "kept" {
+		t.Errorf("left: %v, %v", left, err)
+	}
 }

@@ -19,6 +19,7 @@ func newPolicyPushCmd(a *app) *cobra.Command {
 		from         sourceFlags
 		key, message string
 		dryRun       bool
+		remove       bool
 		canary       rolloutFlags
 	)
 	cmd := &cobra.Command{
@@ -31,8 +32,8 @@ in force changes nothing.
 ` + sourceHelp + ` A bundle that
 is signed is pushed with its signature; a directory is signed with --key.
 
-A publisher pushes its own part: what others have pushed stays in force. An
-empty directory takes the part away.`,
+A publisher pushes its own part: what others have pushed stays in force. With
+--remove an empty directory takes the part away.`,
 		Example: `  policyctl policy push --key publisher.pem -m "orders: admit reports" policy/
   policyctl policy push --dry-run policy/
   policyctl policy push --key publisher.pem --canary 10% --max-deny-increase 5% policy/
@@ -45,11 +46,20 @@ empty directory takes the part away.`,
 			if err != nil {
 				return err
 			}
+			from.mayBeEmpty = remove
 			sealed, err := from.seal(cmd.Context(), args[0], key)
 			if err != nil {
 				return err
 			}
+			if remove && sealed.files > 0 {
+				return fmt.Errorf("policy push --remove: %s holds %d files: an empty directory takes a part away", shownName(args[0]), sealed.files)
+			}
 			problems := sealed.problems
+			for i := range problems {
+				if problems[i].Code == problemEmpty {
+					problems[i].Message += " (--remove takes the publisher's whole part away)"
+				}
+			}
 			resp := &policyv1.PushResponse{}
 			if len(problems) == 0 {
 				err := a.policyAdmin(func(c policyv1.AdminClient) (err error) {
@@ -59,7 +69,7 @@ empty directory takes the part away.`,
 				if err != nil {
 					return fmt.Errorf("policy push: %w", err)
 				}
-				problems = problemsFrom(resp.GetProblems())
+				problems = sealed.explain(problemsFrom(resp.GetProblems()))
 			}
 			return a.pushed(args[0], resp, problems, dryRun, rollout)
 		},
@@ -68,10 +78,12 @@ empty directory takes the part away.`,
 	f.StringVar(&key, "key", "", "file with the publisher's private key (PEM, ECDSA P-256); without it nothing is signed")
 	f.StringVarP(&message, "message", "m", "", "what changed, for the list of revisions")
 	f.BoolVar(&dryRun, "dry-run", false, "check and test at the control plane, activate nothing")
+	f.BoolVar(&remove, "remove", false, "take the publisher's whole part away; SOURCE is an empty directory")
 	_ = cmd.MarkFlagFilename("key", "pem")
 	_ = cmd.RegisterFlagCompletionFunc("message", cobra.NoFileCompletions)
 	canary.add(cmd)
 	from.add(cmd)
+	cmd.MarkFlagsMutuallyExclusive("remove", "mesh")
 	return cmd
 }
 

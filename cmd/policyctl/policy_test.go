@@ -148,7 +148,7 @@ func TestPolicyRoundTrip(t *testing.T) {
 		want string // in stdout, or in stderr when the code is 1
 	}{
 		{[]string{"policy", "show"}, 1, "no policy in force"},
-		{[]string{"policy", "push", get}, 2, "signature: the bundle is not signed"},
+		{[]string{"policy", "push", get}, 2, "signature: the bundle is not signed: give the publisher's key with --key"},
 		{[]string{"policy", "push", "--key", key, "--dry-run", get}, 0, "no problems, 1 tests passed; nothing activated"},
 		{[]string{"policy", "push", "--key", key, "-m", "first", get}, 0, "revision 1.1@"},
 		{[]string{"policy", "push", "--key", key, get}, 0, "unchanged: revision 1.1@"},
@@ -164,6 +164,9 @@ func TestPolicyRoundTrip(t *testing.T) {
 		{[]string{"policy", "show", "2", "--dir", out}, 1, "is not empty"},
 		{[]string{"policy", "check", out}, 0, "3 files, no problems"},
 		{[]string{"policy", "push", "--key", filepath.Join(get, "orders.rego"), get}, 1, "not PEM"},
+		{[]string{"policy", "push", "--key", key, t.TempDir()}, 2, "is this the policy directory? (--remove"},
+		{[]string{"policy", "push", "--key", key, "--remove", get}, 1, "holds 3 files"},
+		{[]string{"policy", "push", "--key", key, "--remove", t.TempDir()}, 0, "revision 1.4@"},
 	}
 	for _, step := range steps {
 		code, stdout, stderr := policyCommand(t, decideInput, append(step.args, "--server", socket)...)

@@ -111,6 +111,9 @@ func (v *policyVerify) run(ctx context.Context, a *app, sources []string) (*veri
 		if err != nil {
 			return nil, err
 		}
+		if err := inCatalogue(content, slice.SPIFFEID); err != nil && v.workload != "" {
+			return nil, fmt.Errorf("--spiffe-id: %w", err)
+		}
 		digest := content.Digest()
 		result.Rebuilt, result.Signed = hex.EncodeToString(digest[:]), len(v.from.verificationKeys) > 0
 		rebuilt, err := rebuildSlice(ctx, content, slice)

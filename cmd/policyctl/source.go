@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -20,12 +21,20 @@ const sourceHelp = `SOURCE is a policy directory, an OPA bundle (tar.gz), or the
 (http for a loopback address). In a git work tree the commit is noted, and
 --git-ref reads the tree of a ref without touching the files.`
 
+// problemEmpty is the code of sources without any file of a policy.
+const problemEmpty = "empty"
+
+// rootRuleFile is what "policy build" adds to a policy.
+const rootRuleFile = "writ/decision.rego"
+
 // sourceFlags say where policy is read and how it is trusted.
 type sourceFlags struct {
 	mesh, gitRef       string
 	requireClean       bool
 	verificationKeys   []string
 	tokenFile, caCerts string
+	// mayBeEmpty is for who takes a part away.
+	mayBeEmpty bool
 }
 
 func (s *sourceFlags) add(cmd *cobra.Command) {
@@ -53,7 +62,10 @@ func (s *sourceFlags) open(ctx context.Context, name string) (*fetch.Source, err
 		GitRef: s.gitRef, RequireClean: s.requireClean, Keys: keys,
 		HTTP: fetch.HTTP{TokenFile: s.tokenFile, CAFile: s.caCerts},
 	})
-	if err != nil || s.mesh == "" {
+	if err != nil {
+		return nil, err
+	}
+	if err := s.plausible(name, src.Content); err != nil || s.mesh == "" {
 		return src, err
 	}
 	m, err := mesh.Load(s.mesh)
@@ -72,11 +84,45 @@ func (s *sourceFlags) open(ctx context.Context, name string) (*fetch.Source, err
 	return src, err
 }
 
+// plausible refuses what cannot have been meant to be a policy.
+func (s *sourceFlags) plausible(name string, content bundle.Content) error {
+	_, manifest := content.File(".manifest")
+	_, root := content.File(rootRuleFile)
+	switch {
+	case manifest && root:
+		return policy.Refused{{File: rootRuleFile, Code: policy.ProblemType, Message: "this is a bundle for stock OPA, made by policy build: give its sources"}}
+	case !s.mayBeEmpty && !slices.ContainsFunc(content, func(f bundle.File) bool { return f.IsModule() || f.IsData() || f.IsRules() }):
+		return policy.Refused{{Code: problemEmpty, Message: fmt.Sprintf("no .rego, rules or data files in %s: is this the policy directory?", shownName(name))}}
+	}
+	return nil
+}
+
+// shownName is name without what may be secret in an URL.
+func shownName(name string) string {
+	if fetch.IsURL(name) {
+		return fetch.Name(name)
+	}
+	return name
+}
+
 // sealed is a policy on its way to the control plane.
 type sealed struct {
 	archive  []byte
 	commit   string
 	problems []policy.Problem
+	signed   bool
+	files    int
+}
+
+// explain adds to problems what the control plane cannot know: which flag was
+// left out.
+func (s *sealed) explain(problems []policy.Problem) []policy.Problem {
+	for i := range problems {
+		if problems[i].Code == policy.ProblemSignature && !s.signed {
+			problems[i].Message += ": give the publisher's key with --key"
+		}
+	}
+	return problems
 }
 
 // seal reads the sources at name, signs them with the key in keyFile, and packs
@@ -95,10 +141,10 @@ func (s *sourceFlags) trySeal(ctx context.Context, name, keyFile string) (*seale
 	if err != nil {
 		return nil, err
 	}
-	out := &sealed{commit: src.Commit}
+	out := &sealed{commit: src.Commit, files: len(src.Content)}
 	switch {
 	case keyFile == "" && src.Signed != nil:
-		out.archive = src.Signed
+		out.archive, out.signed = src.Signed, true
 		return out, nil
 	case keyFile != "" && src.Signed != nil:
 		return nil, fmt.Errorf("%s is signed already: leave out --key", name)
@@ -106,7 +152,8 @@ func (s *sourceFlags) trySeal(ctx context.Context, name, keyFile string) (*seale
 		return nil, fmt.Errorf("%s: what is signed should be looked at first: download it", name)
 	}
 	var signatures []byte
-	if keyFile != "" {
+	out.signed = keyFile != ""
+	if out.signed {
 		// A data file that cannot be read cannot be hashed; say where.
 		if _, problems := src.Content.Data(); len(problems) > 0 {
 			return &sealed{problems: problems}, nil

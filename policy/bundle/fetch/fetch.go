@@ -118,13 +118,22 @@ func readFile(name string, info fs.FileInfo) ([]byte, error) {
 }
 
 func read(name string, data []byte, opts Options, remote bool) (*Source, error) {
+	shown := name
+	if remote {
+		shown = Name(name)
+	}
 	archive, err := bundle.ReadArchive(data)
 	if err != nil {
 		var refused policy.Refused
-		if errors.As(err, &refused) {
-			return nil, err
+		if !errors.As(err, &refused) {
+			return nil, fmt.Errorf("%s: %w", shown, err)
 		}
-		return nil, fmt.Errorf("%s: %w", name, err)
+		for i := range refused {
+			if refused[i].File == "" {
+				refused[i].Message = shown + ": " + refused[i].Message
+			}
+		}
+		return nil, refused
 	}
 	src := &Source{Content: archive.Content, Remote: remote}
 	if archive.Signed() {
