@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/audit/auditv1"
+	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy/simulate"
 )
 
@@ -40,6 +42,7 @@ var failures = []struct {
 	{"blocked", func(r *simulate.Report) bool { return r.Blocked > 0 }},
 	{"mismatch", func(r *simulate.Report) bool { return r.Mismatched > 0 }},
 	{"not-replayable", func(r *simulate.Report) bool { return r.NotReplayable > 0 }},
+	{"nothing-replayed", func(r *simulate.Report) bool { return r.Replayed == 0 }},
 }
 
 func failureNames() (names []string) {
@@ -170,6 +173,42 @@ func (a *app) simulate(ctx context.Context, s *simulation) error {
 	return a.simulated(s, candidate, baseline, report)
 }
 
+// whyNothing says why there was nothing to replay.
+func (s *simulation) whyNothing(candidate, baseline *prepared, report *simulate.Report) string {
+	if report.Records > 0 {
+		return fmt.Sprintf("none of %d records can be", report.Records)
+	}
+	names, ids := map[string]bool{}, map[string]bool{}
+	for _, p := range []*prepared{candidate, baseline} {
+		if p == nil {
+			continue
+		}
+		maps.Copy(ids, p.ids)
+		for name := range p.snapshot.Services {
+			names[name] = true
+		}
+	}
+	why := "no decision on record fits"
+	for _, flag := range []struct {
+		name, value string
+		known       []string
+	}{
+		{"--destination", s.destination, slices.Collect(maps.Keys(names))},
+		{"--source", s.source, nil},
+	} {
+		known := flag.known
+		if len(known) == 0 || strings.HasPrefix(flag.value, "spiffe://") {
+			known = slices.Collect(maps.Keys(ids))
+		}
+		prefix, many := strings.CutSuffix(flag.value, "*")
+		there := func(name string) bool { return name == flag.value || many && strings.HasPrefix(name, prefix) }
+		if flag.value != "" && !slices.ContainsFunc(known, there) {
+			why += fmt.Sprintf("; %s %s is not in the catalogue%s", flag.name, flag.value, nearmiss.Hint(prefix, known))
+		}
+	}
+	return why
+}
+
 // simulationInfo is the JSON form of the result.
 type simulationInfo struct {
 	Candidate policyRef  `json:"candidate"`
@@ -205,6 +244,9 @@ func (a *app) simulated(s *simulation, candidate, baseline *prepared, report *si
 	v := &simulationView{simulationInfo: result, examples: s.examples, all: s.allGroups}
 	if err := a.emit(result, v.write); err != nil {
 		return err
+	}
+	if report.Replayed == 0 {
+		fmt.Fprintf(a.stderr, "policyctl: nothing was replayed, so that this says nothing about the policy: %s\n", terminalSafe(s.whyNothing(candidate, baseline, report)))
 	}
 	if len(result.Failed) > 0 {
 		return &exitError{code: 3}

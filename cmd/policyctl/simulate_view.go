@@ -83,10 +83,6 @@ func (v *simulationView) counts(p *printer) {
 			}
 		}
 	})
-	if v.Records == 0 {
-		p.line("")
-		p.line("nothing was replayed: no decision on record fits")
-	}
 	if v.Blocked+v.Passing > 0 {
 		p.line("")
 		p.line("for callers: %d that passed would be blocked, %d that did not would pass", v.Blocked, v.Passing)
