@@ -31,7 +31,7 @@ checked. Its own SVID comes from any SPIFFE Workload API.`,
   writ-sidecar --config /etc/writ/orders.yaml --check`,
 		Default:  proxy.Default,
 		Flags:    func(*pflag.FlagSet, *proxy.Config) {},
-		Validate: func(c *proxy.Config, at daemon.At) error { return errors.Join(c.Validate(at), checkGrants(c, at)) },
+		Validate: func(c *proxy.Config, at daemon.At) error { return errors.Join(c.Validate(at), checkPolicy(c, at)) },
 		Run: func(ctx context.Context, _ *cobra.Command, cfg proxy.Config, log *slog.Logger) error {
 			return serve(ctx, cfg, log)
 		},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/writ-dev/writ/internal/daemon"
@@ -37,8 +38,25 @@ func grants(cfg *proxy.Config) []owners.Publisher {
 	return list
 }
 
-// checkGrants finds grants that cannot be or that overlap.
-func checkGrants(cfg *proxy.Config, at daemon.At) error {
-	_, err := owners.New(grants(cfg), func(key, format string, args ...any) error { return at("policy."+key, format, args...) })
-	return err
+// checkPolicy finds grants that cannot be or that overlap, and key files that
+// cannot be read, which serving reads again.
+func checkPolicy(cfg *proxy.Config, at daemon.At) error {
+	in := func(key, format string, args ...any) error { return at("policy."+key, format, args...) }
+	var errs []error
+	load := func(key string, files []string) bundle.Keys {
+		for i, file := range files {
+			if _, err := bundle.LoadKeys(file); err != nil {
+				errs = append(errs, in(fmt.Sprintf("%s[%d]", key, i), "%v", err))
+			}
+		}
+		keys, _ := bundle.LoadKeys(files...)
+		return keys
+	}
+	load("keys", cfg.Policy.Keys)
+	list := grants(cfg)
+	for i, p := range cfg.Policy.Publishers {
+		list[i].Keys = load(fmt.Sprintf("publishers[%d].keys", i), p.Keys)
+	}
+	_, err := owners.New(list, in)
+	return errors.Join(append(errs, err)...)
 }
