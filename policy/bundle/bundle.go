@@ -106,6 +106,14 @@ func (f File) isSource() bool {
 	return f.IsModule() || f.IsData() || f.IsRules() || f.Path == manifestFile
 }
 
+// limit is how many bytes the file may have.
+func (f File) limit() int {
+	if f.IsRules() {
+		return rules.MaxFileBytes
+	}
+	return MaxFileBytes
+}
+
 // collector gathers the files of a Content within the limits, none of which
 // grows when it is decoded.
 type collector struct {
@@ -117,8 +125,8 @@ func (c *collector) add(f File) error {
 	if len(c.files) == MaxFiles {
 		return refuse(f.Path, "more than %d files", MaxFiles)
 	}
-	if len(f.Content) > MaxFileBytes {
-		return refuse(f.Path, "larger than %d bytes", MaxFileBytes)
+	if limit := f.limit(); len(f.Content) > limit {
+		return refuse(f.Path, "larger than %d bytes: make several files", limit)
 	}
 	if c.bytes += len(f.Content); c.bytes > MaxContentBytes {
 		return refuse(f.Path, "the policy is larger than %d bytes in all", MaxContentBytes)

@@ -25,6 +25,7 @@ import (
 
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/rules"
 )
 
 func newKey(t testing.TB) (*ecdsa.PrivateKey, bundle.Keys) {
@@ -264,6 +265,7 @@ func TestHostileArchives(t *testing.T) {
 		{"deep", tarOf(t, file(strings.Repeat("a/", 20)+"a.rego")), "deeper than"},
 		{"long", tarOf(t, file(strings.Repeat("a", 300)+".rego")), "1 to 255 bytes"},
 		{"too many", tarOf(t, many...), "more than 4096 files"},
+		{"rules too large", tarOf(t, entry{tar.Header{Typeflag: tar.TypeReg, Name: "a.rules.yaml"}, strings.Repeat("#", rules.MaxFileBytes+1)}), "larger than 1048576 bytes"},
 		{"too large", tarOf(t, entry{tar.Header{Typeflag: tar.TypeReg, Name: "a.rego"}, strings.Repeat("#", bundle.MaxFileBytes+1)}), "larger than"},
 		{"empty name", tarOf(t, file("")), "want 1 to"},
 	}

@@ -143,8 +143,8 @@ func readEntry(tr *tar.Reader, h *tar.Header) (File, error) {
 	if err := checkPath(name); err != nil {
 		return File{}, err
 	}
-	if h.Size > MaxFileBytes {
-		return File{}, refuse(name, "larger than %d bytes", MaxFileBytes)
+	if limit := (File{Path: name}).limit(); h.Size > int64(limit) {
+		return File{}, refuse(name, "larger than %d bytes: make several files", limit)
 	}
 	data, err := io.ReadAll(io.LimitReader(tr, MaxFileBytes+1))
 	if err != nil {
