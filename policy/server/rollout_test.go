@@ -375,7 +375,8 @@ func TestRolloutWithoutFollowers(t *testing.T) {
 		p.replica("a")
 		p.running(1, 2)
 		p.start()
-		p.replica("b")
+		p.replica("c") // Its hash is beyond the share; that of b is not.
+		p.running(1, 1)
 	}
 }
 
