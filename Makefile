@@ -24,7 +24,7 @@ quickstart: build ## Run the example mesh and drive traffic through it (ARGS="--
 
 test: ## Run the tests (with the race detector where a C compiler exists), and compare compiled policy a million times
 	go test $(RACE) -timeout 15m ./...
-	go test -timeout 15m -v ./test/equality -run Generated -policies 2000 -inputs 500
+	go test -timeout 15m -v ./test/equality -run Generated -policies 2020 -inputs 500
 
 lint: ## gofmt, vet, staticcheck, govulncheck, generated code and go.mod current
 	./test/lint.sh
