@@ -112,7 +112,7 @@ func percentile[T any](sorted []T, p float64) T {
 }
 
 // table prints a line per value; a peer's line says how many times its value
-// ours is.
+// ours is, or which part of it.
 func table(w io.Writer, reports []Report) {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "suite\tmeasure\tsubject\tvalue\tunit\twrit is")
@@ -128,6 +128,9 @@ func table(w io.Writer, reports []Report) {
 			ratio := ""
 			if own, ok := mine[row.Measure]; ok && row.Subject != ours && row.Value != 0 {
 				ratio = fmt.Sprintf("%.2f×", own/row.Value)
+				if own > 0 && own/row.Value < 0.1 {
+					ratio = fmt.Sprintf("1/%.0f", row.Value/own)
+				}
 			}
 			name, measure := r.Name, row.Measure
 			if measure == last {
