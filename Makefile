@@ -22,8 +22,11 @@ build: ## Build the four programs into bin/
 quickstart: build ## Run the example mesh and drive traffic through it (ARGS="--once --output json")
 	@bin/policyctl up --data-dir $(DATA_DIR) $(ARGS)
 
+# What the race detector makes too slow, or hides, runs once more without it.
 test: ## Run the tests (with the race detector where a C compiler exists), and compare compiled policy a million times
 	go test $(RACE) -timeout 15m ./...
+	go test -timeout 15m ./policy/program ./policy/compile -run 'Bounds|Allocations|AgainstReference'
+	go test -timeout 15m ./policy/server -run ManyActivations -activations 10000
 	go test -timeout 15m -v ./test/equality -run Generated -policies 2020 -inputs 500
 
 lint: ## gofmt, vet, staticcheck, govulncheck, generated code and go.mod current

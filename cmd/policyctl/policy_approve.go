@@ -18,8 +18,8 @@ func newPolicyApproveCmd(a *app) *cobra.Command {
 		Use:   "approve NUMBER",
 		Short: "Sign that a proposal may be put in force",
 		Long: `Sign number, time and digest of a proposal with your own key: it counts for this
-proposal of this control plane. The digest is computed here, from the files that the control plane shows, so that the
-signature is under those and no others. Look at them first with "policyctl
+proposal of this control plane. The digest is computed here, from the files that
+the control plane shows, so that the signature is under those and no others. Look at them first with "policyctl
 policy proposals NUMBER"; --digest refuses anything but what you looked at.
 
 The key belongs to one of the approvers of writd's configuration, and not to

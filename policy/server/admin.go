@@ -10,6 +10,7 @@ import (
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
+	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
@@ -106,11 +107,15 @@ func (s *adminService) Decide(ctx context.Context, req *policyv1.DecideRequest) 
 		if err != nil {
 			return nil, err
 		}
-		a, err := s.prepare(ctx, info, content, nil)
+		program, err := opa.Load(content)
 		if err != nil {
 			return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, err)
 		}
-		a.snapshot.Decider.Decide(ctx, in, &out)
+		snapshot, err := s.snapshot(info, program)
+		if err != nil {
+			return nil, status.Errorf(codes.FailedPrecondition, "revision %d: %v", req.Number, err)
+		}
+		snapshot.Decider.Decide(ctx, in, &out)
 	}
 	resp := &policyv1.DecideResponse{Verdict: out.Verdict.String(), Tier: out.Tier.String(), Reason: out.Reason, Revision: revisionProto(out.Revision)}
 	for _, r := range out.Rules {

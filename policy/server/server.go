@@ -245,7 +245,7 @@ func (s *Server) prepare(ctx context.Context, info revisions.Info, content bundl
 
 // ready makes a program ready to decide and to be cut.
 func (s *Server) ready(info revisions.Info, c *candidate) (*active, error) {
-	snapshot, err := c.program.Snapshot(opa.SnapshotConfig{Revision: info.Revision, Activated: info.Activated, Timeout: s.cfg.DecisionTimeout})
+	snapshot, err := s.snapshot(info, c.program)
 	if err != nil {
 		return nil, err
 	}
@@ -260,6 +260,11 @@ func (s *Server) ready(info revisions.Info, c *candidate) (*active, error) {
 		slices:   map[spiffeid.ID][]byte{},
 		packed:   sync.OnceValues(func() ([][]byte, error) { return bundle.Pack(parts) }),
 	}, nil
+}
+
+// snapshot decides by the evaluator.
+func (s *Server) snapshot(info revisions.Info, program *opa.Program) (*policy.Snapshot, error) {
+	return program.Snapshot(opa.SnapshotConfig{Revision: info.Revision, Activated: info.Activated, Timeout: s.cfg.DecisionTimeout})
 }
 
 // slice cuts and signs once per SPIFFE ID.

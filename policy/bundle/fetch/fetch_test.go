@@ -76,12 +76,21 @@ func git(t testing.TB, dir string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// needGit skips where there is no git, which CI may not.
+func needGit(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("git"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("git is not installed")
+		}
+		t.Skip("git is not installed")
+	}
+}
+
 // TestHostileDirectory: a directory that is a repository itself, as a commit can
 // hold one, brings its own configuration, and that can name programs.
 func TestHostileDirectory(t *testing.T) {
-	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("git is not installed")
-	}
+	needGit(t)
 	root := t.TempDir()
 	dir, ran := filepath.Join(root, "policy"), filepath.Join(root, "ran")
 	write(t, filepath.Join(dir, "orders.rego"), allow)
@@ -109,9 +118,7 @@ func TestHostileDirectory(t *testing.T) {
 }
 
 func TestGit(t *testing.T) {
-	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("git is not installed")
-	}
+	needGit(t)
 	root := t.TempDir()
 	dir := filepath.Join(root, "deploy", "policy")
 	git(t, root, "init", "-q", "-b", "main")
