@@ -272,6 +272,7 @@ func TestRolloutOfAFollower(t *testing.T) {
 	if chosen.Revision.Number != 2 {
 		t.Fatalf("the only follower has %v", chosen.Revision)
 	}
+	p.running(1, 2) // Until it says so, it could be taken for the other.
 	other := p.replica("other")
 	p.running(1, 1)
 	other.decided(1000, 0)
