@@ -25,8 +25,19 @@ type bundle struct {
 	serial uint64
 }
 
-// parseBundle takes a bundle whole or not at all.
+// parseBundle takes the bundle of the own trust domain whole or not at all.
 func parseBundle(b *types.Bundle, want spiffeid.TrustDomain) (*bundle, error) {
+	parsed, err := parseFederated(b, want)
+	if err == nil && parsed.x509.Empty() {
+		return nil, fmt.Errorf("trust bundle of %s: no X.509 authority", want)
+	}
+	return parsed, err
+}
+
+// parseFederated takes a bundle of another trust domain whole or not at all.
+// That one may be without authorities: then it has revoked them all, and what
+// was known of it must not stay.
+func parseFederated(b *types.Bundle, want spiffeid.TrustDomain) (*bundle, error) {
 	td, err := spiffeid.TrustDomainFromString(b.GetTrustDomain())
 	if err != nil || td != want {
 		return nil, fmt.Errorf("trust bundle of %s: the issuer sent one of %q", want, b.GetTrustDomain())
@@ -38,9 +49,6 @@ func parseBundle(b *types.Bundle, want spiffeid.TrustDomain) (*bundle, error) {
 			return nil, fmt.Errorf("trust bundle of %s: X.509 authority %d: not a certificate", td, i)
 		}
 		certs = append(certs, parsed...)
-	}
-	if len(certs) == 0 {
-		return nil, fmt.Errorf("trust bundle of %s: no X.509 authority", td)
 	}
 	keys := map[string]crypto.PublicKey{}
 	for _, k := range b.JwtAuthorities {
@@ -90,7 +98,8 @@ func (a *Agent) fetchBundle(ctx context.Context) (serial uint64, err error) {
 // with. One that cannot be had is left as it was; it must not hold up the rest.
 func (a *Agent) fetchFederated(ctx context.Context) {
 	got := map[spiffeid.TrustDomain]*workload.Bundle{}
-	for _, td := range a.cache.federatesWith() {
+	wanted := a.cache.federatesWith()
+	for _, td := range wanted {
 		err := a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
 			reply, err := bundlev1.NewBundleClient(cc).GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: td.Name()})
 			switch status.Code(err) {
@@ -101,7 +110,7 @@ func (a *Agent) fetchFederated(ctx context.Context) {
 			default:
 				return err
 			}
-			b, err := parseBundle(reply, td)
+			b, err := parseFederated(reply, td)
 			if err != nil {
 				a.log.Error("federated bundle refused", "error", err)
 				return nil
@@ -113,5 +122,5 @@ func (a *Agent) fetchFederated(ctx context.Context) {
 			a.log.Warn("federated bundle not fetched", "trust_domain", td.Name(), "error", err)
 		}
 	}
-	a.cache.setFederated(got)
+	a.cache.setFederated(wanted, got)
 }

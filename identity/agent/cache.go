@@ -263,11 +263,13 @@ func (c *cache) federatesWith() []spiffeid.TrustDomain {
 }
 
 // setFederated replaces the federated bundles that got names; nil is one that
-// does not exist.
-func (c *cache) setFederated(got map[spiffeid.TrustDomain]*workload.Bundle) {
+// does not exist. Those that are not wanted are forgotten, so that nobody is
+// served what was valid long ago.
+func (c *cache) setFederated(wanted []spiffeid.TrustDomain, got map[spiffeid.TrustDomain]*workload.Bundle) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	changed := false
+	maps.DeleteFunc(c.federated, func(td spiffeid.TrustDomain, _ *workload.Bundle) bool { return !slices.Contains(wanted, td) })
 	for td, b := range got {
 		old := c.federated[td]
 		switch {

@@ -41,46 +41,6 @@ func bundleToProto(b *ca.Bundle, mask *types.BundleMask) *types.Bundle {
 	return out
 }
 
-// GetFederatedBundle implements bundlev1.BundleServer. There are none, and an
-// agent whose entries name one must be able to go on without.
-func (s *bundleService) GetFederatedBundle(context.Context, *bundlev1.GetFederatedBundleRequest) (*types.Bundle, error) {
-	return nil, status.Error(codes.NotFound, "bundle not found: this issuer holds no bundles of other trust domains")
-}
-
-func noFederation() error {
-	return status.Error(codes.Unimplemented, "this issuer holds no bundles of other trust domains")
-}
-
-// CountBundles implements bundlev1.BundleServer.
-func (s *bundleService) CountBundles(context.Context, *bundlev1.CountBundlesRequest) (*bundlev1.CountBundlesResponse, error) {
-	return nil, noFederation()
-}
-
-// ListFederatedBundles implements bundlev1.BundleServer.
-func (s *bundleService) ListFederatedBundles(context.Context, *bundlev1.ListFederatedBundlesRequest) (*bundlev1.ListFederatedBundlesResponse, error) {
-	return nil, noFederation()
-}
-
-// BatchCreateFederatedBundle implements bundlev1.BundleServer.
-func (s *bundleService) BatchCreateFederatedBundle(context.Context, *bundlev1.BatchCreateFederatedBundleRequest) (*bundlev1.BatchCreateFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-// BatchUpdateFederatedBundle implements bundlev1.BundleServer.
-func (s *bundleService) BatchUpdateFederatedBundle(context.Context, *bundlev1.BatchUpdateFederatedBundleRequest) (*bundlev1.BatchUpdateFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-// BatchSetFederatedBundle implements bundlev1.BundleServer.
-func (s *bundleService) BatchSetFederatedBundle(context.Context, *bundlev1.BatchSetFederatedBundleRequest) (*bundlev1.BatchSetFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-// BatchDeleteFederatedBundle implements bundlev1.BundleServer.
-func (s *bundleService) BatchDeleteFederatedBundle(context.Context, *bundlev1.BatchDeleteFederatedBundleRequest) (*bundlev1.BatchDeleteFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
 // AppendBundle implements bundlev1.BundleServer.
 func (s *bundleService) AppendBundle(context.Context, *bundlev1.AppendBundleRequest) (*types.Bundle, error) {
 	return nil, status.Error(codes.Unimplemented, "the bundle holds this issuer's own authorities only")

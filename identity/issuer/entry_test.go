@@ -320,8 +320,6 @@ func TestGetFederatedBundleIsNotFound(t *testing.T) {
 	a := w.join(w.token(""))
 	_, err := a.bundles().GetFederatedBundle(t.Context(), &bundlev1.GetFederatedBundleRequest{TrustDomain: "other.org"})
 	wantCode(t, err, codes.NotFound)
-	_, err = w.bundles().ListFederatedBundles(t.Context(), &bundlev1.ListFederatedBundlesRequest{})
-	wantCode(t, err, codes.Unimplemented)
 	b, err := w.bundles().GetBundle(t.Context(), &bundlev1.GetBundleRequest{OutputMask: &types.BundleMask{SequenceNumber: true}})
 	must(t, err)
 	if len(b.X509Authorities)+len(b.JwtAuthorities) != 0 || b.SequenceNumber == 0 || b.TrustDomain != "example.org" {

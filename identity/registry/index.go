@@ -16,6 +16,9 @@ type Change struct {
 	Revision uint64
 	Entries  []EntryChange
 	Agents   []AgentChange
+
+	Bundles       []BundleChange
+	Relationships []RelationshipChange
 }
 
 // EntryChange is one entry before and after.
@@ -36,6 +39,8 @@ type Index struct {
 	agents   map[spiffeid.ID]*Agent
 	watches  map[spiffeid.ID]map[*Watch]struct{}
 	changed  chan struct{}
+
+	federation federation
 	// Sorted copies, made when asked for and dropped at the next change.
 	sorted       []*Entry
 	sortedAgents []*Agent
@@ -51,6 +56,8 @@ func NewIndex(revision uint64, entries []*Entry, agents []*Agent) *Index {
 		agents:   make(map[spiffeid.ID]*Agent, len(agents)),
 		watches:  map[spiffeid.ID]map[*Watch]struct{}{},
 		changed:  make(chan struct{}),
+
+		federation: newFederation(),
 	}
 	for _, e := range entries {
 		x.add(e)
@@ -94,6 +101,7 @@ func (x *Index) Apply(c Change) {
 			x.ascend(e.New, &touched)
 		}
 	}
+	x.applyFederation(&c, &touched)
 	for _, a := range c.Agents {
 		switch {
 		case a.New != nil:
@@ -117,6 +125,7 @@ func (x *Index) Reload(revision uint64, entries []*Entry, agents []*Agent) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.revision, x.entries, x.byParent, x.bySPIFFE, x.agents = fresh.revision, fresh.entries, fresh.byParent, fresh.bySPIFFE, fresh.agents
+	x.federation.entries = fresh.federation.entries
 	x.sorted, x.sortedAgents = nil, nil
 	for _, ws := range x.watches {
 		for w := range ws {
@@ -304,12 +313,18 @@ func (x *Index) add(e *Entry) {
 	x.entries[e.ID] = e
 	put(x.byParent, e.ParentID, e.ID, e)
 	put(x.bySPIFFE, e.SPIFFEID, e.ID, e)
+	for _, name := range e.FederatesWith {
+		put(x.federation.entries, name, e.ID, e)
+	}
 }
 
 func (x *Index) remove(e *Entry) {
 	delete(x.entries, e.ID)
 	drop(x.byParent, e.ParentID, e.ID)
 	drop(x.bySPIFFE, e.SPIFFEID, e.ID)
+	for _, name := range e.FederatesWith {
+		drop(x.federation.entries, name, e.ID)
+	}
 }
 
 func put[K, L comparable, V any](m map[K]map[L]V, k K, l L, v V) {

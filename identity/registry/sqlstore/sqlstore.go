@@ -44,6 +44,9 @@ func Open(ctx context.Context, db *sql.DB, clock func() time.Time) (*Store, erro
 		return nil, err
 	}
 	s.index = registry.NewIndex(revision, entries, agents)
+	if err := s.loadFederation(ctx); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -75,7 +78,7 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if err := fn(tx); err != nil {
 		return err
 	}
-	changed := len(tx.change.Entries)+len(tx.change.Agents) > 0
+	changed := !tx.change.Empty()
 	if changed {
 		if err := tx.exec(`UPDATE registry_revision SET revision = ?`, int64(tx.change.Revision)); err != nil {
 			return fmt.Errorf("write registry revision: %w", err)
@@ -107,6 +110,9 @@ func (s *Store) mend(ctx context.Context) error {
 	}
 	revision, entries, agents, err := s.load(ctx)
 	if err != nil {
+		return err
+	}
+	if err := s.loadFederation(ctx); err != nil {
 		return err
 	}
 	s.index.Reload(revision, entries, agents)
