@@ -40,16 +40,42 @@ func FromAct(act identity.Act, at time.Time) Event {
 // Emitter records Acts with rec; the Act is as durable as rec makes it. now is
 // the clock, time.Now where nil.
 func Emitter(rec Recorder, now func() time.Time) identity.Emit {
+	all := EmitterAll(rec, now)
+	return func(ctx context.Context, act identity.Act) error { return all(ctx, []identity.Act{act}) }
+}
+
+// EmitterAll records many Acts with rec: together where rec is a BatchRecorder,
+// otherwise one after another. now is the clock, time.Now where nil.
+func EmitterAll(rec Recorder, now func() time.Time) identity.EmitAll {
 	if now == nil {
 		now = time.Now
 	}
-	return func(ctx context.Context, act identity.Act) error {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("record %s %s: %w", act.Object, act.Verb, err)
+	batch, together := rec.(BatchRecorder)
+	return func(ctx context.Context, acts []identity.Act) error {
+		if len(acts) == 0 {
+			return nil
 		}
-		ev := FromAct(act, now())
-		if _, err := rec.Record(&ev); err != nil {
-			return fmt.Errorf("record %s %s: %w", act.Object, act.Verb, err)
+		first := func(err error) error {
+			return fmt.Errorf("record %s %s: %w", acts[0].Object, acts[0].Verb, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return first(err)
+		}
+		at := now()
+		events := make([]Event, len(acts))
+		for i, act := range acts {
+			events[i] = FromAct(act, at)
+		}
+		if together && len(events) > 1 {
+			if err := batch.RecordAll(events); err != nil {
+				return first(err)
+			}
+			return nil
+		}
+		for i := range events {
+			if _, err := rec.Record(&events[i]); err != nil {
+				return fmt.Errorf("record %s %s: %w", acts[i].Object, acts[i].Verb, err)
+			}
 		}
 		return nil
 	}

@@ -18,6 +18,15 @@ type Recorder interface {
 	Record(ev *Event) (Receipt, error)
 }
 
+// BatchRecorder commits many events together.
+type BatchRecorder interface {
+	Recorder
+	// RecordAll commits events, in their order, and returns when the last is as
+	// durable as Record would have made it. After an error some of them may be
+	// recorded.
+	RecordAll(events []Event) error
+}
+
 // Receipt says where an event went.
 type Receipt struct {
 	// Sequence in the stream's epoch, from 1. 0 when the event was dropped by

@@ -97,3 +97,8 @@ const (
 // Emit makes an Act durable. After an error it is not on record, and what it
 // speaks of must not happen.
 type Emit func(ctx context.Context, act Act) error
+
+// EmitAll makes many Acts durable together, each an event of its own, for the
+// price of one wait. After an error nothing that they speak of must happen; some
+// of them may be on record all the same.
+type EmitAll func(ctx context.Context, acts []Act) error

@@ -21,12 +21,12 @@ import (
 // groupBytes is how much one sync may cover.
 const groupBytes = 8 << 20
 
-// request is something to commit: a batch, a resume, or an event of the
-// ledger's own stream that lacks its sequence.
+// request is something to commit: a batch, a resume, or events of the
+// ledger's own stream that lack their sequences.
 type request struct {
 	batch  *audit.Batch
 	resume *resume
-	event  []byte
+	events [][]byte
 	// the owner's events may use the reserve.
 	reserve bool
 	done    func(sequence uint64, err error)
@@ -99,7 +99,7 @@ func (l *Ledger) stage(buf []byte, r request) ([]byte, outcome) {
 	}
 	b := r.batch
 	if b == nil {
-		b = l.ownBatch(r.event)
+		b = l.ownBatch(r.events)
 		o.sequence = b.First
 	}
 	p, err := l.work.check(b.Stream, b.Epoch, b.First, b.Prev)
@@ -132,7 +132,7 @@ func (l *Ledger) stageAlarm(buf []byte, reason string) []byte {
 		return buf
 	}
 	l.alarmed = true
-	buf, _ = l.stage(buf, request{event: l.alarm(reason), reserve: true})
+	buf, _ = l.stage(buf, request{events: [][]byte{l.alarm(reason)}, reserve: true})
 	return buf
 }
 
@@ -144,7 +144,10 @@ func (l *Ledger) alarm(reason string) []byte {
 }
 
 func (r *request) size() int {
-	n := 512 + len(r.event)
+	n := 512
+	for _, event := range r.events {
+		n += recordHead + len(event)
+	}
 	if r.batch != nil {
 		for _, rec := range r.batch.Records {
 			n += recordHead + len(rec.Event)
@@ -153,18 +156,21 @@ func (r *request) size() int {
 	return n
 }
 
-// ownBatch gives an event of the ledger's own stream its place.
-func (l *Ledger) ownBatch(event []byte) *audit.Batch {
+// ownBatch gives events of the ledger's own stream their places.
+func (l *Ledger) ownBatch(events [][]byte) *audit.Batch {
 	p, ok := l.work.streams[l.own]
 	if !ok {
 		p.Position = l.own.Start(1)
 	}
-	salt := make([]byte, audit.SaltSize)
+	salts := make([]byte, audit.SaltSize*len(events))
 	// crypto/rand.Read does not fail; see its documentation.
-	_, _ = rand.Read(salt)
-	b := &audit.Batch{Stream: l.own, Epoch: p.Epoch, First: p.Sequence + 1,
-		Records: []*auditv1.Record{{Event: audit.AppendSequence(event, p.Sequence+1), Salt: salt}}}
-	// The salt has its size, and nothing else fails.
+	_, _ = rand.Read(salts)
+	b := &audit.Batch{Stream: l.own, Epoch: p.Epoch, First: p.Sequence + 1, Records: make([]*auditv1.Record, len(events))}
+	for i, event := range events {
+		salt := salts[i*audit.SaltSize : (i+1)*audit.SaltSize : (i+1)*audit.SaltSize]
+		b.Records[i] = &auditv1.Record{Event: audit.AppendSequence(event, b.First+uint64(i)), Salt: salt}
+	}
+	// The salts have their size, and nothing else fails.
 	if err := b.Hash(p.Chain); err != nil {
 		panic(err)
 	}

@@ -58,7 +58,7 @@ func (l *Ledger) cutTail(f *os.File, ref *segmentRef, end int64, cause error) er
 		}
 		l.cfg.Log.Error("damaged records were set aside; they may have been acknowledged", "file", name, "offset", end, "bytes", len(tail), "aside", aside, "error", cause)
 		l.enqueue(request{
-			event:   l.alarm(fmt.Sprintf("damage after entry %d of %s: %d bytes, which may hold acknowledged records, were set aside in %s", l.work.tree.size(), name, len(tail), aside)),
+			events:  [][]byte{l.alarm(fmt.Sprintf("damage after entry %d of %s: %d bytes, which may hold acknowledged records, were set aside in %s", l.work.tree.size(), name, len(tail), aside))},
 			reserve: true,
 			done: func(_ uint64, err error) {
 				if err != nil {

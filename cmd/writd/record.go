@@ -30,6 +30,7 @@ const spoolBytes = 64 << 20
 type record struct {
 	recorder audit.Recorder
 	emit     identity.Emit
+	emitAll  identity.EmitAll
 	ledger   *ledger.Ledger
 	ingest   *collect.Server
 	spool    *spool.Spool
@@ -47,7 +48,7 @@ func (w *writd) openRecord() (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.emit = audit.Emitter(r.recorder, nil)
+	r.emit, r.emitAll = audit.Emitter(r.recorder, nil), audit.EmitterAll(r.recorder, nil)
 	return r, nil
 }
 

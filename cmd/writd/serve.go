@@ -164,7 +164,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		return err
 	}
 	w.issuer, err = issuer.New(issuer.Config{
-		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, Log: w.log,
+		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, EmitAll: w.emitAll, Log: w.log,
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
 		SignPerSecond: signRate(w.cfg.SignRate),
 	})
@@ -198,6 +198,16 @@ func (w *writd) emit(ctx context.Context, act identity.Act) error {
 		w.alarms.raise(act)
 	}
 	return w.record.emit(ctx, act)
+}
+
+// emitAll is emit for many acts.
+func (w *writd) emitAll(ctx context.Context, acts []identity.Act) error {
+	for _, act := range acts {
+		if act.Kind == identity.ActAlarm {
+			w.alarms.raise(act)
+		}
+	}
+	return w.record.emitAll(ctx, acts)
 }
 
 // run serves until ctx ends or a part fails, and drains.

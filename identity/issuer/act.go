@@ -14,33 +14,61 @@ import (
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 )
 
-// recorder puts an act on record within a transaction.
+// recorder puts an act on record with the transaction that it belongs to.
 type recorder func(identity.Act) error
 
 // record emits an act in the caller's name. Its error is for the wire.
 func (i *Issuer) record(ctx context.Context, act identity.Act) error {
-	if act.Actor == "" {
-		act.Actor = callerOf(ctx).Actor()
+	return i.recordAll(ctx, []identity.Act{act})
+}
+
+// recordAll emits acts in the caller's name, all of them by one wait where the
+// record has that form. Its error is for the wire.
+func (i *Issuer) recordAll(ctx context.Context, acts []identity.Act) error {
+	if len(acts) == 0 {
+		return nil
 	}
-	if err := i.cfg.Emit(ctx, act); err != nil {
-		i.log.ErrorContext(ctx, "cannot record an act, refusing it", "object", act.Object, "verb", act.Verb, "error", err)
+	actor := callerOf(ctx).Actor()
+	for n := range acts {
+		if acts[n].Actor == "" {
+			acts[n].Actor = actor
+		}
+	}
+	if err := i.emitAll(ctx, acts); err != nil {
+		i.log.ErrorContext(ctx, "cannot record an act, refusing it", "object", acts[0].Object, "verb", acts[0].Verb, "acts", len(acts), "error", err)
 		return status.Error(codes.Unavailable, "this cannot be put on record now, so it was not done")
 	}
 	return nil
 }
 
-// update runs fn in a transaction of the registry. What fn recorded precedes
-// the commit; if the transaction then fails, the record says so.
+func (i *Issuer) emitAll(ctx context.Context, acts []identity.Act) error {
+	if i.cfg.EmitAll != nil && len(acts) > 1 {
+		return i.cfg.EmitAll(ctx, acts)
+	}
+	for _, act := range acts {
+		if err := i.cfg.Emit(ctx, act); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// update runs fn in a transaction of the registry. What fn recorded is emitted
+// together once fn is done, before the commit; if either then fails, the record
+// says so.
 func (i *Issuer) update(ctx context.Context, fn func(*sqlstore.Tx, recorder) error) error {
 	var recorded []identity.Act
 	err := i.store.Update(ctx, func(tx *sqlstore.Tx) error {
-		return fn(tx, func(act identity.Act) error {
-			err := i.record(ctx, act)
-			if err == nil {
-				recorded = append(recorded, act)
-			}
-			return err
+		var acts []identity.Act
+		err := fn(tx, func(act identity.Act) error {
+			acts = append(acts, act)
+			return nil
 		})
+		if err != nil {
+			return err
+		}
+		recorded = acts // some of them, even when this fails
+		return i.recordAll(ctx, acts)
 	})
 	if err == nil {
 		return nil
@@ -50,12 +78,10 @@ func (i *Issuer) update(ctx context.Context, fn func(*sqlstore.Tx, recorder) err
 	if errors.As(err, &unknown) {
 		reason = "commit failed"
 	}
-	for _, act := range recorded {
-		act.Failed, act.Reason = true, reason
-		if i.record(context.WithoutCancel(ctx), act) != nil {
-			break // logged; the call fails anyway
-		}
+	for n := range recorded {
+		recorded[n].Failed, recorded[n].Reason = true, reason
 	}
+	_ = i.recordAll(context.WithoutCancel(ctx), recorded) // logged; the call fails anyway
 	return err
 }
 

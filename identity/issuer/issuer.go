@@ -42,7 +42,10 @@ type Config struct {
 	CA          *ca.CA
 	// Emit records what is done. An error fails the call.
 	Emit identity.Emit
-	Log  *slog.Logger
+	// EmitAll records many acts by one wait. Without it they are emitted one
+	// after another.
+	EmitAll identity.EmitAll
+	Log     *slog.Logger
 	// Clock is time.Now if nil. It is the CA's and the store's clock too.
 	Clock func() time.Time
 	// AgentSVIDLife is the life of an agent's SVID; the CA's default if zero.

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -17,16 +18,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/registry"
 )
 
 const (
 	// maxSVIDs bounds one batch of X509-SVIDs.
 	maxSVIDs = 500
-	// atOnce are the items of a batch in work together. Each waits for its
-	// record to be durable, and those that wait together share a sync; more
-	// than there are cores, so that the cores sign meanwhile.
-	atOnce = 64
 	// maxAudience bounds a JWT-SVID: number of audiences, and bytes of each.
 	maxAudience       = 64
 	maxAudienceLength = 2048
@@ -38,8 +37,8 @@ type svidService struct {
 	svidv1.UnimplementedSVIDServer
 }
 
-// BatchNewX509SVID implements svidv1.SVIDServer. Many items are in
-// work at once.
+// BatchNewX509SVID implements svidv1.SVIDServer. What is to be signed is put on
+// record together, each SVID as an act of its own, before the first is signed.
 func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
 	params := req.GetParams()
 	switch {
@@ -51,42 +50,75 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	if err := s.waitToSign(ctx, len(params)); err != nil {
 		return nil, err
 	}
-	results := make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))
+	batch := &x509Batch{params: params, tickets: make([]*ca.X509Ticket, len(params)), entries: make([]*registry.Entry, len(params)),
+		results: make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))}
+	if err := s.onAllCores(ctx, len(params), func(n int) error { return s.prepareX509(ctx, batch, n) }); err != nil {
+		return nil, err
+	}
+	acts := make([]identity.Act, 0, len(params))
+	for n, ticket := range batch.tickets {
+		if ticket != nil {
+			acts = append(acts, svidAct("issued", "x509-svid", batch.entries[n].SPIFFEID, ticket.ExpiresAt(),
+				[2]string{"entry", batch.entries[n].ID}, [2]string{"serial", ticket.Serial()}))
+		}
+	}
+	if err := s.recordAll(ctx, acts); err != nil {
+		return nil, err
+	}
+	if err := s.onAllCores(ctx, len(params), func(n int) error { return s.signX509(ctx, batch, n) }); err != nil {
+		return nil, err
+	}
+	return &svidv1.BatchNewX509SVIDResponse{Results: batch.results}, nil
+}
+
+// x509Batch is a batch on its way: an item is refused, which makes a result, or
+// gets a ticket for its entry, which is put on record and then signed.
+type x509Batch struct {
+	params  []*svidv1.NewX509SVIDParams
+	entries []*registry.Entry
+	tickets []*ca.X509Ticket
+	results []*svidv1.BatchNewX509SVIDResponse_Result
+}
+
+// onAllCores does the items of a batch, several at a time. The first error ends
+// it, and so does the end of ctx.
+func (s *svidService) onAllCores(ctx context.Context, items int, do func(n int) error) error {
 	var failed atomic.Pointer[error]
 	var next atomic.Int64
 	work := func() {
 		for failed.Load() == nil && ctx.Err() == nil {
 			n := int(next.Add(1)) - 1
-			if n >= len(params) {
+			if n >= items {
 				return
 			}
-			result, err := s.newX509(ctx, params[n])
-			if err != nil {
+			if err := do(n); err != nil {
 				failed.CompareAndSwap(nil, &err)
 				return
 			}
-			results[n] = result
 		}
 	}
 	var others sync.WaitGroup
-	for range min(atOnce, len(params)) - 1 {
+	for range min(runtime.GOMAXPROCS(0), items) - 1 {
 		others.Go(work)
 	}
 	work()
 	others.Wait()
 	if err := failed.Load(); err != nil {
-		return nil, *err
+		return *err
 	}
 	if ctx.Err() != nil {
-		return nil, status.FromContextError(ctx.Err()).Err()
+		return status.FromContextError(ctx.Err()).Err()
 	}
-	return &svidv1.BatchNewX509SVIDResponse{Results: results}, nil
+	return nil
 }
 
-// newX509 makes one SVID of a batch. An error fails the whole batch.
-func (s *svidService) newX509(ctx context.Context, p *svidv1.NewX509SVIDParams) (*svidv1.BatchNewX509SVIDResponse_Result, error) {
-	refuse := func(code codes.Code, message string) (*svidv1.BatchNewX509SVIDResponse_Result, error) {
-		return &svidv1.BatchNewX509SVIDResponse_Result{Status: &types.Status{Code: int32(code), Message: message}}, nil
+// prepareX509 checks an item and draws its serial number. An error fails the
+// whole batch.
+func (s *svidService) prepareX509(ctx context.Context, b *x509Batch, n int) error {
+	p := b.params[n]
+	refuse := func(code codes.Code, message string) error {
+		b.results[n] = &svidv1.BatchNewX509SVIDResponse_Result{Status: &types.Status{Code: int32(code), Message: message}}
+		return nil
 	}
 	if p.GetEntryId() == "" {
 		return refuse(codes.InvalidArgument, "entry_id is missing")
@@ -104,17 +136,22 @@ func (s *svidService) newX509(ctx context.Context, p *svidv1.NewX509SVIDParams) 
 		st := status.Convert(s.unsigned(ctx, err))
 		return refuse(st.Code(), st.Message())
 	}
-	err = s.record(ctx, svidAct("issued", "x509-svid", e.SPIFFEID, ticket.ExpiresAt(),
-		[2]string{"entry", e.ID}, [2]string{"serial", ticket.Serial()}))
-	if err != nil {
-		return nil, err
+	b.entries[n], b.tickets[n] = e, ticket
+	return nil
+}
+
+// signX509 signs an item that is on record. An error fails the whole batch.
+func (s *svidService) signX509(ctx context.Context, b *x509Batch, n int) error {
+	if b.tickets[n] == nil {
+		return nil // refused
 	}
-	svid, err := s.issueX509(ticket, e.SPIFFEID)
+	svid, err := s.issueX509(b.tickets[n], b.entries[n].SPIFFEID)
 	if err != nil {
-		return nil, s.internal(ctx, "sign an X509-SVID", err)
+		return s.internal(ctx, "sign an X509-SVID", err)
 	}
-	svid.Hint = e.Hint
-	return &svidv1.BatchNewX509SVIDResponse_Result{Status: itemStatus(codes.OK, nil), Svid: svid}, nil
+	svid.Hint = b.entries[n].Hint
+	b.results[n] = &svidv1.BatchNewX509SVIDResponse_Result{Status: itemStatus(codes.OK, nil), Svid: svid}
+	return nil
 }
 
 func (i *Issuer) issueX509(ticket *ca.X509Ticket, id spiffeid.ID) (*types.X509SVID, error) {
