@@ -75,18 +75,34 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 	if err := checkBatch(len(req.GetEntries())); err != nil {
 		return nil, err
 	}
-	var results []*entryv1.BatchCreateEntryResponse_Result
+	results := make([]*entryv1.BatchCreateEntryResponse_Result, len(req.GetEntries()))
 	err := s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
-		for _, pb := range req.GetEntries() {
-			e, code, err := s.createEntry(ctx, tx, record, pb)
-			if code == codes.Internal {
-				return err
+		var asked []registry.Entry
+		var places []int // of asked in the request
+		for n, pb := range req.GetEntries() {
+			e, code, err := s.checkNewEntry(ctx, pb)
+			if err != nil {
+				results[n] = &entryv1.BatchCreateEntryResponse_Result{Status: itemStatus(code, err)}
+				continue
 			}
-			result := &entryv1.BatchCreateEntryResponse_Result{Status: itemStatus(code, err)}
-			if e != nil {
-				result.Entry = entryToProto(e, req.GetOutputMask())
+			asked, places = append(asked, e), append(places, n)
+		}
+		created, err := tx.CreateEntries(asked)
+		if err != nil {
+			return err
+		}
+		for i, c := range created {
+			result := &entryv1.BatchCreateEntryResponse_Result{Status: itemStatus(codes.OK, nil)}
+			if c.Exists != nil {
+				result.Status = itemStatus(codes.AlreadyExists, &registry.ExistsError{Entry: c.Exists})
+				result.Entry = entryToProto(c.Exists, req.GetOutputMask())
+			} else {
+				result.Entry = entryToProto(c.Entry, req.GetOutputMask())
+				if err := record(entryAct("created", c.Entry)); err != nil {
+					return err
+				}
 			}
-			results = append(results, result)
+			results[places[i]] = result
 		}
 		return nil
 	})
@@ -96,27 +112,17 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 	return &entryv1.BatchCreateEntryResponse{Results: results}, nil
 }
 
-// createEntry makes one entry of a batch. With codes.Internal the whole batch
-// fails.
-func (s *entryService) createEntry(ctx context.Context, tx *sqlstore.Tx, record recorder, pb *types.Entry) (*registry.Entry, codes.Code, error) {
+// checkNewEntry reads an entry that is to be made, and says whether the caller may
+// make it.
+func (s *entryService) checkNewEntry(ctx context.Context, pb *types.Entry) (registry.Entry, codes.Code, error) {
 	asked, err := entryFromProto(s.cfg.TrustDomain, pb)
 	if err != nil {
-		return nil, codes.InvalidArgument, err
+		return asked, codes.InvalidArgument, err
 	}
 	if err := s.checkAbove(callerOf(ctx), asked.SPIFFEID); err != nil {
-		return nil, codes.PermissionDenied, err
+		return asked, codes.PermissionDenied, err
 	}
-	e, err := tx.CreateEntry(asked)
-	var exists *registry.ExistsError
-	if errors.As(err, &exists) {
-		return exists.Entry, codes.AlreadyExists, err
-	} else if err != nil {
-		return nil, codes.Internal, err
-	}
-	if err := record(entryAct("created", e)); err != nil {
-		return nil, codes.Internal, err
-	}
-	return e, codes.OK, nil
+	return asked, codes.OK, nil
 }
 
 // BatchUpdateEntry implements entryv1.EntryServer. A nil input mask means all

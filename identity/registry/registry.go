@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -88,15 +89,18 @@ func (e *Entry) Normalize() {
 // Similarity is the same for entries with the same SPIFFE ID, parent and
 // selectors, and only for those. The entry is normalized.
 func (e *Entry) Similarity() [sha256.Size]byte {
-	h := sha256.New()
-	field := func(s string) { fmt.Fprintf(h, "%d:%s", len(s), s) }
+	doc := make([]byte, 0, 256)
+	field := func(s string) {
+		doc = append(strconv.AppendInt(doc, int64(len(s)), 10), ':')
+		doc = append(doc, s...)
+	}
 	field(e.SPIFFEID.String())
 	field(e.ParentID.String())
 	for _, s := range e.Selectors {
 		field(s.Type)
 		field(s.Value)
 	}
-	return [sha256.Size]byte(h.Sum(nil))
+	return sha256.Sum256(doc)
 }
 
 // Expired says whether the entry no longer holds at now.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -71,27 +72,43 @@ func (t *Tx) entriesWhere(where string, args ...any) ([]*registry.Entry, error) 
 }
 
 func (t *Tx) writeEntry(e *registry.Entry) error {
-	similarity := e.Similarity()
-	selectors, err := encodeSelectors(e.Selectors)
+	values, err := entryValues(nil, e)
 	if err != nil {
 		return err
 	}
-	federates, err := encodeStrings(e.FederatesWith)
-	if err != nil {
-		return err
-	}
-	dns, err := encodeStrings(e.DNSNames)
-	if err != nil {
-		return err
-	}
-	return t.exec(`INSERT INTO registry_entries (similarity, `+entryColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	return t.exec(insertEntries(1)+`
 		ON CONFLICT (id) DO UPDATE SET similarity = excluded.similarity, spiffe_id = excluded.spiffe_id, parent_id = excluded.parent_id,
 		selectors = excluded.selectors, x509_svid_ttl = excluded.x509_svid_ttl, jwt_svid_ttl = excluded.jwt_svid_ttl,
 		federates_with = excluded.federates_with, dns_names = excluded.dns_names, admin = excluded.admin, downstream = excluded.downstream,
-		store_svid = excluded.store_svid, hint = excluded.hint, expires_at = excluded.expires_at, revision = excluded.revision`,
-		similarity[:], e.ID, e.SPIFFEID.String(), e.ParentID.String(), selectors,
+		store_svid = excluded.store_svid, hint = excluded.hint, expires_at = excluded.expires_at, revision = excluded.revision`, values...)
+}
+
+// insertEntries is the statement that adds a number of rows.
+func insertEntries(rows int) string {
+	return `INSERT INTO registry_entries (similarity, ` + entryColumns + `) VALUES ` + repeat(`(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, rows)
+}
+
+// repeat is a list of the same, with commas.
+func repeat(what string, times int) string { return strings.Repeat(what+", ", times-1) + what }
+
+// entryValues appends the values of a row in the order of insertEntries.
+func entryValues(values []any, e *registry.Entry) ([]any, error) {
+	similarity := e.Similarity()
+	selectors, err := encodeSelectors(e.Selectors)
+	if err != nil {
+		return nil, err
+	}
+	federates, err := encodeStrings(e.FederatesWith)
+	if err != nil {
+		return nil, err
+	}
+	dns, err := encodeStrings(e.DNSNames)
+	if err != nil {
+		return nil, err
+	}
+	return append(values, similarity[:], e.ID, e.SPIFFEID.String(), e.ParentID.String(), selectors,
 		int64(e.X509SVIDTTL/time.Second), int64(e.JWTSVIDTTL/time.Second), federates, dns,
-		e.Admin, e.Downstream, e.StoreSVID, e.Hint, unix(e.ExpiresAt), e.RevisionNumber, unix(e.CreatedAt))
+		e.Admin, e.Downstream, e.StoreSVID, e.Hint, unix(e.ExpiresAt), e.RevisionNumber, unix(e.CreatedAt)), nil
 }
 
 func scanEntry(row scanner) (*registry.Entry, error) {

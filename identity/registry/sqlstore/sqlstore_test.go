@@ -346,16 +346,15 @@ func BenchmarkCreateEntry500(b *testing.B) {
 	s := open(b, openDB(b, filepath.Join(b.TempDir(), "writ.db")))
 	n := 0
 	for b.Loop() {
+		batch := make([]registry.Entry, 500)
+		for i := range batch {
+			n++
+			batch[i] = full()
+			batch[i].SPIFFEID = path(fmt.Sprintf("/svc/%d", n))
+		}
 		update(b, s, func(tx *sqlstore.Tx) error {
-			for range 500 {
-				n++
-				e := full()
-				e.SPIFFEID = path(fmt.Sprintf("/svc/%d", n))
-				if _, err := tx.CreateEntry(e); err != nil {
-					return err
-				}
-			}
-			return nil
+			_, err := tx.CreateEntries(batch)
+			return err
 		})
 	}
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "entries/s")

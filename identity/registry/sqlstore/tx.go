@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity/registry"
@@ -58,37 +57,6 @@ func (t *Tx) clash(e *registry.Entry, self string) error {
 		return nil
 	}
 	return &registry.ExistsError{Entry: other}
-}
-
-// CreateEntry adds an entry and returns it as it is now: with an ID, if it had
-// none, a revision and the time of its making. If its ID is taken, or an entry
-// is similar, the error is a *registry.ExistsError.
-func (t *Tx) CreateEntry(e registry.Entry) (*registry.Entry, error) {
-	e.Normalize()
-	if e.ID != "" {
-		switch same, err := t.Entry(e.ID); {
-		case err == nil:
-			return nil, &registry.ExistsError{Entry: same}
-		case !errors.Is(err, registry.ErrNotFound):
-			return nil, err
-		}
-	} else {
-		id, err := uuid.NewRandom()
-		if err != nil {
-			return nil, err
-		}
-		e.ID = id.String()
-	}
-	if err := t.clash(&e, e.ID); err != nil {
-		return nil, err
-	}
-	e.CreatedAt = t.now.UTC().Truncate(time.Second)
-	e.RevisionNumber = int64(t.change.Revision)
-	if err := t.writeEntry(&e); err != nil {
-		return nil, fmt.Errorf("create entry %s: %w", e.ID, err)
-	}
-	t.change.Entries = append(t.change.Entries, registry.EntryChange{New: &e})
-	return &e, nil
 }
 
 // UpdateEntry replaces the entry with e's ID, keeps when it was made, and
