@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-//go:embed writ/*.rego schemas/input.json
+//go:embed writ/*.rego schemas/input.json schemas/admin.json
 var files embed.FS
 
 // Modules returns the modules of package writ by file name, without tests.
@@ -26,6 +26,9 @@ func Tests() map[string]string {
 
 // InputSchema returns the JSON Schema of an input, version 1.
 func InputSchema() []byte { return mustRead("schemas/input.json") }
+
+// AdminSchema returns the JSON Schema of what an admin policy is asked about.
+func AdminSchema() []byte { return mustRead("schemas/admin.json") }
 
 func modules(want func(string) bool) map[string]string {
 	entries, err := fs.ReadDir(files, "writ")

@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -32,6 +33,7 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	server         string
+	svidDir        string
 	serverOwner    string
 	dataDir        string
 	output         string
@@ -68,7 +70,9 @@ func newRootCmd(a *app) *cobra.Command {
 		},
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&a.server, "server", os.Getenv("WRIT_SERVER"), "admin socket of writd (WRIT_SERVER; default <data-dir>/run/admin.sock)")
+	f.StringVar(&a.server, "server", os.Getenv("WRIT_SERVER"), "admin socket of writd, or tcp://host:port of its admin listener (WRIT_SERVER; default <data-dir>/run/admin.sock)")
+	f.StringVar(&a.svidDir, "svid-dir", os.Getenv("WRIT_SVID_DIR"), "directory with svid.pem, key.pem and bundle.pem to prove to an admin listener who you are (WRIT_SVID_DIR; default: ask the Workload API)")
+	_ = root.MarkPersistentFlagDirname("svid-dir")
 	f.StringVar(&a.serverOwner, "server-owner", os.Getenv("WRIT_SERVER_OWNER"), "user, beside root and yourself, whose admin socket is trusted (WRIT_SERVER_OWNER)")
 	f.StringVar(&a.dataDir, "data-dir", defaultDataDir(), "directory of the local mesh (WRIT_DATA_DIR)")
 	f.StringVarP(&a.output, "output", "o", "text", "form of the result: text or json")
@@ -82,6 +86,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newEntryCmd(a),
 		newTokenCmd(a),
 		newAgentCmd(a),
+		newAdminPolicyCmd(a),
 		newPolicyCmd(a),
 		newDecideCmd(a),
 		newSimulateCmd(a),
@@ -153,6 +158,9 @@ func defaultDataDir() string {
 // to root, or to the user that --server-owner names: whoever owns it is
 // believed.
 func (a *app) dial() (*grpc.ClientConn, error) {
+	if strings.HasPrefix(a.server, remoteScheme) {
+		return a.dialRemote()
+	}
 	path := a.server
 	if path == "" {
 		path = filepath.Join(a.dataDir, "run", "admin.sock")

@@ -40,6 +40,8 @@ func flags(f *pflag.FlagSet, cfg *writdconf.Config) {
 	f.StringVar(&cfg.IssuerListen, "issuer-listen", cfg.IssuerListen, "address of the issuer listener")
 	f.StringVar(&cfg.ControlListen, "control-listen", cfg.ControlListen, "address of the control listener")
 	f.StringVar(&cfg.AdminSocket, "admin-socket", cfg.AdminSocket, "path of the admin socket (default <data-dir>/run/admin.sock)")
+	f.StringVar(&cfg.AdminListen, "admin-listen", cfg.AdminListen, "address of the admin listener, for administration over the network; empty is off")
+	f.StringVar(&cfg.AdminPolicy, "admin-policy", cfg.AdminPolicy, "directory of the Rego policy that says who may administer over the network")
 	f.StringVar(&cfg.Admin, "admin", cfg.Admin, "loopback address of metrics and health; empty is off")
 	f.StringVar(&cfg.WorkloadAPI, "workload-api", cfg.WorkloadAPI, "Workload API socket for the own SVID, without the issuer role")
 	f.DurationVar(&cfg.CATTL, "ca-ttl", cfg.CATTL, "life of a signing authority")

@@ -120,6 +120,11 @@ func grants(cfg *writdconf.Config) []owners.Publisher {
 // that others have given, which serving reads again, and none of the data
 // directory.
 func validate(cfg *writdconf.Config, at daemon.At) error {
+	if cfg.AdminPolicy != "" {
+		if _, err := openAdminPolicy(cfg.AdminPolicy, nil); err != nil {
+			return errors.Join(cfg.Validate(at), at("admin_policy", "%v", err))
+		}
+	}
 	if !cfg.Runs("decision") {
 		_, err := owners.New(grants(cfg), owners.At(at))
 		return errors.Join(cfg.Validate(at), err)

@@ -51,7 +51,7 @@ func (w *writd) listen() (all []*listener, err error) {
 			}
 		}
 	}()
-	for _, open := range []func() (*listener, error){w.listenIssuer, w.listenControl, w.listenAdmin, w.listenHealth} {
+	for _, open := range []func() (*listener, error){w.listenIssuer, w.listenControl, w.listenAdmin, w.listenRemoteAdmin, w.listenHealth} {
 		l, err := open()
 		if err != nil {
 			return all, err
@@ -171,8 +171,14 @@ func (w *writd) listenAdmin() (*listener, error) {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	s := grpc.NewServer(grpc.Creds(peercred.Credentials()), grpc.MaxRecvMsgSize(server.MaxMessageBytes), grpc.ChainUnaryInterceptor(onlyAdmins), grpc.ChainStreamInterceptor(onlyAdminStreams))
+	w.registerAdmin(s, localCaller)
+	return grpcListener("admin", s, l), nil
+}
+
+// registerAdmin puts everything that an administrator calls on a server.
+func (w *writd) registerAdmin(s *grpc.Server, caller issuer.CallerFunc) {
 	if w.issuer != nil {
-		w.issuer.Register(s, localCaller)
+		w.issuer.Register(s, caller)
 	}
 	if w.decision != nil {
 		w.decision.RegisterAdmin(s)
@@ -180,7 +186,6 @@ func (w *writd) listenAdmin() (*listener, error) {
 	w.record.registerAdmin(s, actor)
 	policyv1.RegisterStatusServer(s, &statusService{w: w})
 	policyv1.RegisterBackupServer(s, &backupService{w: w})
-	return grpcListener("admin", s, l), nil
 }
 
 // admin is the caller on the admin socket: root, or the user that writd runs
@@ -218,8 +223,11 @@ func localCaller(ctx context.Context) (issuer.Caller, error) {
 	return issuer.LocalCaller(p.UID), nil
 }
 
-// actor names the caller on the admin socket in the record.
+// actor names the administrator who calls in the record.
 func actor(ctx context.Context) (string, error) {
+	if c, err := issuer.RemoteCaller(ctx); err == nil {
+		return c.Actor(), nil
+	}
 	p, err := admin(ctx)
 	if err != nil {
 		return "", err

@@ -50,8 +50,10 @@ type writd struct {
 	decision *server.Server
 	poller   *fetch.Poller
 	recheck  *recheck.Sampler
-	source   identity.Source
-	started  time.Time
+	// adminPolicy is nil where nobody administers over the network.
+	adminPolicy *adminPolicy
+	source      identity.Source
+	started     time.Time
 }
 
 // serve runs a control plane until ctx ends, then drains it.
@@ -82,6 +84,11 @@ func (w *writd) open(ctx context.Context) (err error) {
 	}
 	if w.record, err = w.openRecord(); err != nil {
 		return err
+	}
+	if w.cfg.AdminPolicy != "" {
+		if w.adminPolicy, err = openAdminPolicy(w.cfg.AdminPolicy, w.emit); err != nil {
+			return err
+		}
 	}
 	if err := w.openIdentity(ctx); err != nil {
 		return err
@@ -165,11 +172,15 @@ func (w *writd) openIdentity(ctx context.Context) error {
 	}
 	w.issuer, err = issuer.New(issuer.Config{
 		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, EmitAll: w.emitAll, Log: w.log,
+		AdminPolicy:     w.restrictAdmins(),
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
 		SignPerSecond: signRate(w.cfg.SignRate),
 	})
 	if err != nil {
 		return err
+	}
+	if w.adminPolicy != nil {
+		w.adminPolicy.targets = w.issuer.Targets
 	}
 	bundle, _ := w.issuer.Bundle()
 	if err := w.publish("bundle.pem", bundle.PEM()); err != nil {
@@ -181,6 +192,15 @@ func (w *writd) openIdentity(ctx context.Context) error {
 	}
 	w.source = source
 	return nil
+}
+
+// restrictAdmins is what is asked about SVIDs that an entry marks admin: the
+// admin policy, where there is one.
+func (w *writd) restrictAdmins() func(ctx context.Context, id spiffeid.ID, method string, req any) error {
+	if w.adminPolicy == nil {
+		return nil
+	}
+	return w.adminPolicy.allow
 }
 
 // signRate is the issuer's form of the limit, where 0 is its default and less

@@ -34,6 +34,9 @@ const (
 	svid
 	// local came over the admin socket.
 	local
+	// remote came over the admin listener, and the admin policy allowed this
+	// call.
+	remote
 )
 
 // CallerFunc says who makes a call. An error refuses it.
@@ -46,7 +49,7 @@ func LocalCaller(uid uint32) Caller { return Caller{kind: local, uid: uid} }
 // Actor is the caller's name in an identity.Act.
 func (c Caller) Actor() string {
 	switch c.kind {
-	case svid:
+	case svid, remote:
 		return c.id.String()
 	case local:
 		return "unix:uid:" + strconv.FormatUint(uint64(c.uid), 10)
@@ -81,6 +84,24 @@ func TLSCaller(ctx context.Context) (Caller, error) {
 	}
 	c.kind, c.id = svid, id
 	c.serial, c.expires = certs[0].SerialNumber.String(), certs[0].NotAfter
+	return c, nil
+}
+
+type remoteKey struct{}
+
+// AllowRemote marks the context of a call that an administrator makes over the
+// network, with a verified SVID, and that the admin policy allowed.
+func AllowRemote(ctx context.Context, id spiffeid.ID) context.Context {
+	return context.WithValue(ctx, remoteKey{}, Caller{kind: remote, id: id})
+}
+
+// RemoteCaller is the CallerFunc of the admin listener: whoever AllowRemote
+// marked, and nobody else.
+func RemoteCaller(ctx context.Context) (Caller, error) {
+	c, ok := ctx.Value(remoteKey{}).(Caller)
+	if !ok {
+		return Caller{}, status.Error(codes.PermissionDenied, "the admin policy has not allowed this call")
+	}
 	return c, nil
 }
 

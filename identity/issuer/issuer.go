@@ -62,6 +62,9 @@ type Config struct {
 	// counted, with a burst of one second's worth; 500 if zero, no limit if
 	// negative, for benchmarks. More wait, as above.
 	SignPerSecond float64
+	// AdminPolicy, when not nil, is asked about each call that an SVID marked
+	// admin makes on the issuer listener; its error, for the wire, refuses it.
+	AdminPolicy func(ctx context.Context, id spiffeid.ID, method string, req any) error
 }
 
 // Issuer issues SVIDs. Its Run must be running.

@@ -112,6 +112,9 @@ func (i *Issuer) register(s grpc.ServiceRegistrar, caller CallerFunc, desc *grpc
 					if err != nil {
 						return nil, err
 					}
+					if err := i.restrict(ctx, "/"+desc.ServiceName+"/"+m.MethodName, req); err != nil {
+						return nil, err
+					}
 					return handler(ctx, req)
 				}
 				if outer == nil {
@@ -161,8 +164,19 @@ func (i *Issuer) authorize(ctx context.Context, c Caller, method string) error {
 	return status.Error(codes.PermissionDenied, "nobody may call this method")
 }
 
+// restrict asks the admin policy, where there is one, about what an entry marked
+// admin makes its holder an administrator for.
+func (i *Issuer) restrict(ctx context.Context, method string, req any) error {
+	c := callerOf(ctx)
+	right := i.rights[method]
+	if i.cfg.AdminPolicy == nil || c.kind != svid || right != admin && (right != agentOrAdmin || i.checkAgent(ctx, c) == nil) {
+		return nil
+	}
+	return i.cfg.AdminPolicy(ctx, c.id, method, req)
+}
+
 func (i *Issuer) checkAdmin(c Caller) error {
-	if c.kind == local || c.kind == svid && i.now().Before(c.expires) && i.index.IsAdmin(c.id, i.now()) {
+	if c.kind == local || c.kind == remote || c.kind == svid && i.now().Before(c.expires) && i.index.IsAdmin(c.id, i.now()) {
 		return nil
 	}
 	return status.Error(codes.PermissionDenied, "only administrators may call this: on the admin socket, or with the X509-SVID of an entry marked admin")

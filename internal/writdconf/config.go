@@ -26,6 +26,13 @@ type Config struct {
 	// Path of the admin socket; run/admin.sock in the data directory when left
 	// out.
 	AdminSocket string `yaml:"admin_socket"`
+	// Address of the admin listener (administration over the network; mTLS),
+	// host:port; empty is off. Who may call what is said by admin_policy.
+	AdminListen string `yaml:"admin_listen"`
+	// Directory of the admin policy: Rego of package admin, with tests. With
+	// it, SVIDs of entries marked admin may call only what it allows, too. The
+	// admin socket is not subject to it.
+	AdminPolicy string `yaml:"admin_policy"`
 	// Loopback address of metrics, /healthz and /readyz; empty is off.
 	Admin string `yaml:"admin"`
 	// SPIFFE Workload API socket that gives this control plane its SVID when
@@ -188,6 +195,14 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	for _, l := range []struct{ key, addr string }{{"issuer_listen", c.IssuerListen}, {"control_listen", c.ControlListen}} {
 		if _, _, err := net.SplitHostPort(l.addr); err != nil {
 			bad(l.key, "want host:port, got %q", l.addr)
+		}
+	}
+	if c.AdminListen != "" {
+		if _, _, err := net.SplitHostPort(c.AdminListen); err != nil {
+			bad("admin_listen", "want host:port, got %q", c.AdminListen)
+		}
+		if c.AdminPolicy == "" {
+			bad("admin_policy", "missing: name the directory of the policy that says who may administer over admin_listen")
 		}
 	}
 	if c.Admin != "" && !loopback(c.Admin) {

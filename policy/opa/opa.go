@@ -223,9 +223,12 @@ func ownModules() (map[string]*ast.Module, error) {
 
 // newCompiler knows the type of input and none of the outside world.
 // Annotations are not read: they could change the type of input.
-func newCompiler() (*ast.Compiler, error) {
+func newCompiler() (*ast.Compiler, error) { return newCompilerFor(rego.InputSchema()) }
+
+// newCompilerFor takes the type of input from a JSON Schema.
+func newCompilerFor(inputSchema []byte) (*ast.Compiler, error) {
 	var schema any
-	if err := json.Unmarshal(rego.InputSchema(), &schema); err != nil {
+	if err := json.Unmarshal(inputSchema, &schema); err != nil {
 		return nil, fmt.Errorf("input schema: %w", err)
 	}
 	schemas := ast.NewSchemaSet()

@@ -16,6 +16,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/tester"
 
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/rego"
 )
 
 // Bounds of a test run.
@@ -137,15 +138,29 @@ func within(ctx context.Context, timeout time.Duration, run func(context.Context
 }
 
 func (p *Program) test(ctx context.Context, opts TestOptions) (*TestReport, error) {
-	report := &TestReport{Cases: []TestCase{}}
-	compiler, err := newCompiler()
+	report, coverage, err := p.runTests(ctx, opts, rego.InputSchema())
 	if err != nil {
 		return nil, fmt.Errorf("test policy: %w", err)
+	}
+	if err := p.explainTests(ctx, report); err != nil {
+		return nil, fmt.Errorf("test policy: %w", err)
+	}
+	if opts.Coverage {
+		report.Coverage = p.coverage(coverage)
+	}
+	return report, nil
+}
+
+func (p *Program) runTests(ctx context.Context, opts TestOptions, inputSchema []byte) (*TestReport, *cover.Cover, error) {
+	report := &TestReport{Cases: []TestCase{}}
+	compiler, err := newCompilerFor(inputSchema)
+	if err != nil {
+		return nil, nil, err
 	}
 	store := inmem.NewFromASTObject(p.data)
 	txn, err := store.NewTransaction(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("test policy: %w", err)
+		return nil, nil, err
 	}
 	defer store.Abort(ctx, txn)
 	all := maps.Clone(p.parsed)
@@ -167,7 +182,7 @@ func (p *Program) test(ctx context.Context, opts TestOptions) (*TestReport, erro
 	}
 	results, err := runner.RunTests(ctx, txn)
 	if err != nil {
-		return nil, fmt.Errorf("test policy: %w", err)
+		return nil, nil, err
 	}
 	for r := range results { // To the end, also when ctx ends: its goroutines wait for us.
 		report.add(r)
@@ -175,13 +190,7 @@ func (p *Program) test(ctx context.Context, opts TestOptions) (*TestReport, erro
 	slices.SortFunc(report.Cases, func(a, b TestCase) int {
 		return comparePlace(policy.Problem{File: a.File, Line: a.Line}, policy.Problem{File: b.File, Line: b.Line})
 	})
-	if err := p.explainTests(ctx, report); err != nil {
-		return nil, fmt.Errorf("test policy: %w", err)
-	}
-	if opts.Coverage {
-		report.Coverage = p.coverage(coverage)
-	}
-	return report, nil
+	return report, coverage, nil
 }
 
 func (r *TestReport) add(result *tester.Result) {

@@ -1,0 +1,118 @@
+package issuer
+
+import (
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+
+	"github.com/writ-dev/writ/identity/registry"
+)
+
+// Everything is the target of a call that is not about certain names.
+const Everything = "/"
+
+// Targets are the SPIFFE IDs that an administrator's call reads or changes, and
+// the parents that it hangs entries on. A call that is not about certain names,
+// or about an entry that is not there, targets Everything, so that whoever may
+// act under a prefix only may not make it.
+func (i *Issuer) Targets(req any) (targets, parents []string) {
+	t := collected{index: i.index}
+	switch r := req.(type) {
+	case *entryv1.BatchCreateEntryRequest:
+		for _, e := range r.GetEntries() {
+			t.names(e.GetSpiffeId())
+			t.under(e.GetParentId())
+		}
+	case *entryv1.BatchUpdateEntryRequest:
+		for _, e := range r.GetEntries() {
+			t.entry(e.GetId())
+			if e.GetSpiffeId() != nil {
+				t.names(e.GetSpiffeId())
+			}
+			if e.GetParentId() != nil {
+				t.under(e.GetParentId())
+			}
+		}
+	case *entryv1.BatchDeleteEntryRequest:
+		for _, id := range r.GetIds() {
+			t.entry(id)
+		}
+	case *entryv1.GetEntryRequest:
+		t.entry(r.GetId())
+	case *entryv1.ListEntriesRequest:
+		t.names(r.GetFilter().GetBySpiffeId())
+	case *entryv1.CountEntriesRequest:
+		t.names(r.GetFilter().GetBySpiffeId())
+	case *agentv1.GetAgentRequest:
+		t.names(r.GetId())
+	case *agentv1.DeleteAgentRequest:
+		t.names(r.GetId())
+	case *agentv1.BanAgentRequest:
+		t.names(r.GetId())
+	case *agentv1.CreateJoinTokenRequest:
+		t.names(r.GetAgentId())
+	case *svidv1.MintJWTSVIDRequest:
+		t.names(r.GetId())
+	case *svidv1.MintX509SVIDRequest:
+		csr, err := parseCSR(r.GetCsr())
+		if err != nil || len(csr.URIs) != 1 {
+			t.everything()
+			break
+		}
+		t.name(spiffeid.FromURI(csr.URIs[0]))
+	}
+	if len(t.targets) == 0 {
+		t.everything()
+	}
+	return t.targets, t.parents
+}
+
+type collected struct {
+	index            *registry.Index
+	targets, parents []string
+}
+
+func (t *collected) everything() { t.targets = append(t.targets, Everything) }
+
+func (t *collected) name(id spiffeid.ID, err error) {
+	if err != nil || id.IsZero() {
+		t.everything()
+		return
+	}
+	t.targets = append(t.targets, id.String())
+}
+
+// names adds an ID of a request; one that is missing or malformed, which the
+// call itself will refuse, is everything.
+func (t *collected) names(id *types.SPIFFEID) { t.name(read(id)) }
+
+func (t *collected) under(id *types.SPIFFEID) {
+	parent, err := read(id)
+	if err != nil {
+		t.parents = append(t.parents, Everything)
+		return
+	}
+	t.parents = append(t.parents, parent.String())
+}
+
+// entry adds what an entry names now.
+func (t *collected) entry(id string) {
+	e := t.index.Entry(id)
+	if e == nil {
+		t.everything()
+		return
+	}
+	t.targets = append(t.targets, e.SPIFFEID.String())
+	t.parents = append(t.parents, e.ParentID.String())
+}
+
+func read(id *types.SPIFFEID) (spiffeid.ID, error) {
+	td, err := spiffeid.TrustDomainFromString(id.GetTrustDomain())
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	return spiffeid.FromPath(td, id.GetPath())
+}

@@ -1,0 +1,88 @@
+package issuer_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/issuer"
+)
+
+func TestTargets(t *testing.T) {
+	w := newWorld(t)
+	made := w.create(entry("/svc/a", "/node/one", "uid:1"))[0]
+	id := func(path string) *types.SPIFFEID { return &types.SPIFFEID{TrustDomain: td.Name(), Path: path} }
+	const a, b, node = "spiffe://example.org/svc/a", "spiffe://example.org/svc/b", "spiffe://example.org/node/one"
+	for name, tt := range map[string]struct {
+		req              any
+		targets, parents []string
+	}{
+		"create":           {&entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{SpiffeId: id("/svc/b"), ParentId: id("/node/one")}}}, []string{b}, []string{node}},
+		"create nothing":   {&entryv1.BatchCreateEntryRequest{}, []string{"/"}, nil},
+		"create nameless":  {&entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{}}}, []string{"/"}, []string{"/"}},
+		"rename":           {&entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{{Id: made.Id, SpiffeId: id("/svc/b")}}}, []string{a, b}, []string{node}},
+		"delete":           {&entryv1.BatchDeleteEntryRequest{Ids: []string{made.Id}}, []string{a}, []string{node}},
+		"delete unknown":   {&entryv1.BatchDeleteEntryRequest{Ids: []string{made.Id, "?"}}, []string{a, "/"}, []string{node}},
+		"get":              {&entryv1.GetEntryRequest{Id: made.Id}, []string{a}, []string{node}},
+		"list":             {&entryv1.ListEntriesRequest{}, []string{"/"}, nil},
+		"list some":        {&entryv1.ListEntriesRequest{Filter: &entryv1.ListEntriesRequest_Filter{BySpiffeId: id("/svc/a")}}, []string{a}, nil},
+		"list by parent":   {&entryv1.ListEntriesRequest{Filter: &entryv1.ListEntriesRequest_Filter{ByParentId: id("/node/one")}}, []string{"/"}, nil},
+		"ban":              {&agentv1.BanAgentRequest{Id: id("/spire/agent/x")}, []string{"spiffe://example.org/spire/agent/x"}, nil},
+		"token":            {&agentv1.CreateJoinTokenRequest{AgentId: id("/node/one")}, []string{node}, nil},
+		"token, no alias":  {&agentv1.CreateJoinTokenRequest{}, []string{"/"}, nil},
+		"mint a JWT":       {&svidv1.MintJWTSVIDRequest{Id: id("/svc/a")}, []string{a}, nil},
+		"mint by bad CSR":  {&svidv1.MintX509SVIDRequest{Csr: []byte("x")}, []string{"/"}, nil},
+		"something else":   {&bundlev1.CountBundlesRequest{}, []string{"/"}, nil},
+		"no request known": {nil, []string{"/"}, nil},
+	} {
+		targets, parents := w.issuer.Targets(tt.req)
+		if diff := cmp.Diff(tt.targets, targets) + cmp.Diff(tt.parents, parents); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+// What an entry marked admin may do is a matter of the admin policy, where there
+// is one; what its holder may do as an agent is not.
+func TestAdminPolicyRestricts(t *testing.T) {
+	var asked []string
+	w := newWorld(t, func(c *issuer.Config, _ *ca.Config) {
+		c.AdminPolicy = func(_ context.Context, id spiffeid.ID, method string, _ any) error {
+			asked = append(asked, id.Path()+" "+method)
+			if method == entryv1.Entry_ListEntries_FullMethodName {
+				return nil
+			}
+			return status.Error(codes.PermissionDenied, "no")
+		}
+	})
+	e := entry("/people/ann", "/node/one", "uid:1")
+	e.Admin = true
+	w.create(e)
+	operator := w.asWorkload(t, "/people/ann").conn
+	if _, err := entryv1.NewEntryClient(operator).ListEntries(t.Context(), &entryv1.ListEntriesRequest{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := agentv1.NewAgentClient(operator).ListAgents(t.Context(), &agentv1.ListAgentsRequest{}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("list agents: %v", err)
+	}
+	if _, err := entryv1.NewEntryClient(operator).GetAuthorizedEntries(t.Context(), &entryv1.GetAuthorizedEntriesRequest{}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("as an agent: %v", err)
+	}
+	if _, err := w.agents().ListAgents(t.Context(), &agentv1.ListAgentsRequest{}); err != nil {
+		t.Errorf("on the socket: %v", err)
+	}
+	want := []string{"/people/ann " + entryv1.Entry_ListEntries_FullMethodName, "/people/ann " + agentv1.Agent_ListAgents_FullMethodName}
+	if diff := cmp.Diff(want, asked); diff != "" {
+		t.Error(diff)
+	}
+}
