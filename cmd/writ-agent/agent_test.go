@@ -23,6 +23,7 @@ import (
 
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/agent/agenttest"
+	"github.com/writ-dev/writ/identity/workload/sds"
 	"github.com/writ-dev/writ/internal/unixsock"
 )
 
@@ -136,6 +137,7 @@ func TestErrors(t *testing.T) {
 		{"nothing", nil, "--trust-domain: required"},
 		{"unknown key", []string{"--config", write("a.yaml", "trustdomain: x\n")}, `a.yaml:1:1: trustdomain: unknown key: did you mean "trust_domain"?`},
 		{"bad value", []string{"--config", write("b.yaml", minimal+"sync_interval: 1ms\n")}, "b.yaml:4:16: sync_interval: want 100ms to 1h, got 1ms"},
+		{"one name for two things", []string{"--config", write("e.yaml", minimal+"sds:\n  default_bundle_name: ALL\n")}, `e.yaml:5:24: sds.default_bundle_name: "ALL" is the default_all_bundles_name as well`},
 		{"bad flag value", []string{"--config", write("c.yaml", minimal), "--admin", "0.0.0.0:1"}, "admin: want a loopback address"},
 		{"no token", []string{"--config", write("d.yaml", minimal)}, "the node must be attested: no join token"},
 		{"log level", []string{"--log-level", "loud"}, "want debug, info, warn or error"},
@@ -173,16 +175,19 @@ func TestFlagsOverrideEveryField(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "agent.yaml")
 	content := "trust_domain: example.org\nserver_address: a:1\ntrust_bundle: b\ninsecure_bootstrap: false\njoin_token_file: t\n" +
-		"data_dir: d\nsocket: s\nsync_interval: 1s\nmax_connections_per_uid: 1\nmax_streams_per_uid: 1\nadmin: 127.0.0.1:1\n"
+		"data_dir: d\nsocket: s\nsync_interval: 1s\nmax_connections_per_uid: 1\nmax_streams_per_uid: 1\n" +
+		"sds: {default_svid_name: a,\n default_bundle_name: b,\n default_all_bundles_name: c,\n disable_spiffe_cert_validation: false}\nadmin: 127.0.0.1:1\n"
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	want := agent.Config{
 		TrustDomain: "other.org", ServerAddress: "z:9", InsecureBootstrap: true, JoinTokenFile: "-", DataDir: "dd", Socket: "ss",
 		SyncInterval: 2 * time.Second, MaxConnectionsPerUID: 3, MaxStreamsPerUID: 4, Admin: "[::1]:5",
+		SDS: sds.Names{DefaultSVIDName: "x", DefaultBundleName: "", DefaultAllBundlesName: "z", DisableSPIFFECertValidation: true},
 	}
 	args := []string{"--trust-domain=other.org", "--server-address=z:9", "--trust-bundle=", "--insecure-bootstrap", "--join-token-file=-",
-		"--data-dir=dd", "--socket=ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--admin=[::1]:5"}
+		"--data-dir=dd", "--socket=ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--sds-default-svid-name=x",
+		"--sds-default-bundle-name=", "--sds-default-all-bundles-name=z", "--sds-disable-spiffe-cert-validation", "--admin=[::1]:5"}
 	var cfg agent.Config
 	given := 0
 	s := spec()

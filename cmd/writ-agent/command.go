@@ -35,7 +35,8 @@ func spec() daemon.Spec[agent.Config] {
 		Short: "Writ's node agent: attests the node and its workloads, serves the SPIFFE Workload API",
 		Long: `writ-agent attests the node to an issuer (writd, or a SPIRE server), attests the
 workloads of the node by what the kernel says of them, and serves them X.509 and
-JWT SVIDs on a Unix socket: the SPIFFE Workload API.
+JWT SVIDs on a Unix socket: the SPIFFE Workload API. Envoy takes its certificates and
+bundles from the same socket (SDS v3).
 
 The first start needs a join token, from the file that join_token_file names,
 from standard input, or from ` + jointoken.Env + `. It is never an argument, which
@@ -63,6 +64,10 @@ func configFlags(f *pflag.FlagSet, cfg *agent.Config) {
 	f.DurationVar(&cfg.SyncInterval, "sync-interval", cfg.SyncInterval, "time between two syncs when no change is pushed")
 	f.IntVar(&cfg.MaxConnectionsPerUID, "max-connections-per-uid", cfg.MaxConnectionsPerUID, "open connections that one user may hold")
 	f.IntVar(&cfg.MaxStreamsPerUID, "max-streams-per-uid", cfg.MaxStreamsPerUID, "open streams that one user may hold")
+	f.StringVar(&cfg.SDS.DefaultSVIDName, "sds-default-svid-name", cfg.SDS.DefaultSVIDName, "what Envoy calls its default X509-SVID")
+	f.StringVar(&cfg.SDS.DefaultBundleName, "sds-default-bundle-name", cfg.SDS.DefaultBundleName, "what Envoy calls the bundle of the own trust domain")
+	f.StringVar(&cfg.SDS.DefaultAllBundlesName, "sds-default-all-bundles-name", cfg.SDS.DefaultAllBundlesName, "what Envoy calls all bundles")
+	f.BoolVar(&cfg.SDS.DisableSPIFFECertValidation, "sds-disable-spiffe-cert-validation", cfg.SDS.DisableSPIFFECertValidation, "give Envoy plain CA certificates, without its SPIFFE validator")
 	f.StringVar(&cfg.Admin, "admin", cfg.Admin, "loopback address of metrics and health; empty is off")
 }
 

@@ -18,16 +18,20 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 	calls    *prometheus.CounterVec
+	rejected prometheus.Counter
 }
 
 func newMetrics(node *agent.Agent) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "writ_agent_workload_api_calls_total", Help: "Calls of the Workload API that ended, by method and status.",
+			Name: "writ_agent_workload_api_calls_total", Help: "Calls of the Workload API and of SDS that ended, by method and status.",
 		}, []string{"method", "code"}),
+		rejected: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "writ_agent_sds_rejected_total", Help: "Secrets that an Envoy did not take; the log says why.",
+		}),
 	}
-	m.registry.MustRegister(m.calls)
+	m.registry.MustRegister(m.calls, m.rejected)
 	gauge := func(name, help string, value func(agent.Status) float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_agent_" + name, Help: help},
 			func() float64 { return value(node.Status()) }))

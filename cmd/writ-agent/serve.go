@@ -14,6 +14,7 @@ import (
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/attest/unix"
 	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/identity/workload/sds"
 	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/peercred"
 	"github.com/writ-dev/writ/internal/unixsock"
@@ -43,6 +44,9 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		Observe:              metrics.observe,
 	})
 	if err != nil {
+		return err
+	}
+	if err := sds.Register(api, sds.Config{Names: cfg.SDS, Log: log, Rejected: metrics.rejected.Inc}); err != nil {
 		return err
 	}
 	metrics.watch(api)

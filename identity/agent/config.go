@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/identity/workload/sds"
 )
 
 // Config is the configuration file of writ-agent.
@@ -31,6 +33,9 @@ type Config struct {
 	MaxConnectionsPerUID int `yaml:"max_connections_per_uid"`
 	// Open streams that one user id may hold.
 	MaxStreamsPerUID int `yaml:"max_streams_per_uid"`
+	// Envoy's secret discovery on the same socket, with the names that SPIRE's
+	// agent has for it.
+	SDS sds.Names `yaml:"sds"`
 	// Loopback address of metrics, /healthz and /readyz; empty is off.
 	Admin string `yaml:"admin"`
 }
@@ -42,6 +47,7 @@ func Default() Config {
 		SyncInterval:         5 * time.Second,
 		MaxConnectionsPerUID: 256,
 		MaxStreamsPerUID:     1024,
+		SDS:                  sds.DefaultNames(),
 	}
 }
 
@@ -75,6 +81,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.MaxStreamsPerUID < 1 {
 		fail("max_streams_per_uid", "want at least 1, got %d", c.MaxStreamsPerUID)
+	}
+	if err := c.SDS.Validate(func(key, format string, args ...any) error { return at("sds."+key, format, args...) }); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Admin != "" {
 		host, _, err := net.SplitHostPort(c.Admin)

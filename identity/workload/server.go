@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,7 +25,9 @@ const (
 	// (SPIFFE Workload Endpoint, section 3).
 	securityHeader = "workload.spiffe.io"
 
-	maxRequest    = 64 << 10 // bytes; a JWT-SVID to validate is the largest
+	// maxRequest is in bytes. Envoy says with its first request which of its
+	// hundreds of extensions it has.
+	maxRequest    = 512 << 10
 	maxHeaders    = 16 << 10 // bytes
 	handshakeTime = 10 * time.Second
 )
@@ -42,7 +45,15 @@ type Config struct {
 	Observe func(method string, code codes.Code)
 }
 
-// Server serves the Workload API.
+// errStopping ends streams, which would never end by themselves.
+var errStopping = status.Error(codes.Unavailable, "the agent is stopping")
+
+// workloadAPI is how its methods begin. It is the one service that asks for the
+// security header.
+var workloadAPI = "/" + workloadpb.SpiffeWorkloadAPI_ServiceDesc.ServiceName + "/"
+
+// Server serves the Workload API, and what else is registered with it, to the
+// same callers.
 type Server struct {
 	workloadpb.UnimplementedSpiffeWorkloadAPIServer
 
@@ -80,6 +91,13 @@ func NewServer(c Config) (*Server, error) {
 	workloadpb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
 	return s, nil
 }
+
+// Registrar takes further services, before Serve. Their calls count like those
+// of the Workload API; who calls they ask Caller.
+func (s *Server) Registrar() grpc.ServiceRegistrar { return s.grpc }
+
+// Stopping is closed when Stop begins: streams are to end then.
+func (s *Server) Stopping() <-chan struct{} { return s.stopping }
 
 // Serve answers calls on ln, a Unix socket, until Stop.
 func (s *Server) Serve(ln net.Listener) error { return s.grpc.Serve(ln) }
@@ -120,11 +138,12 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	return s.admit(ss.Context(), info.FullMethod, func() error { return next(srv, ss) })
 }
 
-// admit lets a call through that carries the security header and is within the
-// limits of its user.
+// admit lets a call through that carries the security header, where it must, and
+// is within the limits of its user.
 func (s *Server) admit(ctx context.Context, method string, call func() error) error {
 	err := func() error {
-		if md, _ := metadata.FromIncomingContext(ctx); len(md[securityHeader]) != 1 || md[securityHeader][0] != "true" {
+		md, _ := metadata.FromIncomingContext(ctx)
+		if strings.HasPrefix(method, workloadAPI) && (len(md[securityHeader]) != 1 || md[securityHeader][0] != "true") {
 			return status.Errorf(codes.InvalidArgument, "the call lacks the security header (metadata %s: true)", securityHeader)
 		}
 		p, ok := peercred.FromContext(ctx)

@@ -111,6 +111,9 @@ func NewBundle(td spiffeid.TrustDomain, authorities []*x509.Certificate, jwt map
 // TrustDomain is whose bundle it is.
 func (b *Bundle) TrustDomain() spiffeid.TrustDomain { return b.trustDomain }
 
+// X509 are the X.509 authorities, DER, concatenated.
+func (b *Bundle) X509() []byte { return b.x509 }
+
 // Equal tells whether two bundles recognise the same.
 func (b *Bundle) Equal(other *Bundle) bool {
 	return b.trustDomain == other.trustDomain && bytes.Equal(b.x509, other.x509) && bytes.Equal(b.jwks, other.jwks)
