@@ -9,6 +9,7 @@ package issuer
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -29,6 +31,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/attest/server"
 	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/federation"
 	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
@@ -65,6 +68,9 @@ type Config struct {
 	// AdminPolicy, when not nil, is asked about each call that an SVID marked
 	// admin makes on the issuer listener; its error, for the wire, refuses it.
 	AdminPolicy func(ctx context.Context, id spiffeid.ID, method string, req any) error
+	// FederationRoots verify bundle endpoints of profile https_web; the
+	// system's if nil.
+	FederationRoots *x509.CertPool
 }
 
 // Issuer issues SVIDs. Its Run must be running.
@@ -79,6 +85,11 @@ type Issuer struct {
 	attesting *limit.Limits[netip.Prefix]
 	signing   *limit.Limits[spiffeid.ID] // nil: no limit
 	self      *selfSVID
+	refresher *federation.Refresher
+	shown     struct {
+		sync.Mutex
+		shownBundle
+	}
 	// closing ends the streams that would never end by themselves.
 	closing   chan struct{}
 	closeOnce sync.Once
@@ -133,11 +144,12 @@ func New(cfg Config) (*Issuer, error) {
 	joinToken := server.JoinToken{TrustDomain: cfg.TrustDomain}
 	i.attestors = map[string]server.Attestor{joinToken.Type(): joinToken}
 	i.self = &selfSVID{issuer: i, id: identity.IssuerID(cfg.TrustDomain)}
+	i.refresher = i.newRefresher()
 	return i, nil
 }
 
-// Register puts the services on a gRPC server: SPIRE's Agent, Bundle, Entry and
-// SVID, the entry watch, and Health. caller says who calls over this server:
+// Register puts the services on a gRPC server: SPIRE's Agent, Bundle, Entry,
+// SVID and TrustDomain, the entry watch, and Health. caller says who calls over this server:
 // TLSCaller on the issuer listener; on the admin socket a func that returns
 // LocalCaller for those who may administer.
 func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
@@ -145,6 +157,7 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &bundlev1.Bundle_ServiceDesc, &bundleService{Issuer: i})
 	i.register(s, caller, &entryv1.Entry_ServiceDesc, &entryService{Issuer: i})
 	i.register(s, caller, &svidv1.SVID_ServiceDesc, &svidService{Issuer: i})
+	i.register(s, caller, &trustdomainv1.TrustDomain_ServiceDesc, &trustDomainService{Issuer: i})
 	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
 	i.register(s, caller, &healthv1.Health_ServiceDesc, &healthService{Issuer: i})
 }
@@ -158,6 +171,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { i.prune(ctx) })
+	wg.Go(func() { i.refresher.Run(ctx) })
 	return i.ca.Run(ctx)
 }
 

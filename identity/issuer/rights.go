@@ -10,6 +10,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -76,6 +77,13 @@ func methodRights() map[string]right {
 		bundlev1.Bundle_BatchUpdateFederatedBundle_FullMethodName: admin,
 		bundlev1.Bundle_BatchSetFederatedBundle_FullMethodName:    admin,
 		bundlev1.Bundle_BatchDeleteFederatedBundle_FullMethodName: admin,
+
+		trustdomainv1.TrustDomain_ListFederationRelationships_FullMethodName:       admin,
+		trustdomainv1.TrustDomain_GetFederationRelationship_FullMethodName:         admin,
+		trustdomainv1.TrustDomain_BatchCreateFederationRelationship_FullMethodName: admin,
+		trustdomainv1.TrustDomain_BatchUpdateFederationRelationship_FullMethodName: admin,
+		trustdomainv1.TrustDomain_BatchDeleteFederationRelationship_FullMethodName: admin,
+		trustdomainv1.TrustDomain_RefreshBundle_FullMethodName:                     admin,
 
 		watchv1.EntryWatch_Watch_FullMethodName: activeAgent,
 

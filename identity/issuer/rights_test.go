@@ -11,6 +11,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -36,6 +37,8 @@ var callers = map[string]string{
 	"Bundle/GetBundle": "awnAl", "Bundle/GetFederatedBundle": "nAl", "Bundle/CountBundles": "Al", "Bundle/AppendBundle": "Al",
 	"Bundle/PublishJWTAuthority": "Al", "Bundle/PublishWITAuthority": "Al", "Bundle/ListFederatedBundles": "Al",
 	"Bundle/BatchCreateFederatedBundle": "Al", "Bundle/BatchUpdateFederatedBundle": "Al", "Bundle/BatchSetFederatedBundle": "Al", "Bundle/BatchDeleteFederatedBundle": "Al",
+	"TrustDomain/ListFederationRelationships": "Al", "TrustDomain/GetFederationRelationship": "Al", "TrustDomain/BatchCreateFederationRelationship": "Al",
+	"TrustDomain/BatchUpdateFederationRelationship": "Al", "TrustDomain/BatchDeleteFederationRelationship": "Al", "TrustDomain/RefreshBundle": "Al",
 	"EntryWatch/Watch": "n", "Health/Check": "awnAl", "Health/List": "awnAl", "Health/Watch": "awnAl",
 }
 
@@ -51,7 +54,7 @@ func TestRights(t *testing.T) {
 		"a": anon, "w": w.asWorkload(t, "/svc/web").conn, "n": w.join(w.token("/node/a")).conn, "A": w.asWorkload(t, "/boss").conn, "l": w.admin,
 	}
 	seen := 0
-	for _, desc := range []grpc.ServiceDesc{agentv1.Agent_ServiceDesc, bundlev1.Bundle_ServiceDesc, entryv1.Entry_ServiceDesc, svidv1.SVID_ServiceDesc, watchv1.EntryWatch_ServiceDesc, healthv1.Health_ServiceDesc} {
+	for _, desc := range []grpc.ServiceDesc{agentv1.Agent_ServiceDesc, bundlev1.Bundle_ServiceDesc, entryv1.Entry_ServiceDesc, svidv1.SVID_ServiceDesc, trustdomainv1.TrustDomain_ServiceDesc, watchv1.EntryWatch_ServiceDesc, healthv1.Health_ServiceDesc} {
 		service := desc.ServiceName[strings.LastIndex(desc.ServiceName, ".")+1:]
 		check := func(method string, call func(ctx context.Context, conn *grpc.ClientConn, full string) error) {
 			seen++
