@@ -40,7 +40,8 @@ bundles from the same socket (SDS v3).
 
 The first start needs a join token, from the file that join_token_file names,
 from standard input, or from ` + jointoken.Env + `. It is never an argument, which
-every process on the machine could read.`,
+every process on the machine could read. With attestor in the file, a certificate
+of the machine or a service account token of Kubernetes takes its place.`,
 		Example:  example,
 		Default:  agent.Default,
 		Flags:    configFlags,

@@ -27,7 +27,7 @@ const drainTime = 3 * time.Second
 // serve runs the agent until ctx is done, or until it cannot go on.
 func serve(ctx context.Context, cfg agent.Config, token func() (string, error), log *slog.Logger) error {
 	log.Info("writ-agent starts", "version", version.String(), "trust_domain", cfg.TrustDomain, "server", cfg.ServerAddress)
-	node, err := agent.New(cfg, agent.Options{Token: token, Log: log})
+	node, err := agent.New(cfg, agent.Options{Token: token, Attestor: cfg.Attestor.New(), Log: log})
 	if err != nil {
 		return err
 	}

@@ -170,11 +170,15 @@ func (w *writd) openIdentity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	attestors, err := w.attestors()
+	if err != nil {
+		return err
+	}
 	w.issuer, err = issuer.New(issuer.Config{
 		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, EmitAll: w.emitAll, Log: w.log,
 		AdminPolicy:     w.restrictAdmins(),
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
-		SignPerSecond: signRate(w.cfg.SignRate),
+		SignPerSecond: signRate(w.cfg.SignRate), Attestors: attestors,
 	})
 	if err != nil {
 		return err

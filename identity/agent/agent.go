@@ -26,11 +26,21 @@ var ErrBanned = errors.New("the issuer has banned this agent")
 // join token that was not used before.
 var ErrNoToken = errors.New("no join token")
 
+// NodeAttestor proves the node by something that it can show again and again.
+type NodeAttestor interface {
+	// Type is the name of the method in SPIRE's server API.
+	Type() string
+	// Begin returns what is shown first, and what answers each challenge.
+	Begin(context.Context) (payload []byte, answer func(challenge []byte) ([]byte, error), err error)
+}
+
 // Options are what an Agent needs beside its configuration file.
 type Options struct {
 	// Token returns the join token there is now, or "".
 	Token func() (string, error)
-	Log   *slog.Logger
+	// Attestor proves the node in place of join tokens.
+	Attestor NodeAttestor
+	Log      *slog.Logger
 	// Dial connects to the issuer; TCP if nil.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
@@ -49,6 +59,9 @@ type Agent struct {
 	cache *cache
 	jwt   *tokens
 
+	// reattest tells that the SVID is renewed by attesting anew: what the issuer
+	// said of it, and until then whether there is something to do it with.
+	reattest atomic.Bool
 	// kick asks for a sync now.
 	kick     chan struct{}
 	ready    chan struct{}
@@ -75,6 +88,7 @@ func New(cfg Config, opt Options) (*Agent, error) {
 		kick:  make(chan struct{}, 1),
 		ready: make(chan struct{}),
 	}
+	a.reattest.Store(opt.Attestor != nil)
 	if a.keep, err = openKeep(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 
 	"github.com/writ-dev/writ/identity/attest/jointoken"
@@ -44,49 +45,84 @@ func (a *Agent) load() (bool, error) {
 	return true, nil
 }
 
-// freshToken returns a join token that this agent has not used.
-func (a *Agent) freshToken() (string, error) {
+// proof is what proves the node once: it is made anew for each attestation.
+type proof struct {
+	data   *types.AttestationData
+	answer func(challenge []byte) ([]byte, error)
+	// used is called when the issuer has accepted it.
+	used func() error
+}
+
+func (a *Agent) newProof(ctx context.Context) (*proof, error) {
+	if a.opt.Attestor == nil {
+		return a.tokenProof()
+	}
+	payload, answer, err := a.opt.Attestor.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &proof{
+		data:   &types.AttestationData{Type: a.opt.Attestor.Type(), Payload: payload},
+		answer: answer,
+		used:   func() error { return nil },
+	}, nil
+}
+
+// tokenProof is a join token that this agent has not used.
+func (a *Agent) tokenProof() (*proof, error) {
 	token, err := a.opt.Token()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if token == "" {
-		return "", fmt.Errorf("%w: create one (policyctl token create) and give it as a file or in %s", ErrNoToken, jointoken.Env)
+		return nil, fmt.Errorf("%w: create one (policyctl token create) and give it as a file or in %s", ErrNoToken, jointoken.Env)
 	}
 	used, err := a.keep.tokenUsed(token)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if used {
-		return "", fmt.Errorf("%w: the one given was used by this agent before, and works once: create another (policyctl token create)", ErrNoToken)
+		return nil, fmt.Errorf("%w: the one given was used by this agent before, and works once: create another (policyctl token create)", ErrNoToken)
 	}
-	return token, nil
+	return &proof{
+		data:   jointoken.Data(token),
+		answer: func([]byte) ([]byte, error) { return nil, errors.New("a join token answers no challenge") },
+		used:   func() error { return a.keep.markTokenUsed(token) },
+	}, nil
 }
 
-// attest proves the node with a join token and becomes an agent. It changes
-// nothing unless all of it succeeds.
-func (a *Agent) attest(ctx context.Context, token string) error {
+// attest proves the node to an issuer that it knows by configuration, and
+// becomes an agent. It changes nothing unless all of it succeeds.
+func (a *Agent) attest(ctx context.Context, p *proof) error {
 	config, shown, err := a.bootstrapTLS()
 	if err != nil {
 		return err
 	}
+	return a.attestOver(ctx, p, config, shown)
+}
+
+// attestOver is attest over connections of config. shown checks what the issuer
+// showed against the bundle that it then gave.
+func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, shown func(*x509bundle.Bundle) error) error {
 	l := newLink(func(l *link) (*session, error) { return a.dial(l, config) })
 	defer l.close()
 	var svid *x509svid.SVID
 	var bundle *bundle
-	err = l.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
+	var reattestable bool
+	err := l.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
 		key, csr, err := newKey()
 		if err != nil {
 			return err
 		}
-		result, err := exchange(ctx, agentv1.NewAgentClient(cc), token, csr)
+		result, err := exchange(ctx, agentv1.NewAgentClient(cc), p, csr)
 		if err != nil {
 			return err
 		}
-		// The token is used up, whatever comes now.
-		if err := a.keep.markTokenUsed(token); err != nil {
+		// A token is used up, whatever comes now.
+		if err := p.used(); err != nil {
 			return err
 		}
+		reattestable = result.Reattestable
 		reply, err := bundlev1.NewBundleClient(cc).GetBundle(ctx, &bundlev1.GetBundleRequest{})
 		if err != nil {
 			return fmt.Errorf("get trust bundle: %w", err)
@@ -111,10 +147,11 @@ func (a *Agent) attest(ctx context.Context, token string) error {
 	if err := errors.Join(a.keep.saveBundle(bundle.x509), a.keep.saveSVID(svid)); err != nil {
 		return fmt.Errorf("keep SVID: %w", err)
 	}
+	a.reattest.Store(reattestable && a.opt.Attestor != nil)
 	a.self.bundle.Store(bundle.x509)
 	a.self.set(svid)
 	a.link.replace(nil)
-	a.log.Info("node attested", "spiffe_id", agentName(svid.ID), "expires", svid.Certificates[0].NotAfter)
+	a.log.Info("node attested", "method", p.data.Type, "spiffe_id", agentName(svid.ID), "expires", svid.Certificates[0].NotAfter)
 	return nil
 }
 
@@ -128,9 +165,12 @@ func agentName(id spiffeid.ID) string {
 	return id.String()
 }
 
-// exchange is AttestAgent: the token, and nothing else, since a join token knows
-// no challenge.
-func exchange(ctx context.Context, client agentv1.AgentClient, token string, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {
+// maxChallenges is how many questions an issuer may ask. The methods there are
+// ask one.
+const maxChallenges = 8
+
+// exchange is AttestAgent.
+func exchange(ctx context.Context, client agentv1.AgentClient, p *proof, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := client.AttestAgent(ctx)
@@ -139,18 +179,24 @@ func exchange(ctx context.Context, client agentv1.AgentClient, token string, csr
 	}
 	// Of a stream that has ended, Recv tells why and Send does not.
 	_ = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-		Data:   jointoken.Data(token),
+		Data:   p.data,
 		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
 	}}})
-	reply, err := stream.Recv()
-	if err != nil {
-		return nil, fmt.Errorf("attest: %w", err)
+	for range maxChallenges {
+		reply, err := stream.Recv()
+		if err != nil {
+			return nil, fmt.Errorf("attest: %w", err)
+		}
+		if result := reply.GetResult(); result != nil {
+			return result, stream.CloseSend()
+		}
+		answer, err := p.answer(reply.GetChallenge())
+		if err != nil {
+			return nil, fmt.Errorf("attest: the issuer asks a question: %w", err)
+		}
+		_ = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}})
 	}
-	result := reply.GetResult()
-	if result == nil {
-		return nil, errors.New("attest: the issuer wants a challenge answered, which a join token cannot")
-	}
-	return result, stream.CloseSend()
+	return nil, fmt.Errorf("attest: the issuer asked %d questions and did not decide", maxChallenges)
 }
 
 // bootstrapTLS verifies the issuer against the configured bundle and the one

@@ -23,6 +23,8 @@ type Config struct {
 	// File with the join token, used once; - is standard input. The
 	// environment variable WRIT_JOIN_TOKEN serves as well.
 	JoinTokenFile string `yaml:"join_token_file"`
+	// What proves the node to the issuer in place of a join token: one method.
+	Attestor *AttestorConfig `yaml:"attestor"`
 	// Directory of the agent's own SVID and key, mode 0700.
 	DataDir string `yaml:"data_dir"`
 	// Path of the Unix socket of the SPIFFE Workload API.
@@ -66,6 +68,12 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.TrustBundle != "" && c.InsecureBootstrap {
 		fail("insecure_bootstrap", "contradicts trust_bundle: leave one out")
+	}
+	if c.Attestor != nil {
+		c.Attestor.validate(fail)
+		if c.JoinTokenFile != "" {
+			fail("join_token_file", "contradicts attestor: leave one out")
+		}
 	}
 	if c.DataDir == "" {
 		fail("data_dir", "required: the agent's own SVID is kept there")

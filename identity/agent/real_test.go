@@ -52,8 +52,9 @@ type node struct {
 func startNode(t testing.TB, cfg agent.Config, token string) *node {
 	t.Helper()
 	a, err := agent.New(cfg, agent.Options{
-		Token: func() (string, error) { return token, nil },
-		Log:   slog.New(slog.DiscardHandler),
+		Token:    func() (string, error) { return token, nil },
+		Attestor: cfg.Attestor.New(),
+		Log:      slog.New(slog.DiscardHandler),
 	})
 	must(t, err)
 	attestor := unix.New(unix.Config{Log: slog.New(slog.DiscardHandler)})

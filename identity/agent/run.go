@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -151,7 +152,17 @@ func (a *Agent) renewAt() time.Time {
 
 // renew gets the agent a new SVID, keeps it, and shows it from then on. It is
 // kept first: at its first use the issuer retires the old one.
+//
+// Where the issuer says that the node can be attested again, that is the way: it
+// shows that the node is still what it was.
 func (a *Agent) renew(ctx context.Context) error {
+	if a.reattest.Load() {
+		p, err := a.newProof(ctx)
+		if err != nil {
+			return err
+		}
+		return a.attestOver(ctx, p, a.issuerTLS(&a.self), func(*x509bundle.Bundle) error { return nil })
+	}
 	key, csr, err := newKey()
 	if err != nil {
 		return err
@@ -220,11 +231,11 @@ func (a *Agent) onFailure(ctx context.Context, s *schedule, cause error) error {
 }
 
 func (a *Agent) attestAgain(ctx context.Context) error {
-	token, err := a.freshToken()
+	p, err := a.newProof(ctx)
 	if err != nil {
 		return err
 	}
-	err = a.attest(ctx, token)
+	err = a.attest(ctx, p)
 	if denial(err) == types.PermissionDeniedDetails_AGENT_BANNED {
 		return fmt.Errorf("%w (%w)", ErrBanned, err)
 	}
@@ -244,11 +255,11 @@ func (a *Agent) isReady() bool {
 // where the issuer cannot be reached.
 func (a *Agent) attestUntilDone(ctx context.Context) error {
 	for wait := (backoff{}); ; {
-		token, err := a.freshToken()
+		p, err := a.newProof(ctx)
 		if err != nil {
 			return fmt.Errorf("the node must be attested: %w", err)
 		}
-		if err = a.attest(ctx, token); err == nil {
+		if err = a.attest(ctx, p); err == nil {
 			return nil
 		}
 		if final := a.afterAttest(err); final != nil {

@@ -130,6 +130,9 @@ func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentReques
 
 // CreateJoinToken implements agentv1.AgentServer.
 func (s *agentService) CreateJoinToken(ctx context.Context, req *agentv1.CreateJoinTokenRequest) (*types.JoinToken, error) {
+	if s.attestors[server.JoinToken{}.Type()] == nil {
+		return nil, status.Error(codes.FailedPrecondition, "join tokens are not served here (attestors.join_token of writd), so nobody could use one")
+	}
 	life := time.Duration(req.GetTtl()) * time.Second
 	if life < 0 {
 		return nil, status.Error(codes.InvalidArgument, "ttl is negative")

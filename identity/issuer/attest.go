@@ -5,6 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -22,6 +26,21 @@ import (
 // attestTimeout is how long an unauthenticated caller may keep an attestation
 // waiting for its next message.
 const attestTimeout = 10 * time.Second
+
+// attestorsOf are the methods that are served, by name.
+func attestorsOf(cfg Config) (map[string]server.Attestor, error) {
+	if len(cfg.Attestors) == 0 {
+		cfg.Attestors = []server.Attestor{server.JoinToken{TrustDomain: cfg.TrustDomain}}
+	}
+	served := map[string]server.Attestor{}
+	for _, a := range cfg.Attestors {
+		if served[a.Type()] != nil {
+			return nil, fmt.Errorf("issuer: two attestors of method %s", a.Type())
+		}
+		served[a.Type()] = a
+	}
+	return served, nil
+}
 
 // AttestAgent implements agentv1.AgentServer.
 func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
@@ -41,15 +60,19 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 	}
 	attestor, ok := s.attestors[params.GetData().GetType()]
 	if !ok {
-		return status.Errorf(codes.Unimplemented, "attestation method %q is not served, only join_token is", params.GetData().GetType())
+		return s.attestFailed(ctx, params.GetData().GetType(), &unservedError{
+			method: params.GetData().GetType(), served: slices.Sorted(maps.Keys(s.attestors))})
 	}
 	attested, err := attestor.Attest(ctx, params.GetData().GetPayload(), func(_ context.Context, question []byte) ([]byte, error) {
 		err := stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Challenge{Challenge: question}})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: the challenge did not reach the caller: %w", server.ErrRefused, err)
 		}
 		answer, err := receive(stream)
-		return answer.GetChallengeResponse(), err
+		if err != nil {
+			return nil, fmt.Errorf("%w: no answer to the challenge: %w", server.ErrRefused, err)
+		}
+		return answer.GetChallengeResponse(), nil
 	})
 	if err != nil {
 		return s.attestFailed(ctx, attestor.Type(), err)
@@ -68,24 +91,34 @@ func (s *agentService) admit(ctx context.Context, method string, attested *serve
 	// Everything that can be refused is checked before a token is used up.
 	csr, err := parseCSRFor(csrDER, attested.ID)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return nil, s.attestFailed(ctx, method, fmt.Errorf("%w: %w", server.ErrRefused, err))
 	}
 	ticket, err := s.ca.PrepareX509(ca.X509Request{ID: attested.ID, PublicKey: csr.PublicKey, Life: s.cfg.AgentSVIDLife})
 	if err != nil {
 		return nil, s.unsigned(ctx, err)
 	}
 	err = s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
-		switch known, err := tx.Agent(attested.ID); {
-		case err == nil && known.Banned:
-			return deny(types.PermissionDeniedDetails_AGENT_BANNED, "the agent is banned")
-		case err != nil && !errors.Is(err, registry.ErrNotFound):
-			return err
-		}
-		err := tx.PutAgent(registry.Agent{
+		agent := registry.Agent{
 			ID: attested.ID, AttestationType: method, Selectors: attested.Selectors, CanReattest: attested.CanReattest,
 			Serial: ticket.Serial(), ExpiresAt: ticket.ExpiresAt(),
-		})
-		if err != nil {
+		}
+		switch known, err := tx.Agent(attested.ID); {
+		case errors.Is(err, registry.ErrNotFound):
+		case err != nil:
+			return err
+		case known.Banned:
+			return deny(types.PermissionDeniedDetails_AGENT_BANNED, "the agent is banned")
+		case known.AttestationType != method:
+			// Two methods whose IDs overlap (a template can do that) must not
+			// take over each other's agents.
+			return fmt.Errorf("%w: %s is an agent attested by %s", server.ErrRefused, attested.ID, known.AttestationType)
+		case known.CanReattest && s.now().Before(known.ExpiresAt):
+			// The agent goes on with the SVID it has until it shows the new
+			// one, as at a renewal: calls that are under way do not fail.
+			agent.Serial, agent.ExpiresAt = known.Serial, known.ExpiresAt
+			agent.NewSerial, agent.NewExpiresAt = ticket.Serial(), ticket.ExpiresAt()
+		}
+		if err := tx.PutAgent(agent); err != nil {
 			return err
 		}
 		if err := s.claim(tx, attested, record); err != nil {
@@ -166,13 +199,32 @@ type claimError struct {
 func (e *claimError) Error() string { return e.err.Error() }
 func (e *claimError) Unwrap() error { return e.err }
 
+// unservedError is an attempt by a method that this issuer does not serve.
+type unservedError struct {
+	method string
+	served []string
+}
+
+func (e *unservedError) Error() string {
+	return fmt.Sprintf("attestation method %q is not served here; served: %s", e.method, strings.Join(e.served, ", "))
+}
+
+// maxMethod bounds how much of a method's name, which the caller chose, goes on
+// record.
+const maxMethod = 64
+
 // attestFailed puts a refused attestation on record and returns what the caller
 // is told, which does not say whether a token exists.
 func (s *agentService) attestFailed(ctx context.Context, method string, err error) error {
-	act := identity.Act{Kind: identity.ActCredential, Verb: "attested", Object: "agent", Failed: true, Details: [][2]string{{"method", method}}}
+	act := identity.Act{Kind: identity.ActCredential, Verb: "attested", Object: "agent", Failed: true,
+		Details: [][2]string{{"method", strings.ToValidUTF8(method[:min(len(method), maxMethod)], "")}}}
 	answer := status.Error(codes.InvalidArgument, "attestation failed: join token is unknown, expired or already used")
 	var claim *claimError
+	var unserved *unservedError
 	switch {
+	case errors.As(err, &unserved):
+		act.Reason = "attestation method not served"
+		answer = status.Error(codes.Unimplemented, err.Error())
 	case errors.As(err, &claim) && errors.Is(err, registry.ErrTokenUsed):
 		act = tokenAct(identity.ActAlarm, "reused", claim.hash)
 		act.Failed, act.Reason = true, "a join token was presented a second time: it is known to someone who should not know it"

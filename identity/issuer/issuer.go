@@ -71,6 +71,9 @@ type Config struct {
 	// FederationRoots verify bundle endpoints of profile https_web; the
 	// system's if nil.
 	FederationRoots *x509.CertPool
+	// Attestors are the methods by which nodes may be attested; join tokens alone
+	// if empty.
+	Attestors []server.Attestor
 }
 
 // Issuer issues SVIDs. Its Run must be running.
@@ -137,12 +140,14 @@ func New(cfg Config) (*Issuer, error) {
 		rights:  methodRights(),
 		closing: make(chan struct{}),
 	}
+	var err error
 	i.attesting = limit.New[netip.Prefix](cfg.AttestPerSecond, cfg.AttestBurst)
 	if cfg.SignPerSecond > 0 {
 		i.signing = limit.New[spiffeid.ID](cfg.SignPerSecond, int(math.Ceil(cfg.SignPerSecond)))
 	}
-	joinToken := server.JoinToken{TrustDomain: cfg.TrustDomain}
-	i.attestors = map[string]server.Attestor{joinToken.Type(): joinToken}
+	if i.attestors, err = attestorsOf(cfg); err != nil {
+		return nil, err
+	}
 	i.self = &selfSVID{issuer: i, id: identity.IssuerID(cfg.TrustDomain)}
 	i.refresher = i.newRefresher()
 	return i, nil

@@ -44,6 +44,8 @@ type Config struct {
 	SVIDTTL time.Duration `yaml:"svid_ttl"`
 	// Life of a JWT-SVID whose entry sets none.
 	JWTTTL time.Duration `yaml:"jwt_ttl"`
+	// How nodes may prove themselves; by join token when left out.
+	Attestors Attestors `yaml:"attestors"`
 	// Attestation attempts per second that one address may make.
 	AttestRate int `yaml:"attest_rate"`
 	// SVIDs per second that one agent may have signed; 0 is no limit.
@@ -217,6 +219,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	if c.JWTTTL <= 0 {
 		bad("jwt_ttl", "want more than 0, got %s", c.JWTTTL)
 	}
+	c.Attestors.validate(bad)
 	if c.AttestRate <= 0 {
 		bad("attest_rate", "want more than 0, got %d", c.AttestRate)
 	}

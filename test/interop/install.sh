@@ -3,7 +3,7 @@
 # once, into ${XDG_CACHE_HOME:-~/.cache}/writ-interop, and again when the version
 # asked for changes. Prints the directory.
 #
-#   test/interop/install.sh [spire] [opa] [h2spec]
+#   test/interop/install.sh [spire] [opa] [h2spec] [kube]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/writ-interop
@@ -44,9 +44,23 @@ opa() {
 # Ours is a few lines around it, so it is built each time.
 h2spec() { CGO_ENABLED=0 go build -C test/interop/h2spec -o "$cache/h2spec" . >&2; }
 
+kube() {
+	local module=k8s.io/kubernetes etcd=go.etcd.io/etcd/server/v3 version etcdVersion
+	version=$(go list -C test/interop/kube -m -f '{{.Version}}' $module)
+	etcdVersion=$(go list -C test/interop/kube -m -f '{{.Version}}' $etcd)
+	if ! current $etcd "$etcdVersion" 0 etcd; then
+		say "building etcd $etcdVersion (about a minute on 2 cores, once)"
+		CGO_ENABLED=0 go build -C test/interop/kube -o "$cache/etcd" $etcd >&2
+	fi
+	if current $module "$version" 0 kube-apiserver; then return; fi
+	say "building kube-apiserver $version (about 6 minutes on 2 cores, once)"
+	CGO_ENABLED=0 go build -C test/interop/kube -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version" \
+		-o "$cache/" $module/cmd/kube-apiserver >&2
+}
+
 for what in "$@"; do
 	case $what in
-	spire | opa | h2spec) $what ;;
+	spire | opa | h2spec | kube) $what ;;
 	*) say "no recipe for $what"; exit 2 ;;
 	esac
 done

@@ -22,6 +22,8 @@ type ServerConfig struct {
 	IssuerPort, ControlPort int
 	// More is added to writd's configuration file.
 	More string
+	// MoreServer and MorePlugins are added to the blocks of spire-server's.
+	MoreServer, MorePlugins string
 }
 
 // AdminSocket is the path of writd's admin socket.
@@ -79,17 +81,19 @@ const spireConf = `server {
 	default_x509_svid_ttl = "1h"
 	default_jwt_svid_ttl = "5m"
 	ratelimit { signing = false attestation = false }
+	%[4]s
 }
 plugins {
 	DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "%[2]s/datastore.sqlite3" } }
 	KeyManager "disk" { plugin_data { keys_path = "%[2]s/keys.json" } }
 	NodeAttestor "join_token" { plugin_data {} }
+	%[5]s
 }
 `
 
 // StartSPIRE starts SPIRE's server: SQLite, keys on disk, rate limits off.
 func StartSPIRE(ctx context.Context, c ServerConfig) (*Server, error) {
-	conf, err := c.write("server.conf", fmt.Sprintf(spireConf, c.IssuerPort, c.Dir, c.TrustDomain))
+	conf, err := c.write("server.conf", fmt.Sprintf(spireConf, c.IssuerPort, c.Dir, c.TrustDomain, c.MoreServer, c.MorePlugins))
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/attest/server"
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
 	"github.com/writ-dev/writ/identity/keys"
@@ -50,8 +51,8 @@ type Issuer struct {
 }
 
 // Start runs an issuer whose X509-SVIDs have the given life, until the test
-// ends.
-func Start(t testing.TB, life time.Duration) *Issuer {
+// ends. Without attestors it takes join tokens.
+func Start(t testing.TB, life time.Duration, attestors ...server.Attestor) *Issuer {
 	t.Helper()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -61,13 +62,13 @@ func Start(t testing.TB, life time.Duration) *Issuer {
 	r := &Issuer{t: t, Address: tcp.Addr().String()}
 	r.Admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
-	r.serve(life, tcp, local)
+	r.serve(life, tcp, local, attestors...)
 	return r
 }
 
 // StartInMemory is Start without sockets, for tests in a bubble of synctest: a
 // goroutine that waits for a socket would hold up the bubble's time.
-func StartInMemory(t testing.TB, life time.Duration) *Issuer {
+func StartInMemory(t testing.TB, life time.Duration, attestors ...server.Attestor) *Issuer {
 	t.Helper()
 	tcp, local := bufconn.Listen(1<<20), bufconn.Listen(1<<20)
 	r := &Issuer{t: t, Address: "issuer:1", Dial: func(ctx context.Context, _ string) (net.Conn, error) { return tcp.DialContext(ctx) }}
@@ -75,11 +76,11 @@ func StartInMemory(t testing.TB, life time.Duration) *Issuer {
 	r.Admin, err = grpc.NewClient("passthrough:admin", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return local.DialContext(ctx) }))
 	must(t, err)
-	r.serve(life, tcp, local)
+	r.serve(life, tcp, local, attestors...)
 	return r
 }
 
-func (r *Issuer) serve(life time.Duration, tcp, local net.Listener) {
+func (r *Issuer) serve(life time.Duration, tcp, local net.Listener, attestors ...server.Attestor) {
 	t := r.t
 	t.Helper()
 	ctx := t.Context()
@@ -91,7 +92,7 @@ func (r *Issuer) serve(life time.Duration, tcp, local net.Listener) {
 	emit := func(context.Context, identity.Act) error { return nil }
 	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &keys.Memory{}, Journal: store, Emit: emit, X509SVIDLife: life})
 	must(t, err)
-	iss, err := issuer.New(issuer.Config{TrustDomain: TrustDomain, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1})
+	iss, err := issuer.New(issuer.Config{TrustDomain: TrustDomain, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1, Attestors: attestors})
 	must(t, err)
 	tlsServer, adminServer := grpc.NewServer(iss.ServerOptions()...), grpc.NewServer()
 	iss.Register(tlsServer, issuer.TLSCaller)
@@ -119,6 +120,17 @@ func (r *Issuer) Token(alias string) string {
 	tok, err := agentv1.NewAgentClient(r.Admin).CreateJoinToken(r.t.Context(), &agentv1.CreateJoinTokenRequest{AgentId: id(alias)})
 	must(r.t, err)
 	return tok.Value
+}
+
+// Node makes an entry that names nodes: the agents with the selector.
+func (r *Issuer) Node(path, kind, value string) {
+	r.t.Helper()
+	e := &types.Entry{SpiffeId: id(path), ParentId: id("/spire/server"), Selectors: []*types.Selector{{Type: kind, Value: value}}}
+	resp, err := entryv1.NewEntryClient(r.Admin).BatchCreateEntry(r.t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e}})
+	must(r.t, err)
+	if resp.Results[0].Status.Code != 0 {
+		r.t.Fatal(resp.Results[0].Status)
+	}
 }
 
 // Create makes an entry with unix selectors and returns its id.
