@@ -113,9 +113,9 @@ func newAgentBanCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "ban AGENT",
 		Short: "End an agent's rights, and keep it from joining again",
-		Long: `Ban an agent: its calls and streams end at once and it gets no further SVIDs.
-SVIDs that its workloads already hold stay valid until they expire. The ban
-lasts until the agent is evicted.`,
+		Long: `Ban an agent: its calls and streams end at once, it gets no further SVIDs, and what
+was issued through it is revoked (policyctl svid revoke --agent). The ban lasts
+until the agent is evicted.`,
 		Example:           `  policyctl agent ban spiffe://example.org/spire/agent/join_token/ABCDEFGHIJKLMNOPQRSTUVWXYZ`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeAgents,

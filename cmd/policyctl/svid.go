@@ -26,9 +26,9 @@ import (
 func newSVIDCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "svid",
-		Short: "The identity that a Workload API gives this process",
+		Short: "Fetch the identity of this process; revoke SVIDs",
 	}
-	cmd.AddCommand(newSVIDFetchCmd(a))
+	cmd.AddCommand(newSVIDFetchCmd(a), newSVIDRevokeCmd(a), newSVIDRevocationsCmd(a))
 	return cmd
 }
 

@@ -16,7 +16,10 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/cryptosigner"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/writ-dev/writ/identity/keys"
+	"github.com/writ-dev/writ/identity/revocation"
 )
 
 // authority is one key that signs, or will, or did. It does not change.
@@ -105,7 +108,7 @@ func (a *authority) complete() (err error) {
 // selfSign makes the certificate of an X.509 authority, by the X509-SVID
 // specification, section 3.2 (CA: URI without path, keyCertSign).
 func (c *CA) selfSign(a *authority) (*x509.Certificate, error) {
-	serial := newSerial()
+	serial := newSerial(spiffeid.ID{})
 	pub, ok := a.signer.Public().(*ecdsa.PublicKey)
 	if !ok {
 		return nil, fmt.Errorf("authority key is %T, want ECDSA", a.signer.Public())
@@ -137,9 +140,8 @@ func (c *CA) selfSign(a *authority) (*x509.Certificate, error) {
 }
 
 // newSerial draws 127 bits: RFC 5280 section 4.1.2.2 wants them positive.
-func newSerial() *big.Int {
-	var b [16]byte
+func newSerial(through spiffeid.ID) *big.Int {
+	var b [20]byte
 	_, _ = rand.Read(b[:]) // it never fails
-	b[0] = b[0]&0x7f | 0x40
-	return new(big.Int).SetBytes(b[:])
+	return revocation.MakeSerial(through, b)
 }

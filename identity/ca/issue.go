@@ -36,6 +36,12 @@ type X509Request struct {
 	// Subject may be empty; then the first DNS name, if any, becomes the
 	// common name, for software that still looks there.
 	Subject pkix.Name
+	// Through is the agent that the SVID is issued through, zero for none. Its
+	// tag is in the serial number.
+	Through spiffeid.ID
+	// NotBefore is the earliest that the SVID may say it was issued: what was
+	// issued before then is revoked. It is at most seconds away.
+	NotBefore time.Time
 }
 
 // X509Ticket is a checked request with its serial number drawn. It is issued
@@ -72,7 +78,7 @@ func (c *CA) PrepareX509(r X509Request) (*X509Ticket, error) {
 	c.mu.RLock()
 	by := c.x509.active
 	c.mu.RUnlock()
-	now := c.Now().UTC().Truncate(time.Second)
+	now := later(c.Now(), r.NotBefore)
 	expires, err := expiry(by, now, r.Life, c.cfg.X509SVIDLife)
 	if err != nil {
 		return nil, fmt.Errorf("prepare X509-SVID for %s: %w", r.ID, err)
@@ -84,7 +90,7 @@ func (c *CA) PrepareX509(r X509Request) (*X509Ticket, error) {
 	// X509-SVID specification, sections 2 to 4 and appendix A. The library
 	// marks key usage critical, and the SAN where the subject is empty.
 	return &X509Ticket{ca: c, by: by, key: r.PublicKey, template: &x509.Certificate{
-		SerialNumber:          newSerial(),
+		SerialNumber:          newSerial(r.Through),
 		Subject:               subject,
 		NotBefore:             now.Add(-Backdate),
 		NotAfter:              expires,
@@ -118,6 +124,9 @@ type JWTRequest struct {
 	Audience []string
 	// Life is the CA's default if zero.
 	Life time.Duration
+	// Through and NotBefore are as those of X509Request.
+	Through   spiffeid.ID
+	NotBefore time.Time
 }
 
 // JWTTicket is a checked request for a JWT-SVID. It is issued once, soon.
@@ -127,6 +136,10 @@ type JWTTicket struct {
 	claims jwt.Claims
 	used   atomic.Bool
 }
+
+// ID is the token's jti: a number, drawn as the serial numbers of X509-SVIDs
+// are, decimal.
+func (t *JWTTicket) ID() string { return t.claims.ID }
 
 // IssuedAt is the token's iat.
 func (t *JWTTicket) IssuedAt() time.Time { return t.claims.IssuedAt.Time() }
@@ -148,12 +161,13 @@ func (c *CA) PrepareJWT(r JWTRequest) (*JWTTicket, error) {
 	c.mu.RLock()
 	by := c.jwt.active
 	c.mu.RUnlock()
-	now := c.Now().UTC().Truncate(time.Second)
+	now := later(c.Now(), r.NotBefore)
 	expires, err := expiry(by, now, r.Life, c.cfg.JWTSVIDLife)
 	if err != nil {
 		return nil, fmt.Errorf("prepare JWT-SVID for %s: %w", r.ID, err)
 	}
 	return &JWTTicket{ca: c, by: by, claims: jwt.Claims{
+		ID:       newSerial(r.Through).String(),
 		Subject:  r.ID.String(),
 		Audience: slices.Clone(r.Audience),
 		IssuedAt: jwt.NewNumericDate(now),
@@ -197,6 +211,14 @@ func (c *CA) checkID(id spiffeid.ID) error {
 		return fmt.Errorf("%q names a trust domain, not a workload", id)
 	}
 	return nil
+}
+
+// later is the whole second at which an SVID is issued.
+func later(now, notBefore time.Time) time.Time {
+	if notBefore.After(now) {
+		now = notBefore
+	}
+	return now.UTC().Truncate(time.Second)
 }
 
 // expiry is when an SVID made now ends.

@@ -70,7 +70,7 @@ func TestX509Profile(t *testing.T) {
 			if diff := cmp.Diff(r.DNSNames, cert.DNSNames); diff != "" {
 				t.Error(diff)
 			}
-			if cert.SerialNumber.Sign() <= 0 || cert.SerialNumber.BitLen() > 127 {
+			if cert.SerialNumber.Sign() <= 0 || cert.SerialNumber.BitLen() > 159 {
 				t.Error("serial number")
 			}
 		})

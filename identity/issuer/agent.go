@@ -17,6 +17,7 @@ import (
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/revocation"
 )
 
 // agentService is spire.api.server.agent.v1.Agent. Attestation is in attest.go.
@@ -99,8 +100,9 @@ func (s *agentService) DeleteAgent(ctx context.Context, req *agentv1.DeleteAgent
 	return &emptypb.Empty{}, nil
 }
 
-// BanAgent implements agentv1.AgentServer. The agent's calls and streams end;
-// it stays known, and banned, until it is deleted.
+// BanAgent implements agentv1.AgentServer. The agent's calls and streams end,
+// and what was issued through it is revoked; it stays known, and banned, until it
+// is deleted.
 func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentRequest) (*emptypb.Empty, error) {
 	id, err := s.agentID(req.GetId())
 	if err != nil {
@@ -118,7 +120,11 @@ func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentReques
 		}
 		act := agentAct("banned", id)
 		act.Kind = identity.ActAdmin
-		return record(act)
+		if err := record(act); err != nil {
+			return err
+		}
+		_, err = s.revoke(ctx, tx, record, revocation.Agent, id.String(), "the agent was banned")
+		return err
 	})
 	if errors.Is(err, registry.ErrNotFound) {
 		return nil, status.Error(codes.NotFound, "agent not found")

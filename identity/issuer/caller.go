@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"context"
+	"crypto/x509"
 	"net/netip"
 	"strconv"
 	"time"
@@ -22,6 +23,7 @@ type Caller struct {
 	id      spiffeid.ID // svid only
 	serial  string      // svid only
 	expires time.Time   // svid only
+	leaf    *x509.Certificate
 }
 
 type callerKind int
@@ -82,7 +84,7 @@ func TLSCaller(ctx context.Context) (Caller, error) {
 	if err != nil {
 		return Caller{}, status.Error(codes.Unauthenticated, "client certificate is not an X509-SVID")
 	}
-	c.kind, c.id = svid, id
+	c.kind, c.id, c.leaf = svid, id, certs[0]
 	c.serial, c.expires = certs[0].SerialNumber.String(), certs[0].NotAfter
 	return c, nil
 }

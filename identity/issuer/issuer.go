@@ -35,6 +35,7 @@ import (
 	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
 
@@ -164,6 +165,7 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &svidv1.SVID_ServiceDesc, &svidService{Issuer: i})
 	i.register(s, caller, &trustdomainv1.TrustDomain_ServiceDesc, &trustDomainService{Issuer: i})
 	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
+	i.register(s, caller, &revocationv1.Admin_ServiceDesc, &revocationService{Issuer: i})
 	i.register(s, caller, &healthv1.Health_ServiceDesc, &healthService{Issuer: i})
 }
 

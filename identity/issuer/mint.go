@@ -33,7 +33,11 @@ func (s *svidService) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVID
 	if err != nil {
 		return nil, err
 	}
-	ticket, err := s.ca.PrepareX509(ca.X509Request{ID: id, PublicKey: csr.PublicKey, Life: life, DNSNames: csr.DNSNames, Subject: csr.Subject})
+	notBefore, err := s.notBefore(id, spiffeid.ID{})
+	if err != nil {
+		return nil, err
+	}
+	ticket, err := s.ca.PrepareX509(ca.X509Request{ID: id, PublicKey: csr.PublicKey, Life: life, DNSNames: csr.DNSNames, Subject: csr.Subject, NotBefore: notBefore})
 	if err != nil {
 		return nil, s.unsigned(ctx, err)
 	}

@@ -44,7 +44,7 @@ func (i *Issuer) prune(ctx context.Context) {
 }
 
 // Prune removes what has expired: entries, agents together with the entries
-// that their join tokens' aliases became, and old join tokens. A banned agent
+// that their join tokens' aliases became, revocations, and old join tokens. A banned agent
 // stays, or its ban would end with its SVID.
 func (i *Issuer) Prune(ctx context.Context) error {
 	now := i.now()
@@ -83,6 +83,9 @@ func (i *Issuer) Prune(ctx context.Context) error {
 					return err
 				}
 			}
+		}
+		if _, err := tx.PruneRevocations(now); err != nil {
+			return err
 		}
 		_, err := tx.PruneJoinTokens(now.Add(-tokenMemory))
 		return err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
 
@@ -86,6 +87,9 @@ func methodRights() map[string]right {
 		trustdomainv1.TrustDomain_RefreshBundle_FullMethodName:                     admin,
 
 		watchv1.EntryWatch_Watch_FullMethodName: activeAgent,
+
+		revocationv1.Admin_Revoke_FullMethodName: admin,
+		revocationv1.Admin_List_FullMethodName:   admin,
 
 		healthv1.Health_Check_FullMethodName: anyone,
 		healthv1.Health_List_FullMethodName:  anyone,
@@ -156,6 +160,9 @@ func (i *Issuer) authorize(ctx context.Context, c Caller, method string) error {
 	if c.kind == nobody {
 		return status.Error(codes.PermissionDenied, "caller is not known")
 	}
+	if err := i.checkRevoked(c); err != nil {
+		return err
+	}
 	switch i.rights[method] {
 	case anyone:
 		return nil
@@ -195,6 +202,9 @@ func (i *Issuer) checkAdmin(c Caller) error {
 func (i *Issuer) checkAgent(ctx context.Context, c Caller) error {
 	if c.kind != svid {
 		return deny(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "only agents may call this, with their X509-SVID")
+	}
+	if err := i.checkRevoked(c); err != nil {
+		return err
 	}
 	if !i.now().Before(c.expires) {
 		return deny(types.PermissionDeniedDetails_AGENT_EXPIRED, "the agent's SVID has expired")

@@ -34,6 +34,9 @@ func (s *selfSVID) current() (*x509svid.SVID, time.Time, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.issuer.now()
+	if s.svid != nil && s.issuer.revoked(s.svid.Certificates[0], s.id) != nil {
+		s.svid = nil
+	}
 	if s.svid != nil && now.Before(s.renewAt) {
 		return s.svid, s.renewAt, nil
 	}
@@ -56,7 +59,11 @@ func (s *selfSVID) mint() (*x509svid.SVID, error) {
 	if err != nil {
 		return nil, err
 	}
-	ticket, err := s.issuer.ca.PrepareX509(ca.X509Request{ID: s.id, PublicKey: key.Public()})
+	notBefore, err := s.issuer.notBefore(s.id, spiffeid.ID{})
+	if err != nil {
+		return nil, err
+	}
+	ticket, err := s.issuer.ca.PrepareX509(ca.X509Request{ID: s.id, PublicKey: key.Public(), NotBefore: notBefore})
 	if err != nil {
 		return nil, err
 	}

@@ -131,7 +131,14 @@ func (s *svidService) prepareX509(ctx context.Context, b *x509Batch, n int) erro
 	if err != nil {
 		return refuse(codes.InvalidArgument, err.Error())
 	}
-	ticket, err := s.ca.PrepareX509(ca.X509Request{ID: e.SPIFFEID, PublicKey: csr.PublicKey, Life: e.X509SVIDTTL, DNSNames: e.DNSNames})
+	through := callerOf(ctx).id
+	notBefore, err := s.notBefore(e.SPIFFEID, through)
+	if err != nil {
+		return err
+	}
+	ticket, err := s.ca.PrepareX509(ca.X509Request{
+		ID: e.SPIFFEID, PublicKey: csr.PublicKey, Life: e.X509SVIDTTL, DNSNames: e.DNSNames, Through: through, NotBefore: notBefore,
+	})
 	if err != nil {
 		st := status.Convert(s.unsigned(ctx, err))
 		return refuse(st.Code(), st.Message())
@@ -174,7 +181,7 @@ func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	if err := s.waitToSign(ctx, 1); err != nil {
 		return nil, err
 	}
-	svid, err := s.newJWT(ctx, "issued", ca.JWTRequest{ID: e.SPIFFEID, Audience: req.GetAudience(), Life: e.JWTSVIDTTL}, [2]string{"entry", e.ID})
+	svid, err := s.newJWT(ctx, "issued", ca.JWTRequest{ID: e.SPIFFEID, Audience: req.GetAudience(), Life: e.JWTSVIDTTL, Through: callerOf(ctx).id}, [2]string{"entry", e.ID})
 	if err != nil {
 		return nil, err
 	}
@@ -191,11 +198,15 @@ func (s *svidService) newJWT(ctx context.Context, verb string, r ca.JWTRequest, 
 			return nil, status.Errorf(codes.InvalidArgument, "audience[%d] has %d bytes, at most %d are accepted", n, len(a), maxAudienceLength)
 		}
 	}
-	details = append(details, audienceDetails(r.Audience)...)
+	var err error
+	if r.NotBefore, err = s.notBefore(r.ID, r.Through); err != nil {
+		return nil, err
+	}
 	ticket, err := s.ca.PrepareJWT(r)
 	if err != nil {
 		return nil, s.unsigned(ctx, err)
 	}
+	details = append(append(details, [2]string{"serial", ticket.ID()}), audienceDetails(r.Audience)...)
 	if err := s.record(ctx, svidAct(verb, "jwt-svid", r.ID, ticket.ExpiresAt(), details...)); err != nil {
 		return nil, err
 	}

@@ -7,8 +7,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/identity/revocation"
+	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
+
+// heartbeat is how often those who follow revocations hear that there are none
+// that they lack.
+const heartbeat = 10 * time.Second
 
 // watchService is writ.identity.watch.v1.EntryWatch.
 type watchService struct {
@@ -16,10 +22,20 @@ type watchService struct {
 	watchv1.UnimplementedEntryWatchServer
 }
 
+// watching is one stream of EntryWatch.
+type watching struct {
+	*watchService
+	stream      watchv1.EntryWatch_WatchServer
+	revocations bool
+	// What the agent was told: the sequence of the bundle, and the highest number
+	// of the revocations.
+	bundle, number uint64
+}
+
 // Watch implements watchv1.EntryWatchServer. The stream ends, with the reason,
-// when the agent is banned or evicted and when its SVID expires or is replaced
-// by a newer one.
-func (s *watchService) Watch(_ *watchv1.WatchRequest, stream watchv1.EntryWatch_WatchServer) error {
+// when the agent is banned or evicted and when its SVID expires, is revoked or
+// is replaced by a newer one.
+func (s *watchService) Watch(req *watchv1.WatchRequest, stream watchv1.EntryWatch_WatchServer) error {
 	ctx := stream.Context()
 	caller := callerOf(ctx)
 	// Begin listening before the first look, so that no change falls between.
@@ -27,22 +43,32 @@ func (s *watchService) Watch(_ *watchv1.WatchRequest, stream watchv1.EntryWatch_
 	defer watch.Close()
 	expired := time.NewTimer(caller.expires.Sub(s.now()))
 	defer expired.Stop()
-	var known uint64
-	for first := true; ; first = false {
-		bundle, bundleChanged := s.ca.Bundle()
-		revision, _ := s.index.Revision()
+	w := watching{watchService: s, stream: stream, revocations: req.GetRevocations()}
+	var beat <-chan time.Time
+	if w.revocations {
+		ticker := time.NewTicker(heartbeat)
+		defer ticker.Stop()
+		beat = ticker.C
+	}
+	// What is known of the revocations goes first: it is what is waited for.
+	for first, changed := true, true; ; first = false {
+		list, revoked := s.Revocations().Now()
+		_, bundleChanged := s.ca.Bundle()
 		if err := s.checkAgent(ctx, caller); err != nil {
 			return err
 		}
-		// Both numbers only grow, and both survive a restart; so does the sum.
-		change := &watchv1.Change{Revision: revision + bundle.Sequence, Bundle: !first && bundle.Sequence != known}
-		known = bundle.Sequence
-		if err := stream.Send(change); err != nil {
+		if err := w.tell(first, changed, list); err != nil {
 			return err
 		}
 		select {
 		case <-watch.C():
+			changed = true
 		case <-bundleChanged:
+			changed = true
+		case <-revoked:
+			changed = false
+		case <-beat:
+			changed = false
 		case <-expired.C:
 			return deny(types.PermissionDeniedDetails_AGENT_EXPIRED, "the agent's SVID has expired")
 		case <-s.closing:
@@ -51,4 +77,42 @@ func (s *watchService) Watch(_ *watchv1.WatchRequest, stream watchv1.EntryWatch_
 			return status.FromContextError(ctx.Err()).Err()
 		}
 	}
+}
+
+// tell sends what the agent does not know yet; to those who follow revocations,
+// always at least that nothing is new.
+func (w *watching) tell(first, changed bool, list *revocation.List) error {
+	if !w.revocations && !changed {
+		return nil
+	}
+	bundle, _ := w.ca.Bundle()
+	revision, _ := w.index.Revision()
+	// Both numbers only grow, and both survive a restart; so does the sum.
+	change := &watchv1.Change{Revision: revision + bundle.Sequence, Bundle: !first && bundle.Sequence != w.bundle, Unchanged: !changed}
+	w.bundle = bundle.Sequence
+	if !w.revocations {
+		return w.stream.Send(change)
+	}
+	for n, update := range w.updates(first, list) {
+		if n > 0 {
+			change = &watchv1.Change{Revision: change.Revision, Unchanged: true}
+		}
+		change.Revocations = update
+		if err := w.stream.Send(change); err != nil {
+			return err
+		}
+	}
+	w.number = list.Number()
+	return nil
+}
+
+// updates are the revocations that the agent lacks. At the beginning that is all
+// of them: numbers say nothing about a list that another issuer, or this one
+// before it was restored from a backup, had made.
+func (w *watching) updates(first bool, list *revocation.List) []*revocationv1.Update {
+	news := list.All()
+	if !first {
+		news = list.Since(w.number)
+	}
+	return revocation.Updates(news, list.Number(), w.now())
 }

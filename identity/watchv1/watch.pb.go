@@ -10,6 +10,7 @@
 package watchv1
 
 import (
+	revocationv1 "github.com/writ-dev/writ/identity/revocationv1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -25,7 +26,9 @@ const (
 )
 
 type WatchRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Send revocations, and say at least every 15 seconds that they are current.
+	Revocations   bool `protobuf:"varint,1,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -60,6 +63,13 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *WatchRequest) GetRevocations() bool {
+	if x != nil {
+		return x.Revocations
+	}
+	return false
+}
+
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Grows with every change of entries, of the agent's own rights, or of the
@@ -67,7 +77,12 @@ type Change struct {
 	// current value.
 	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The trust bundle changed as well.
-	Bundle        bool `protobuf:"varint,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Bundle bool `protobuf:"varint,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Only what is below is new: there is nothing to sync.
+	Unchanged bool `protobuf:"varint,3,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	// With the first message of a stream, and when there are more: revocations. To
+	// those who asked.
+	Revocations   *revocationv1.Update `protobuf:"bytes,4,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -116,15 +131,32 @@ func (x *Change) GetBundle() bool {
 	return false
 }
 
+func (x *Change) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+func (x *Change) GetRevocations() *revocationv1.Update {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
 var File_identity_watchv1_watch_proto protoreflect.FileDescriptor
 
 const file_identity_watchv1_watch_proto_rawDesc = "" +
 	"\n" +
-	"\x1cidentity/watchv1/watch.proto\x12\x16writ.identity.watch.v1\"\x0e\n" +
-	"\fWatchRequest\"<\n" +
+	"\x1cidentity/watchv1/watch.proto\x12\x16writ.identity.watch.v1\x1a&identity/revocationv1/revocation.proto\"0\n" +
+	"\fWatchRequest\x12 \n" +
+	"\vrevocations\x18\x01 \x01(\bR\vrevocations\"\xa1\x01\n" +
 	"\x06Change\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
-	"\x06bundle\x18\x02 \x01(\bR\x06bundle2]\n" +
+	"\x06bundle\x18\x02 \x01(\bR\x06bundle\x12\x1c\n" +
+	"\tunchanged\x18\x03 \x01(\bR\tunchanged\x12E\n" +
+	"\vrevocations\x18\x04 \x01(\v2#.writ.identity.revocation.v1.UpdateR\vrevocations2]\n" +
 	"\n" +
 	"EntryWatch\x12O\n" +
 	"\x05Watch\x12$.writ.identity.watch.v1.WatchRequest\x1a\x1e.writ.identity.watch.v1.Change0\x01B3Z1github.com/writ-dev/writ/identity/watchv1;watchv1b\x06proto3"
@@ -143,17 +175,19 @@ func file_identity_watchv1_watch_proto_rawDescGZIP() []byte {
 
 var file_identity_watchv1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_identity_watchv1_watch_proto_goTypes = []any{
-	(*WatchRequest)(nil), // 0: writ.identity.watch.v1.WatchRequest
-	(*Change)(nil),       // 1: writ.identity.watch.v1.Change
+	(*WatchRequest)(nil),        // 0: writ.identity.watch.v1.WatchRequest
+	(*Change)(nil),              // 1: writ.identity.watch.v1.Change
+	(*revocationv1.Update)(nil), // 2: writ.identity.revocation.v1.Update
 }
 var file_identity_watchv1_watch_proto_depIdxs = []int32{
-	0, // 0: writ.identity.watch.v1.EntryWatch.Watch:input_type -> writ.identity.watch.v1.WatchRequest
-	1, // 1: writ.identity.watch.v1.EntryWatch.Watch:output_type -> writ.identity.watch.v1.Change
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	2, // 0: writ.identity.watch.v1.Change.revocations:type_name -> writ.identity.revocation.v1.Update
+	0, // 1: writ.identity.watch.v1.EntryWatch.Watch:input_type -> writ.identity.watch.v1.WatchRequest
+	1, // 2: writ.identity.watch.v1.EntryWatch.Watch:output_type -> writ.identity.watch.v1.Change
+	2, // [2:3] is the sub-list for method output_type
+	1, // [1:2] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_identity_watchv1_watch_proto_init() }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/internal/sqldb"
 )
 
@@ -21,9 +22,10 @@ var migrations embed.FS
 
 // Store is a registry in a SQL database.
 type Store struct {
-	db    *sql.DB
-	clock func() time.Time
-	index *registry.Index
+	db      *sql.DB
+	clock   func() time.Time
+	index   *registry.Index
+	revoked revocation.Set
 	// mu makes transactions and their application to the index one step, so
 	// that the index sees changes in the order of their revisions.
 	mu sync.Mutex
@@ -45,6 +47,9 @@ func Open(ctx context.Context, db *sql.DB, clock func() time.Time) (*Store, erro
 	}
 	s.index = registry.NewIndex(revision, entries, agents)
 	if err := s.loadFederation(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.loadRevocations(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -78,7 +83,7 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if err := fn(tx); err != nil {
 		return err
 	}
-	changed := !tx.change.Empty()
+	changed := !tx.change.Empty() || len(tx.revoked) > 0
 	if changed {
 		if err := tx.exec(`UPDATE registry_revision SET revision = ?`, int64(tx.change.Revision)); err != nil {
 			return fmt.Errorf("write registry revision: %w", err)
@@ -91,7 +96,9 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if changed {
 		s.index.Apply(tx.change)
 	}
-	return nil
+	// With nothing new, this forgets what has expired.
+	_, err = s.revoked.Merge(tx.revoked, tx.now)
+	return err
 }
 
 // CommitError is a commit that failed: nobody knows whether the change was
@@ -116,6 +123,9 @@ func (s *Store) mend(ctx context.Context) error {
 		return err
 	}
 	s.index.Reload(revision, entries, agents)
+	if err := s.loadRevocations(ctx); err != nil {
+		return err
+	}
 	s.broken = nil
 	return nil
 }

@@ -11,15 +11,17 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/revocation"
 )
 
 // Tx is a transaction. It sees its own changes; the index does not, until they
 // are committed. It ends with the function that got it.
 type Tx struct {
-	ctx    context.Context
-	tx     *sql.Tx
-	now    time.Time
-	change registry.Change
+	ctx     context.Context
+	tx      *sql.Tx
+	now     time.Time
+	change  registry.Change
+	revoked []*revocation.Revocation
 }
 
 func (t *Tx) queryRow(query string, args ...any) *sql.Row {
