@@ -12,6 +12,7 @@ import (
 )
 
 func spec() daemon.Spec[writdconf.Config] {
+	level := new(slog.LevelVar)
 	return daemon.Spec[writdconf.Config]{
 		Name:  "writd",
 		Short: "Writ's control plane: issuer, decision service and audit collector",
@@ -27,8 +28,9 @@ func spec() daemon.Spec[writdconf.Config] {
 		Flags:    flags,
 		Words:    map[string][]string{"roles": {"issuer", "decision", "audit"}},
 		Validate: validate,
+		LogLevel: level,
 		Run: func(ctx context.Context, _ *cobra.Command, cfg writdconf.Config, log *slog.Logger) error {
-			return serve(ctx, cfg, log)
+			return serve(ctx, cfg, log, level)
 		},
 	}
 }

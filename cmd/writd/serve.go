@@ -39,6 +39,7 @@ type writd struct {
 	cfg    writdconf.Config
 	td     spiffeid.TrustDomain
 	log    *slog.Logger
+	level  *slog.LevelVar
 	lock   *os.File
 	db     *sql.DB
 	keys   *keys.Disk
@@ -57,8 +58,8 @@ type writd struct {
 }
 
 // serve runs a control plane until ctx ends, then drains it.
-func serve(ctx context.Context, cfg writdconf.Config, log *slog.Logger) (err error) {
-	w := &writd{cfg: cfg, log: log, alarms: newAlarms(log), started: time.Now()}
+func serve(ctx context.Context, cfg writdconf.Config, log *slog.Logger, level *slog.LevelVar) (err error) {
+	w := &writd{cfg: cfg, log: log, level: level, alarms: newAlarms(log), started: time.Now()}
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err := w.open(ctx); err != nil {
 		return err
@@ -175,7 +176,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		return err
 	}
 	w.issuer, err = issuer.New(issuer.Config{
-		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, EmitAll: w.emitAll, Log: w.log,
+		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level,
 		AdminPolicy:     w.restrictAdmins(),
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
 		SignPerSecond: signRate(w.cfg.SignRate), Attestors: attestors,

@@ -20,7 +20,9 @@ import (
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"google.golang.org/grpc"
@@ -50,6 +52,9 @@ type Config struct {
 	// after another.
 	EmitAll identity.EmitAll
 	Log     *slog.Logger
+	// LogLevel is the level of Log, for the Logger service; without it the
+	// level is fixed.
+	LogLevel *slog.LevelVar
 	// Clock is time.Now if nil. It is the CA's and the store's clock too.
 	Clock func() time.Time
 	// AgentSVIDLife is the life of an agent's SVID; the CA's default if zero.
@@ -94,6 +99,9 @@ type Issuer struct {
 		sync.Mutex
 		shownBundle
 	}
+	started time.Time
+	// launchLevel is what LogLevel was at the start.
+	launchLevel slog.Level
 	// closing ends the streams that would never end by themselves.
 	closing   chan struct{}
 	closeOnce sync.Once
@@ -140,6 +148,10 @@ func New(cfg Config) (*Issuer, error) {
 		log:     cfg.Log,
 		rights:  methodRights(),
 		closing: make(chan struct{}),
+		started: cfg.Clock(),
+	}
+	if cfg.LogLevel != nil {
+		i.launchLevel = cfg.LogLevel.Level()
 	}
 	var err error
 	i.attesting = limit.New[netip.Prefix](cfg.AttestPerSecond, cfg.AttestBurst)
@@ -154,8 +166,8 @@ func New(cfg Config) (*Issuer, error) {
 	return i, nil
 }
 
-// Register puts the services on a gRPC server: SPIRE's Agent, Bundle, Entry,
-// SVID and TrustDomain, the entry watch, and Health. caller says who calls over this server:
+// Register puts the services on a gRPC server: SPIRE's server API, the entry
+// watch, and Health. caller says who calls over this server:
 // TLSCaller on the issuer listener; on the admin socket a func that returns
 // LocalCaller for those who may administer.
 func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
@@ -164,6 +176,8 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &entryv1.Entry_ServiceDesc, &entryService{Issuer: i})
 	i.register(s, caller, &svidv1.SVID_ServiceDesc, &svidService{Issuer: i})
 	i.register(s, caller, &trustdomainv1.TrustDomain_ServiceDesc, &trustDomainService{Issuer: i})
+	i.register(s, caller, &loggerv1.Logger_ServiceDesc, &loggerService{Issuer: i})
+	i.register(s, caller, &debugv1.Debug_ServiceDesc, &debugService{Issuer: i})
 	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
 	i.register(s, caller, &revocationv1.Admin_ServiceDesc, &revocationService{Issuer: i})
 	i.register(s, caller, &healthv1.Health_ServiceDesc, &healthService{Issuer: i})

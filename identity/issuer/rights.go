@@ -8,7 +8,9 @@ import (
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -85,6 +87,12 @@ func methodRights() map[string]right {
 		trustdomainv1.TrustDomain_BatchUpdateFederationRelationship_FullMethodName: admin,
 		trustdomainv1.TrustDomain_BatchDeleteFederationRelationship_FullMethodName: admin,
 		trustdomainv1.TrustDomain_RefreshBundle_FullMethodName:                     admin,
+
+		loggerv1.Logger_GetLogger_FullMethodName:     admin,
+		loggerv1.Logger_SetLogLevel_FullMethodName:   admin,
+		loggerv1.Logger_ResetLogLevel_FullMethodName: admin,
+
+		debugv1.Debug_GetInfo_FullMethodName: admin,
 
 		watchv1.EntryWatch_Watch_FullMethodName: activeAgent,
 

@@ -35,6 +35,9 @@ type Spec[C any] struct {
 	Flags func(*pflag.FlagSet, *C)
 	// Words completes and documents flags that take one of a few words.
 	Words map[string][]string
+	// LogLevel becomes the level of the log, for a daemon that changes it while
+	// it runs. Optional.
+	LogLevel *slog.LevelVar
 	// Validate finds what cannot work.
 	Validate func(*C, At) error
 	// Run serves until ctx ends.
@@ -71,7 +74,7 @@ func (s Spec[C]) command() *cobra.Command {
 		Use: s.Name, Short: s.Short, Long: s.Long, Example: s.Example,
 		Version: version.String(), Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(cmd.ErrOrStderr(), logFormat, logLevel)
+			log, err := newLogger(cmd.ErrOrStderr(), logFormat, logLevel, s.LogLevel)
 			if err != nil {
 				return err
 			}
@@ -135,8 +138,10 @@ func (s Spec[C]) load(cfg *C, file string, flags *pflag.FlagSet) error {
 	return s.Validate(cfg, pos.Errorf)
 }
 
-func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {
-	var l slog.Level
+func newLogger(w io.Writer, format, level string, l *slog.LevelVar) (*slog.Logger, error) {
+	if l == nil {
+		l = new(slog.LevelVar)
+	}
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
 	}
