@@ -29,6 +29,8 @@ type bench struct {
 	rounds    int
 	// length of one measurement.
 	length time.Duration
+	// alone leaves peers out.
+	alone bool
 	// say tells what happens now.
 	say func(format string, args ...any)
 }
@@ -38,14 +40,16 @@ type suite struct {
 	name  string
 	about string
 	run   func(context.Context, *bench) ([]Row, error)
+	// budgets that the rows are held against, if any.
+	budgets []Budget
 }
 
 var suites = []suite{
-	{"decide", "one decision, beside bare OPA", decide},
-	{"policy", "compiled policy, beside OPA", policyBench},
-	{"pair", "client → proxy → mTLS → proxy → server, beside nginx", pair},
-	{"issuer", "signing SVIDs, beside SPIRE", issuer},
-	{"memory", "what the programs hold, idle and under load", memory},
+	{"decide", "one decision, beside bare OPA", decide, nil},
+	{"policy", "compiled policy, beside OPA", policyBench, nil},
+	{"pair", "client → proxy → mTLS → proxy → server, beside nginx", pair, nil},
+	{"spire", "the issuer and the agent, beside SPIRE", spire, spireBudgets},
+	{"memory", "what the programs hold, idle and under load", memory, nil},
 }
 
 func main() {
@@ -61,6 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	only := flags.String("run", "", "suites to run, separated by commas; all when empty")
 	rounds := flags.Int("rounds", 3, "times that each subject is measured; the median counts")
 	length := flags.Duration("length", 5*time.Second, "length of one measurement")
+	alone := flags.Bool("alone", false, "leave SPIRE out of the suite spire, to look at Writ alone")
 	bin := flags.String("bin", "bin", "directory of the built programs")
 	out := flags.String("out", "build/bench", "directory of the results")
 	flags.Usage = func() {
@@ -79,7 +84,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "bench:", errors.Join(err, errors.New("want -rounds and -length above 0")))
 		return 2
 	}
-	b := &bench{rounds: *rounds, length: *length, say: func(format string, args ...any) {
+	b := &bench{rounds: *rounds, length: *length, alone: *alone, say: func(format string, args ...any) {
 		fmt.Fprintf(stderr, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 	}}
 	if err := b.measure(ctx, chosen, *bin, *out, stdout); err != nil {
@@ -128,7 +133,7 @@ func (b *bench) measure(ctx context.Context, chosen []suite, bin, out string, st
 			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
 			continue
 		}
-		r := Report{Name: s.name, Machine: machine, Commit: commit, Rows: rows}
+		r := Report{Name: s.name, Machine: machine, Commit: commit, Rows: rows, Budgets: judge(s.budgets, rows)}
 		if err := r.write(out); err != nil {
 			errs = append(errs, err)
 		}
@@ -136,6 +141,7 @@ func (b *bench) measure(ctx context.Context, chosen []suite, bin, out string, st
 	}
 	fmt.Fprintf(stdout, "machine: %s\ncommit:  %s\n\n", machine, commit)
 	table(stdout, reports)
+	budgetTable(stdout, reports)
 	return errors.Join(errs...)
 }
 

@@ -35,6 +35,8 @@ type Report struct {
 	Machine string `json:"machine"`
 	Commit  string `json:"commit"`
 	Rows    []Row  `json:"rows"`
+	// Budgets that the suite has, and whether they were kept.
+	Budgets []Budget `json:"budgets,omitempty"`
 }
 
 func (r *Report) write(dir string) error {

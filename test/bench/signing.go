@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,9 +8,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -29,11 +25,9 @@ import (
 // entriesPerIssuer is the size of the largest batch.
 const entriesPerIssuer = 500
 
-// issuer measures how fast SVIDs are signed for an agent: over TLS, from real
-// servers, each with SQLite, keys of P-256 on disk and 500 entries. The client runs on
-// the same machine and has its CSRs ready.
-func issuer(ctx context.Context, b *bench) (rows []Row, err error) {
-	subjects := []string{ours, "spire"}
+// signing measures how fast SVIDs are signed for an agent: over TLS, by servers
+// with 500 entries. The client runs on the same machine and has its CSRs ready.
+func (b *bench) signing(ctx context.Context, subjects []string) (rows []Row, err error) {
 	nodes := map[string]*joined{}
 	for _, subject := range subjects {
 		n, err := b.join(ctx, subject)
@@ -57,7 +51,7 @@ type joined struct {
 }
 
 func (b *bench) join(ctx context.Context, subject string) (*joined, error) {
-	server, err := b.server(ctx, subject)
+	server, err := b.issuer(ctx, subject)
 	if err != nil {
 		return nil, err
 	}
@@ -67,34 +61,6 @@ func (b *bench) join(ctx context.Context, subject string) (*joined, error) {
 		return nil, err
 	}
 	return n, nil
-}
-
-func (b *bench) server(ctx context.Context, subject string) (*programs.Server, error) {
-	ports, err := programs.FreePorts(2)
-	if err != nil {
-		return nil, err
-	}
-	c := programs.ServerConfig{
-		Path:        filepath.Join(b.bin, "writd"),
-		Dir:         filepath.Join(b.work, subject),
-		TrustDomain: "bench.test",
-		IssuerPort:  ports[0], ControlPort: ports[1],
-	}
-	if subject == ours {
-		if err := b.built("writd"); err != nil {
-			return nil, err
-		}
-		return programs.StartWritd(ctx, c)
-	}
-	b.say("  looking for SPIRE")
-	install := exec.CommandContext(ctx, "test/interop/install.sh", "spire")
-	install.Stderr = os.Stderr
-	cache, err := install.Output()
-	if err != nil {
-		return nil, fmt.Errorf("cannot build SPIRE: %w", err)
-	}
-	c.Path = filepath.Join(string(bytes.TrimSpace(cache)), "spire-server")
-	return programs.StartSPIRE(ctx, c)
 }
 
 func (n *joined) prepare(ctx context.Context, server *programs.Server) error {
@@ -148,16 +114,15 @@ func (n *joined) round(ctx context.Context, length time.Duration, s *samples, su
 	if err != nil {
 		return fmt.Errorf("batch 1: %w", err)
 	}
-	s.add("X509-SVIDs, batch 1, 8 connections", subject, "SVIDs/s", rate)
-	s.add("X509-SVIDs, batch 1, p50", subject, "ms", percentile(took, 50).Seconds()*1e3)
-	s.add("X509-SVIDs, batch 1, p99", subject, "ms", percentile(took, 99).Seconds()*1e3)
+	s.add("svid/batch1", subject, "/s", rate)
+	s.add("svid/batch1-p99", subject, "ms", percentile(took, 99).Seconds()*1e3)
 	rate, _, err = n.drive(ctx, length, 4, func(ctx context.Context, conn *grpc.ClientConn, _ int) (int, error) {
 		return n.x509SVIDs(ctx, conn, 0, entriesPerIssuer)
 	})
 	if err != nil {
 		return fmt.Errorf("batch 500: %w", err)
 	}
-	s.add("X509-SVIDs, batch 500, 4 connections", subject, "SVIDs/s", rate)
+	s.add("svid/batch500", subject, "/s", rate)
 	rate, _, err = n.drive(ctx, length, 8, func(ctx context.Context, conn *grpc.ClientConn, i int) (int, error) {
 		_, err := svidv1.NewSVIDClient(conn).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: n.entries[i%entriesPerIssuer], Audience: []string{"bench"}})
 		return 1, err
@@ -165,7 +130,7 @@ func (n *joined) round(ctx context.Context, length time.Duration, s *samples, su
 	if err != nil {
 		return fmt.Errorf("JWT: %w", err)
 	}
-	s.add("JWT-SVIDs, 8 connections", subject, "SVIDs/s", rate)
+	s.add("jwt", subject, "/s", rate)
 	return nil
 }
 
