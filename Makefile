@@ -10,7 +10,7 @@ TOOL     := go tool -modfile=test/tools/go.mod
 RACE     := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 DATA_DIR ?= build/quickstart
 
-.PHONY: help build quickstart test lint bench bench-policy interop generate clean
+.PHONY: help build quickstart test lint bench bench-policy bench-spire interop generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ bench: build ## Measure, print a table, write build/bench/*.json (ARGS="-run pai
 
 bench-policy: ## Measure compiled policy beside OPA
 	go run ./test/bench -run policy $(ARGS)
+
+bench-spire: ## Measure issuer and agent beside stock SPIRE, hold them against their budgets
+	@mkdir -p bin
+	$(GOBUILD) -o bin/ ./cmd/writd ./cmd/writ-agent
+	go run ./test/bench -run spire $(ARGS)
 
 interop: ## Run against software that we did not write (ARGS="spire opa h2spec")
 	./test/interop/run.sh $(ARGS)

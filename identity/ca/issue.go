@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -184,11 +185,16 @@ func (c *CA) IssueJWT(t *JWTTicket) (string, error) {
 	if t.used.Swap(true) {
 		return "", fmt.Errorf("issue JWT-SVID: %w", ErrTicketUsed)
 	}
-	token, err := jwt.Signed(t.by.jws).Claims(t.claims).Serialize()
+	// jwt.Signed would read its own claims back into a map first.
+	payload, err := json.Marshal(t.claims)
 	if err != nil {
 		return "", fmt.Errorf("issue JWT-SVID for %s: %w", t.claims.Subject, err)
 	}
-	return token, nil
+	jws, err := t.by.jws.Sign(payload)
+	if err != nil {
+		return "", fmt.Errorf("issue JWT-SVID for %s: %w", t.claims.Subject, err)
+	}
+	return jws.CompactSerialize()
 }
 
 // Ready says whether both authorities are able to sign.

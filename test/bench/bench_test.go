@@ -197,3 +197,36 @@ func FuzzCPUTime(f *testing.F) {
 		}
 	})
 }
+
+func TestJudge(t *testing.T) {
+	rows := []Row{
+		{"fast", ours, 30, "/s"}, {"fast", "spire", 10, "/s"},
+		{"slow", ours, 2, "ms"}, {"slow", "spire", 1, "ms"},
+		{"size", ours, 81, "MB"}, {"alone", ours, 5, "/s"},
+	}
+	judged := judge([]Budget{
+		{Measure: "fast", AtLeast: 3, Peer: "spire"},
+		{Measure: "fast", AtLeast: 3.1, Peer: "spire"},
+		{Measure: "slow", AtMost: 2, Peer: "spire"},
+		{Measure: "slow", AtMost: 1.9, Peer: "spire"},
+		{Measure: "size", AtMost: 81},
+		{Measure: "size", AtMost: 80},
+		{Measure: "size", AtLeast: 82},
+		{Measure: "alone", AtLeast: 1, Peer: "spire"},
+		{Measure: "missing", AtMost: 1},
+	}, rows)
+	var kept []string
+	for _, b := range judged {
+		kept = append(kept, b.Kept)
+	}
+	want := []string{"yes", "no", "yes", "no", "yes", "no", "no", "not measured", "not measured"}
+	if diff := cmp.Diff(want, kept); diff != "" {
+		t.Error(diff)
+	}
+	var out bytes.Buffer
+	budgetTable(&out, []Report{{Name: "spire", Budgets: judged}})
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 10 || !strings.Contains(lines[1], "≥ 3× spire") || !strings.Contains(lines[6], "≤ 80 MB") {
+		t.Errorf("table:\n%s", out.String())
+	}
+}
