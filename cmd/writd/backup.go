@@ -22,6 +22,7 @@ import (
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/internal/backup"
+	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/version"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
@@ -42,6 +43,9 @@ type backupService struct {
 // and in the backup, since it has keys in it.
 func (s *backupService) Create(req *policyv1.BackupRequest, stream grpc.ServerStreamingServer[policyv1.BackupChunk]) error {
 	w, ctx := s.w, stream.Context()
+	if sqldb.Shared(w.db) {
+		return status.Errorf(codes.FailedPrecondition, "backup: the database is PostgreSQL (%s): back it up with pg_dump, and %s (keys, ledger) with what copies your files", sqldb.Name(w.db), w.cfg.DataDir)
+	}
 	act := identity.Act{
 		Kind: identity.ActAlarm, Verb: "backed up", Actor: knownActor(ctx), Object: "control plane", ObjectID: w.td.Name(),
 		Details: [][2]string{{"keys", fmt.Sprint(!req.WithoutKeys)}},

@@ -22,6 +22,9 @@ import (
 const decisionKey = "decision"
 
 func (w *writd) openDecision(ctx context.Context) error {
+	if err := w.hold(ctx, "decision"); err != nil {
+		return err
+	}
 	key, err := keys.Ensure(w.keys, decisionKey, keys.P256)
 	if err != nil {
 		return err

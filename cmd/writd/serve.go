@@ -42,6 +42,7 @@ type writd struct {
 	level  *slog.LevelVar
 	lock   *os.File
 	db     *sql.DB
+	held   map[string]*sqldb.Held // roles that one may run on a shared database
 	keys   *keys.Disk
 	alarms *alarms
 
@@ -59,7 +60,7 @@ type writd struct {
 
 // serve runs a control plane until ctx ends, then drains it.
 func serve(ctx context.Context, cfg writdconf.Config, log *slog.Logger, level *slog.LevelVar) (err error) {
-	w := &writd{cfg: cfg, log: log, level: level, alarms: newAlarms(log), started: time.Now()}
+	w := &writd{cfg: cfg, log: log, level: level, alarms: newAlarms(log), held: map[string]*sqldb.Held{}, started: time.Now()}
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err := w.open(ctx); err != nil {
 		return err
@@ -109,20 +110,6 @@ func (w *writd) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// openDB makes the database file itself, so that SQLite's files beside it get
-// the mode that nobody else can read.
-func (w *writd) openDB(ctx context.Context) error {
-	file, err := os.OpenFile(w.path("writ.db"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("database: %w", err)
-	}
-	if err := file.Close(); err != nil {
-		return fmt.Errorf("database: %w", err)
-	}
-	w.db, err = sqldb.OpenSQLite(ctx, w.path("writ.db"))
-	return err
-}
-
 func (w *writd) path(elem ...string) string {
 	return filepath.Join(append([]string{w.cfg.DataDir}, elem...)...)
 }
@@ -158,6 +145,9 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		}
 		w.source = source
 		return nil
+	}
+	if err := w.hold(ctx, "issuer"); err != nil {
+		return err
 	}
 	store, err := sqlstore.Open(ctx, w.db, time.Now)
 	if err != nil {
@@ -252,6 +242,7 @@ func (w *writd) run(ctx context.Context) error {
 		group.Go(func() error { return w.publishBundles(running) })
 	}
 	group.Go(func() error { return w.record.run(running) })
+	group.Go(func() error { return w.keepRoles(running) })
 	if w.poller != nil {
 		group.Go(func() error { return w.poller.Run(running) })
 	}

@@ -14,10 +14,11 @@ type healthService struct {
 	healthv1.UnimplementedHealthServer
 }
 
-// Check implements healthv1.HealthServer: serving means able to sign.
+// Check implements healthv1.HealthServer: serving means able to sign, and sure
+// of what to sign.
 func (s *healthService) Check(context.Context, *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
 	state := healthv1.HealthCheckResponse_SERVING
-	if !s.ca.Ready() {
+	if !s.ca.Ready() || s.store.Fresh() != nil {
 		state = healthv1.HealthCheckResponse_NOT_SERVING
 	}
 	return &healthv1.HealthCheckResponse{Status: state}, nil

@@ -193,6 +193,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { i.prune(ctx) })
 	wg.Go(func() { i.refresher.Run(ctx) })
+	wg.Go(func() { i.follow(ctx) })
 	return i.ca.Run(ctx)
 }
 

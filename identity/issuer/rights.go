@@ -199,6 +199,9 @@ func (i *Issuer) restrict(ctx context.Context, method string, req any) error {
 }
 
 func (i *Issuer) checkAdmin(c Caller) error {
+	if err := i.fresh(); err != nil && c.kind == svid {
+		return err
+	}
 	if c.kind == local || c.kind == remote || c.kind == svid && i.now().Before(c.expires) && i.index.IsAdmin(c.id, i.now()) {
 		return nil
 	}
@@ -217,7 +220,17 @@ func (i *Issuer) checkAgent(ctx context.Context, c Caller) error {
 	if !i.now().Before(c.expires) {
 		return deny(types.PermissionDeniedDetails_AGENT_EXPIRED, "the agent's SVID has expired")
 	}
+	if err := i.fresh(); err != nil {
+		return err
+	}
 	a := i.index.Agent(c.id)
+	if a == nil || !a.Banned && c.serial != a.Serial && c.serial != a.NewSerial {
+		// Another replica may have attested or renewed it a moment ago.
+		if err := i.refresh(ctx); err != nil {
+			return err
+		}
+		a = i.index.Agent(c.id)
+	}
 	switch {
 	case a == nil:
 		return deny(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "not an attested agent")

@@ -50,6 +50,9 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	if err := s.waitToSign(ctx, len(params)); err != nil {
 		return nil, err
 	}
+	if err := s.refreshFor(ctx, params); err != nil {
+		return nil, err
+	}
 	batch := &x509Batch{params: params, tickets: make([]*ca.X509Ticket, len(params)), entries: make([]*registry.Entry, len(params)),
 		results: make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))}
 	if err := s.onAllCores(ctx, len(params), func(n int) error { return s.prepareX509(ctx, batch, n) }); err != nil {
@@ -174,7 +177,10 @@ func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	if req.GetEntryId() == "" {
 		return nil, status.Error(codes.InvalidArgument, "entry_id is missing")
 	}
-	e := s.index.Lookup(callerOf(ctx).id, req.GetEntryId(), s.now())
+	e, err := s.lookup(ctx, req.GetEntryId())
+	if err != nil {
+		return nil, err
+	}
 	if e == nil {
 		return nil, status.Error(codes.NotFound, "entry not found, or not authorized for this agent")
 	}

@@ -1,11 +1,15 @@
-// Package sqldb opens the database of a control plane and brings its schema up
-// to date. Each component owns its tables and its numbered migrations.
+// Package sqldb opens the database of a control plane, SQLite or PostgreSQL, and
+// brings its schema up to date. Each component owns its tables and its numbered
+// migrations. Statements are written once, in what both databases have in
+// common plus SQLite's names for parameters and types; dialect turns those into
+// PostgreSQL's.
 package sqldb
 
 import (
 	"context"
 	"database/sql"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"net/url"
 	"path"
@@ -34,55 +38,81 @@ func OpenSQLite(ctx context.Context, file string) (*sql.DB, error) {
 }
 
 // Migrate applies the migrations of component that db has not seen: files
-// NNN_name.sql in dir, in the order of their numbers, each in a transaction.
-// A schema newer than this build is an error, and nothing is touched.
+// NNN_name.sql in dir, in the order of their numbers, all in one transaction. A
+// schema newer than this build is an error, and nothing is touched. Several
+// processes may do it at once.
 func Migrate(ctx context.Context, db *sql.DB, component string, files fs.FS, dir string) error {
 	names, err := fs.Glob(files, path.Join(dir, "*.sql"))
 	if err != nil {
 		return err
 	}
 	slices.Sort(names)
-	if _, err := db.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS schema_versions (component TEXT PRIMARY KEY, version INTEGER NOT NULL)`); err != nil {
-		return fmt.Errorf("migrate %s: %w", component, err)
-	}
-	var have int
-	err = db.QueryRowContext(ctx, `SELECT version FROM schema_versions WHERE component = ?`, component).Scan(&have)
-	if err != nil && err != sql.ErrNoRows {
-		return fmt.Errorf("migrate %s: %w", component, err)
-	}
-	if have > len(names) {
-		return fmt.Errorf("database schema of %s is version %d, this build knows %d: run a newer build", component, have, len(names))
-	}
 	for i, name := range names {
 		number, _, _ := strings.Cut(path.Base(name), "_")
 		if n, err := strconv.Atoi(number); err != nil || n != i+1 {
 			return fmt.Errorf("migrate %s: %s is not migration number %d", component, name, i+1)
 		}
-		if i < have {
-			continue
-		}
-		if err := apply(ctx, db, component, i+1, files, name); err != nil {
-			return fmt.Errorf("migrate %s: %s: %w", component, name, err)
-		}
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("migrate %s: %w", component, err)
+	}
+	defer tx.Rollback()
+	if err := migrate(ctx, tx, Shared(db), component, files, names); err != nil {
+		return fmt.Errorf("migrate %s: %w", component, err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("migrate %s: %w", component, err)
 	}
 	return nil
 }
 
-func apply(ctx context.Context, db *sql.DB, component string, version int, files fs.FS, name string) error {
-	text, err := fs.ReadFile(files, name)
-	if err != nil {
+func migrate(ctx context.Context, tx *sql.Tx, shared bool, component string, files fs.FS, names []string) error {
+	if shared {
+		// SQLite's transactions exclude each other by themselves.
+		if err := lock(ctx, tx, "schema"); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS schema_versions (component TEXT PRIMARY KEY, version INTEGER NOT NULL)`); err != nil {
 		return err
 	}
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
+	var have int
+	err := tx.QueryRowContext(ctx, `SELECT version FROM schema_versions WHERE component = ?`, component).Scan(&have)
+	if err != nil && err != sql.ErrNoRows {
 		return err
 	}
-	defer tx.Rollback()
-	if _, err := tx.ExecContext(ctx, string(text)); err != nil {
-		return err
+	if have > len(names) {
+		return fmt.Errorf("database schema of %s is version %d, this build knows %d: run a newer build", component, have, len(names))
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO schema_versions (component, version) VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version`, component, version); err != nil {
-		return err
+	if have == len(names) {
+		return nil
 	}
-	return tx.Commit()
+	for _, name := range names[have:] {
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, string(text)); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO schema_versions (component, version) VALUES (?, ?) ON CONFLICT (component) DO UPDATE SET version = excluded.version`, component, len(names))
+	return err
+}
+
+// lock waits for a lock that tx then holds to its end, by a name of ours.
+// PostgreSQL only.
+func lock(ctx context.Context, tx *sql.Tx, name string) error {
+	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(?)`, lockKey(name)); err != nil {
+		return fmt.Errorf("lock %s: %w", name, err)
+	}
+	return nil
+}
+
+// lockKey is the number that PostgreSQL has in place of the name of a lock.
+func lockKey(name string) int64 {
+	h := fnv.New64a()
+	h.Write([]byte("writ:" + name))
+	return int64(h.Sum64())
 }

@@ -17,6 +17,8 @@ type Config struct {
 	// Directory of everything that must survive: database, keys, ledger.
 	// Mode 0700.
 	DataDir string `yaml:"data_dir"`
+	// PostgreSQL in place of the SQLite database in the data directory.
+	Database *Database `yaml:"database"`
 	// Roles to run: issuer, decision, audit. All when left out.
 	Roles []string `yaml:"roles" enum:"issuer|decision|audit"`
 	// Address of the issuer listener (SPIRE's server API), host:port.
@@ -240,6 +242,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.PolicySource != nil {
 		c.PolicySource.validate(bad)
+	}
+	if c.Database != nil {
+		c.Database.validate(bad)
 	}
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")

@@ -2,6 +2,9 @@ package writdconf
 
 import (
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -18,6 +21,8 @@ func TestValidatePublishing(t *testing.T) {
 		{"short form and long form", func(c *Config) {
 			c.PublisherKeys, c.Publishers = []string{"k"}, []Publisher{{Name: "a", Keys: []string{"k"}}}
 		}, "publisher_keys: is the short form of publishers"},
+		{"no database", func(c *Config) { c.Database = &Database{} }, "database: names no database"},
+		{"two databases", func(c *Config) { c.Database = &Database{Postgres: "x", DSNFile: "y"} }, "database.dsn_file: postgres says it already"},
 		{"publisher without keys", func(c *Config) { c.Publishers = []Publisher{{Name: "a"}} }, "publishers[0].keys: missing"},
 		{"approver without a name", func(c *Config) { c.Approvers = []Approver{{Keys: []string{"a"}}} }, "approvers[0].name: missing"},
 		{"approver without keys", func(c *Config) { c.Approvers = []Approver{{Name: "ann"}} }, "approvers[0].keys: missing"},
@@ -39,5 +44,39 @@ func TestValidatePublishing(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// What a DSN holds does not get into a log, and not from a file that others
+// read.
+func TestDatabaseSecret(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "dsn")
+	d := &Database{DSNFile: file}
+	write := func(text string, mode os.FileMode) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		text string
+		mode os.FileMode
+		want string
+	}{{"host=x password=hunter2", 0o644, "chmod 600"}, {" \n", 0o600, "is empty"}} {
+		write(tt.text, tt.mode)
+		if _, err := d.DSN(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q %o: %v", tt.text, tt.mode, err)
+		}
+	}
+	write("host=x password=hunter2\n", 0o600)
+	if dsn, err := d.DSN(); err != nil || dsn != "host=x password=hunter2" {
+		t.Errorf("%q, %v", dsn, err)
+	}
+	var out strings.Builder
+	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "database", &Database{Postgres: "host=x password=hunter2"})
+	if strings.Contains(out.String(), "hunter2") {
+		t.Error(out.String())
 	}
 }

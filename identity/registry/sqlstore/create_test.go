@@ -1,8 +1,8 @@
 package sqlstore_test
 
 import (
+	"database/sql"
 	"fmt"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,8 +17,10 @@ func plain(id, spiffe string) registry.Entry {
 
 // Of a batch, what exists is refused alone: in the database, in the same
 // transaction, or earlier in the batch, by ID or by similarity.
-func TestCreateEntriesRefusesWhatExists(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+func TestCreateEntriesRefusesWhatExists(t *testing.T) { onEach(t, testCreateEntriesRefusesWhatExists) }
+
+func testCreateEntriesRefusesWhatExists(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	update(t, s, func(tx *sqlstore.Tx) error {
 		_, err := tx.CreateEntry(plain("old", "/svc/old"))
 		return err
@@ -64,8 +66,11 @@ func TestCreateEntriesRefusesWhatExists(t *testing.T) {
 // A batch longer than a statement takes is made whole, in order, and sees its
 // own earlier rows.
 func TestCreateEntriesLongerThanAStatement(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "writ.db")
-	s := open(t, openDB(t, file))
+	onEach(t, testCreateEntriesLongerThanAStatement)
+}
+
+func testCreateEntriesLongerThanAStatement(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	var batch []registry.Entry
 	for n := range 1000 {
 		batch = append(batch, plain("", fmt.Sprintf("/svc/%d", n)))
@@ -89,8 +94,8 @@ func TestCreateEntriesLongerThanAStatement(t *testing.T) {
 	if batch[0].ID != "" {
 		t.Error("the caller's list was changed")
 	}
-	again := open(t, openDB(t, file))
-	if diff := cmp.Diff(s.Index().Entries(), again.Index().Entries(), ignoreZone); diff != "" || len(again.Index().Entries()) != 1000 {
-		t.Errorf("%d entries after a restart: %s", len(again.Index().Entries()), diff)
+	reopened := open(t, again())
+	if diff := cmp.Diff(s.Index().Entries(), reopened.Index().Entries(), ignoreZone); diff != "" || len(reopened.Index().Entries()) != 1000 {
+		t.Errorf("%d entries after a restart: %s", len(reopened.Index().Entries()), diff)
 	}
 }

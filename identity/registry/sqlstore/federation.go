@@ -22,20 +22,32 @@ const (
 )
 
 func (s *Store) loadFederation(ctx context.Context) error {
-	bundles, err := queryAll(ctx, s.db, `SELECT `+bundleColumns+` FROM registry_bundles`, scanBundle)
+	tx, err := s.view(ctx)
 	if err != nil {
-		return fmt.Errorf("load federated bundles: %w", err)
+		return fmt.Errorf("load federation: %w", err)
 	}
-	relationships, err := queryAll(ctx, s.db, `SELECT `+relationshipColumns+` FROM registry_federation`, scanRelationship)
+	defer tx.Rollback()
+	bundles, relationships, err := (&Tx{ctx: ctx, tx: tx}).federation()
 	if err != nil {
-		return fmt.Errorf("load federation relationships: %w", err)
+		return err
 	}
 	s.index.LoadFederation(bundles, relationships)
 	return nil
 }
 
-func queryAll[T any](ctx context.Context, db *sql.DB, query string, scan func(scanner) (*T, error)) ([]*T, error) {
-	rows, err := db.QueryContext(ctx, query)
+// federation is all that is known of other trust domains.
+func (t *Tx) federation() (bundles []*registry.FederatedBundle, relationships []*registry.Relationship, err error) {
+	if bundles, err = queryAll(t, `SELECT `+bundleColumns+` FROM registry_bundles`, scanBundle); err != nil {
+		return nil, nil, fmt.Errorf("load federated bundles: %w", err)
+	}
+	if relationships, err = queryAll(t, `SELECT `+relationshipColumns+` FROM registry_federation`, scanRelationship); err != nil {
+		return nil, nil, fmt.Errorf("load federation relationships: %w", err)
+	}
+	return bundles, relationships, nil
+}
+
+func queryAll[T any](t *Tx, query string, scan func(scanner) (*T, error)) ([]*T, error) {
+	rows, err := t.tx.QueryContext(t.ctx, query)
 	if err != nil {
 		return nil, err
 	}

@@ -1,8 +1,8 @@
 package sqlstore_test
 
 import (
+	"database/sql"
 	"errors"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -25,9 +25,10 @@ func partnerBundle(t testing.TB, name string) registry.FederatedBundle {
 	}
 }
 
-func TestFederationSurvivesRestart(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "writ.db")
-	s := open(t, openDB(t, file))
+func TestFederationSurvivesRestart(t *testing.T) { onEach(t, testFederationSurvivesRestart) }
+
+func testFederationSurvivesRestart(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	full := partnerBundle(t, "partner.org")
 	empty := registry.FederatedBundle{TrustDomain: domain("revoked.org"), Sequence: 1}
 	relation := registry.Relationship{TrustDomain: domain("partner.org"), EndpointURL: "https://partner.org/b?x=1", Profile: registry.HTTPSSPIFFE,
@@ -36,7 +37,7 @@ func TestFederationSurvivesRestart(t *testing.T) {
 	update(t, s, func(tx *sqlstore.Tx) error {
 		return errors.Join(tx.PutFederatedBundle(full), tx.PutFederatedBundle(empty), tx.PutRelationship(relation), tx.PutRelationship(web))
 	})
-	for name, store := range map[string]*sqlstore.Store{"now": s, "after restart": open(t, openDB(t, file))} {
+	for name, store := range map[string]*sqlstore.Store{"now": s, "after restart": open(t, again())} {
 		x := store.Index()
 		for _, want := range []registry.FederatedBundle{full, empty} {
 			if got := x.FederatedBundle(want.TrustDomain); got == nil || !got.Equal(&want) || got.Sequence != want.Sequence || got.RefreshHint != want.RefreshHint {
@@ -62,7 +63,7 @@ func TestFederationSurvivesRestart(t *testing.T) {
 	default:
 		t.Error("nobody was told that a relationship ended")
 	}
-	x := open(t, openDB(t, file)).Index()
+	x := open(t, again()).Index()
 	if left, _ := x.Relationships(); len(left) != 1 || len(x.FederatedBundles()) != 1 {
 		t.Errorf("left are %d relationships and %d bundles", len(left), len(x.FederatedBundles()))
 	}
@@ -72,8 +73,10 @@ func TestFederationSurvivesRestart(t *testing.T) {
 	}
 }
 
-func TestEntriesFederatingWith(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+func TestEntriesFederatingWith(t *testing.T) { onEach(t, testEntriesFederatingWith) }
+
+func testEntriesFederatingWith(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	update(t, s, func(tx *sqlstore.Tx) error {
 		for path, with := range map[string][]string{"/a": {"x_y.org", "z.org"}, "/b": {"xay.org"}, "/c": {"a.x_y.org"}, "/d": nil} {
 			e := full()
@@ -93,7 +96,11 @@ func TestEntriesFederatingWith(t *testing.T) {
 // A changed bundle wakes the agents whose entries federate with it, and no
 // others, on every path by which an agent has an entry.
 func TestBundleChangeWakesWhomItConcerns(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+	onEach(t, testBundleChangeWakesWhomItConcerns)
+}
+
+func testBundleChangeWakesWhomItConcerns(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	a, b, c := path("/spire/agent/x/a"), path("/spire/agent/x/b"), path("/spire/agent/x/c")
 	update(t, s, func(tx *sqlstore.Tx) error {
 		for id, selectors := range map[spiffeid.ID][]registry.Selector{a: nil, b: {{Type: "n", Value: "1"}}, c: nil} {

@@ -13,9 +13,30 @@ func (s *Store) Revocations() *revocation.Set { return &s.revoked }
 
 // loadRevocations adds what the database has to what is known.
 func (s *Store) loadRevocations(ctx context.Context) error {
-	rows, err := s.db.QueryContext(ctx, `SELECT kind, subject, number, issued_before, backdate, revoked_at, expires_at, actor, reason FROM registry_revocations`)
+	tx, err := s.view(ctx)
 	if err != nil {
 		return fmt.Errorf("load revocations: %w", err)
+	}
+	defer tx.Rollback()
+	return s.mergeRevocations(&Tx{ctx: ctx, tx: tx}, 0)
+}
+
+// mergeRevocations adds what was revoked after a revision.
+func (s *Store) mergeRevocations(t *Tx, after uint64) error {
+	all, err := t.revocationsSince(after)
+	if err != nil {
+		return fmt.Errorf("load revocations: %w", err)
+	}
+	if _, err := s.revoked.Merge(all, s.clock()); err != nil {
+		return fmt.Errorf("load revocations: %w", err)
+	}
+	return nil
+}
+
+func (t *Tx) revocationsSince(revision uint64) ([]*revocation.Revocation, error) {
+	rows, err := t.tx.QueryContext(t.ctx, `SELECT kind, subject, number, issued_before, backdate, revoked_at, expires_at, actor, reason FROM registry_revocations WHERE number > ?`, int64(revision))
+	if err != nil {
+		return nil, err
 	}
 	defer rows.Close()
 	var all []*revocation.Revocation
@@ -23,19 +44,13 @@ func (s *Store) loadRevocations(ctx context.Context) error {
 		var r revocation.Revocation
 		var number, before, backdate, revoked, expires int64
 		if err := rows.Scan(&r.Kind, &r.Subject, &number, &before, &backdate, &revoked, &expires, &r.Actor, &r.Reason); err != nil {
-			return fmt.Errorf("load revocations: %w", err)
+			return nil, err
 		}
 		r.Number, r.Backdate = uint64(number), time.Duration(backdate)*time.Second
 		r.Before, r.Revoked, r.Expires = fromUnix(before), fromUnix(revoked), fromUnix(expires)
 		all = append(all, &r)
 	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("load revocations: %w", err)
-	}
-	if _, err := s.revoked.Merge(all, s.clock()); err != nil {
-		return fmt.Errorf("load revocations: %w", err)
-	}
-	return nil
+	return all, rows.Err()
 }
 
 // Revoke keeps a revocation, and returns it with its number. A subject that is

@@ -24,34 +24,45 @@ func (s *Store) load(ctx context.Context) (revision uint64, entries []*registry.
 	fail := func(err error) (uint64, []*registry.Entry, []*registry.Agent, error) {
 		return 0, nil, nil, fmt.Errorf("load registry: %w", err)
 	}
-	sqlTx, err := s.db.BeginTx(ctx, nil) // one consistent view
+	sqlTx, err := s.view(ctx)
 	if err != nil {
 		return fail(err)
 	}
 	defer sqlTx.Rollback()
 	t := &Tx{ctx: ctx, tx: sqlTx}
-	if err := t.queryRow(`SELECT revision FROM registry_revision`).Scan(&revision); err != nil {
+	if revision, _, err = s.revision(t, ""); err != nil {
 		return fail(err)
 	}
-	if entries, err = t.entriesWhere(`TRUE`); err != nil {
-		return fail(err)
-	}
-	rows, err := sqlTx.QueryContext(ctx, `SELECT `+agentColumns+` FROM registry_agents`)
-	if err != nil {
-		return fail(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		a, err := scanAgent(rows)
-		if err != nil {
-			return fail(err)
-		}
-		agents = append(agents, a)
-	}
-	if err := rows.Err(); err != nil {
+	if entries, agents, err = t.everything(); err != nil {
 		return fail(err)
 	}
 	return revision, entries, agents, nil
+}
+
+// everything is the whole content.
+func (t *Tx) everything() (entries []*registry.Entry, agents []*registry.Agent, err error) {
+	if entries, err = t.entriesWhere(`TRUE`); err != nil {
+		return nil, nil, err
+	}
+	agents, err = t.agentsWhere(`TRUE`)
+	return entries, agents, err
+}
+
+func (t *Tx) agentsWhere(where string, args ...any) ([]*registry.Agent, error) {
+	rows, err := t.tx.QueryContext(t.ctx, `SELECT `+agentColumns+` FROM registry_agents WHERE `+where, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var agents []*registry.Agent
+	for rows.Next() {
+		a, err := scanAgent(rows)
+		if err != nil {
+			return nil, err
+		}
+		agents = append(agents, a)
+	}
+	return agents, rows.Err()
 }
 
 func (t *Tx) entriesWhere(where string, args ...any) ([]*registry.Entry, error) {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -17,10 +18,36 @@ import (
 
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/pgtest"
 	"github.com/writ-dev/writ/internal/sqldb"
 )
 
 var now = time.Date(2030, 1, 1, 0, 0, 0, 500, time.UTC)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// onEach runs a test on each kind of database. again opens the database of the
+// test once more.
+func onEach(t *testing.T, test func(t *testing.T, again func() *sql.DB)) {
+	t.Run("sqlite", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "writ.db")
+		test(t, func() *sql.DB { return openDB(t, file) })
+	})
+	t.Run("postgres", func(t *testing.T) {
+		dsn := pgtest.DSN(t)
+		test(t, func() *sql.DB { return openPostgres(t, dsn) })
+	})
+}
+
+func openPostgres(t testing.TB, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sqldb.OpenPostgres(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
 
 func openDB(t testing.TB, file string) *sql.DB {
 	t.Helper()
@@ -63,9 +90,10 @@ func update(t testing.TB, s *sqlstore.Store, fn func(*sqlstore.Tx) error) {
 
 var ignoreZone = cmp.Options{cmp.Comparer(func(a, b time.Time) bool { return a.Equal(b) }), cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })}
 
-func TestEntriesSurviveRestart(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "writ.db")
-	s := open(t, openDB(t, file))
+func TestEntriesSurviveRestart(t *testing.T) { onEach(t, testEntriesSurviveRestart) }
+
+func testEntriesSurviveRestart(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	var made *registry.Entry
 	update(t, s, func(tx *sqlstore.Tx) (err error) {
 		made, err = tx.CreateEntry(full())
@@ -82,23 +110,25 @@ func TestEntriesSurviveRestart(t *testing.T) {
 	update(t, s, func(tx *sqlstore.Tx) error {
 		return tx.PutAgent(registry.Agent{ID: path("/spire/agent/x/1"), AttestationType: "x", Selectors: []registry.Selector{{Type: "b", Value: "1"}, {Type: "a", Value: "1"}}, Serial: "12", ExpiresAt: now.Truncate(time.Second), NewSerial: "13", NewExpiresAt: now.Add(time.Hour).Truncate(time.Second), Banned: true, CanReattest: true})
 	})
-	again := open(t, openDB(t, file))
-	if diff := cmp.Diff(s.Index().Entries(), again.Index().Entries(), ignoreZone); diff != "" {
+	reopened := open(t, again())
+	if diff := cmp.Diff(s.Index().Entries(), reopened.Index().Entries(), ignoreZone); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(s.Index().Agents(), again.Index().Agents(), ignoreZone); diff != "" {
+	if diff := cmp.Diff(s.Index().Agents(), reopened.Index().Agents(), ignoreZone); diff != "" {
 		t.Error(diff)
 	}
 	if a, _ := s.Index().Revision(); a != 2 {
 		t.Errorf("revision %d, want 2", a)
 	}
-	if a, _ := again.Index().Revision(); a != 2 {
+	if a, _ := reopened.Index().Revision(); a != 2 {
 		t.Errorf("revision %d after restart, want 2", a)
 	}
 }
 
-func TestUniqueness(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+func TestUniqueness(t *testing.T) { onEach(t, testUniqueness) }
+
+func testUniqueness(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	var first, second *registry.Entry
 	update(t, s, func(tx *sqlstore.Tx) (err error) {
 		if first, err = tx.CreateEntry(full()); err != nil {
@@ -132,8 +162,10 @@ func TestUniqueness(t *testing.T) {
 	}
 }
 
-func TestRevisions(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+func TestRevisions(t *testing.T) { onEach(t, testRevisions) }
+
+func testRevisions(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	var e *registry.Entry
 	do := func(fn func(*sqlstore.Tx) error) { t.Helper(); update(t, s, fn) }
 	do(func(tx *sqlstore.Tx) (err error) {
@@ -178,8 +210,10 @@ func TestRevisions(t *testing.T) {
 	}
 }
 
-func TestRollback(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+func TestRollback(t *testing.T) { onEach(t, testRollback) }
+
+func testRollback(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	boom := errors.New("boom")
 	err := s.Update(t.Context(), func(tx *sqlstore.Tx) error {
 		if _, err := tx.CreateEntry(full()); err != nil {
@@ -213,8 +247,10 @@ func TestRollback(t *testing.T) {
 	}
 }
 
-func TestTokens(t *testing.T) {
-	db := openDB(t, filepath.Join(t.TempDir(), "writ.db"))
+func TestTokens(t *testing.T) { onEach(t, testTokens) }
+
+func testTokens(t *testing.T, again func() *sql.DB) {
+	db := again()
 	s := open(t, db)
 	hash := registry.HashToken("secret")
 	late := registry.HashToken("late")
@@ -271,8 +307,10 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-func TestDeleteAgentTakesItsAliasOnly(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+func TestDeleteAgentTakesItsAliasOnly(t *testing.T) { onEach(t, testDeleteAgentTakesItsAliasOnly) }
+
+func testDeleteAgentTakesItsAliasOnly(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	agent := path("/spire/agent/join_token/t")
 	update(t, s, func(tx *sqlstore.Tx) error {
 		for _, e := range []registry.Entry{
@@ -302,8 +340,10 @@ func TestDeleteAgentTakesItsAliasOnly(t *testing.T) {
 	}
 }
 
-func TestJournal(t *testing.T) {
-	s := open(t, openDB(t, filepath.Join(t.TempDir(), "writ.db")))
+func TestJournal(t *testing.T) { onEach(t, testJournal) }
+
+func testJournal(t *testing.T, again func() *sql.DB) {
+	s := open(t, again())
 	ctx := t.Context()
 	if doc, err := s.LoadJournal(ctx); doc != nil || err != nil {
 		t.Fatalf("%q, %v", doc, err)
@@ -319,9 +359,10 @@ func TestJournal(t *testing.T) {
 }
 
 // The database closing under a transaction is a failure, and never a change.
-func TestDatabaseFailure(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "writ.db")
-	db := openDB(t, file)
+func TestDatabaseFailure(t *testing.T) { onEach(t, testDatabaseFailure) }
+
+func testDatabaseFailure(t *testing.T, again func() *sql.DB) {
+	db := again()
 	s := open(t, db)
 	db.Close()
 	if err := s.Update(t.Context(), func(tx *sqlstore.Tx) error { _, err := tx.CreateEntry(full()); return err }); err == nil {
@@ -331,8 +372,8 @@ func TestDatabaseFailure(t *testing.T) {
 		t.Errorf("%d entries in the index", n)
 	}
 	// A row that makes no sense stops the start, and says which.
-	db = openDB(t, file)
-	if _, err := db.Exec(`INSERT INTO registry_entries VALUES ('odd', 'http://x', 'y', '[]', x'00', 0, 0, '[]', '[]', 0, 0, 0, '', 0, 0, 0)`); err != nil {
+	db = again()
+	if _, err := db.Exec(`INSERT INTO registry_entries VALUES ('odd', 'http://x', 'y', '[]', ?, 0, 0, '[]', '[]', 0, 0, 0, '', 0, 0, 0)`, []byte{0}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := sqlstore.Open(t.Context(), db, time.Now); err == nil {

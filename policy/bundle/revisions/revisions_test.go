@@ -10,12 +10,21 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/writ-dev/writ/internal/pgtest"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
 )
 
-func openDB(t *testing.T) *sql.DB {
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// onEach runs a test on an empty database of each kind.
+func onEach(t *testing.T, test func(t *testing.T, db *sql.DB)) {
+	t.Run("sqlite", func(t *testing.T) { test(t, openSQLite(t)) })
+	t.Run("postgres", func(t *testing.T) { test(t, pgtest.Open(t)) })
+}
+
+func openSQLite(t *testing.T) *sql.DB {
 	t.Helper()
 	db, err := sqldb.OpenSQLite(t.Context(), filepath.Join(t.TempDir(), "writ.db"))
 	if err != nil {
@@ -29,8 +38,10 @@ func nothing(*sql.Tx, revisions.Info) error { return nil }
 
 // TestParts: each revision keeps what every publisher gave to it, signatures
 // byte for byte.
-func TestParts(t *testing.T) {
-	store, err := revisions.Open(t.Context(), openDB(t))
+func TestParts(t *testing.T) { onEach(t, testParts) }
+
+func testParts(t *testing.T, db *sql.DB) {
+	store, err := revisions.Open(t.Context(), db)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,8 +72,9 @@ func TestParts(t *testing.T) {
 
 // TestMigrate: what was there before there were publishers is one part of
 // "default", in force as it was.
-func TestMigrate(t *testing.T) {
-	db := openDB(t)
+func TestMigrate(t *testing.T) { onEach(t, testMigrate) }
+
+func testMigrate(t *testing.T, db *sql.DB) {
 	first := filepath.Join(t.TempDir(), "migrations")
 	if err := os.MkdirAll(first, 0o700); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,179 @@
+package sqlstore
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/internal/sqldb"
+)
+
+const (
+	// channel is where a committed change of the registry is announced.
+	channel = "writ_registry"
+	// logLength is how many revisions the log of changes keeps, at least. Who is
+	// further behind reads everything again.
+	logLength = 10_000
+	// logSlack is how many revisions pass between two cuts of the log.
+	logSlack = 256
+)
+
+// changed is what a transaction touched, as the log has it. What it made of
+// that is in the tables.
+type changed struct {
+	Entries []string `json:"entries,omitempty"`
+	Agents  []string `json:"agents,omitempty"`
+	// Federation is few rows, which are read again together.
+	Federation bool `json:"federation,omitempty"`
+	// Revocations have the revision as their number.
+	Revocations bool `json:"revocations,omitempty"`
+}
+
+// announce puts the transaction's change into the log and tells the others,
+// once it is committed.
+func (t *Tx) announce() error {
+	c := changed{Federation: len(t.change.Bundles)+len(t.change.Relationships) > 0, Revocations: len(t.revoked) > 0}
+	for _, e := range t.change.Entries {
+		if e.New != nil {
+			c.Entries = append(c.Entries, e.New.ID)
+		} else {
+			c.Entries = append(c.Entries, e.Old.ID)
+		}
+	}
+	for _, a := range t.change.Agents {
+		if a.New != nil {
+			c.Agents = append(c.Agents, a.New.ID.String())
+		} else {
+			c.Agents = append(c.Agents, a.Old.ID.String())
+		}
+	}
+	doc, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	revision := int64(t.change.Revision)
+	if err := t.exec(`INSERT INTO registry_changes (revision, changed) VALUES (?, ?)`, revision, string(doc)); err != nil {
+		return fmt.Errorf("write the log of changes: %w", err)
+	}
+	if floor := revision - logLength; floor > 0 && revision%logSlack == 0 {
+		if err := t.exec(`DELETE FROM registry_changes WHERE revision <= ?`, floor); err != nil {
+			return fmt.Errorf("cut the log of changes: %w", err)
+		}
+		if err := t.exec(`UPDATE registry_revision SET log_floor = ? WHERE log_floor < ?`, floor, floor); err != nil {
+			return fmt.Errorf("cut the log of changes: %w", err)
+		}
+	}
+	return sqldb.Notify(t.ctx, t.tx, channel)
+}
+
+// changedSince is what was touched after a revision.
+func (t *Tx) changedSince(revision uint64) (all changed, err error) {
+	rows, err := t.tx.QueryContext(t.ctx, `SELECT revision, changed FROM registry_changes WHERE revision > ? ORDER BY revision`, int64(revision))
+	if err != nil {
+		return all, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var at int64
+		var doc string
+		if err := rows.Scan(&at, &doc); err != nil {
+			return all, err
+		}
+		var one changed
+		if err := json.Unmarshal([]byte(doc), &one); err != nil {
+			return all, fmt.Errorf("log of changes: revision %d: %w", at, err)
+		}
+		all.Entries = append(all.Entries, one.Entries...)
+		all.Agents = append(all.Agents, one.Agents...)
+		all.Federation = all.Federation || one.Federation
+		all.Revocations = all.Revocations || one.Revocations
+	}
+	slices.Sort(all.Entries)
+	slices.Sort(all.Agents)
+	all.Entries, all.Agents = slices.Compact(all.Entries), slices.Compact(all.Agents)
+	return all, rows.Err()
+}
+
+// changes is what was made of what was touched, as one change to the index.
+func (t *Tx) changes(x *registry.Index, touched changed) (change registry.Change, err error) {
+	for part := range slices.Chunk(touched.Entries, rowsAtOnce) {
+		found, err := t.entriesWhere(`id IN (`+repeat(`?`, len(part))+`)`, anys(part)...)
+		if err != nil {
+			return change, err
+		}
+		now := make(map[string]*registry.Entry, len(found))
+		for _, e := range found {
+			now[e.ID] = e
+		}
+		for _, id := range part {
+			if c := (registry.EntryChange{Old: x.Entry(id), New: now[id]}); c.Old != nil || c.New != nil {
+				change.Entries = append(change.Entries, c)
+			}
+		}
+	}
+	for part := range slices.Chunk(touched.Agents, rowsAtOnce) {
+		found, err := t.agentsWhere(`id IN (`+repeat(`?`, len(part))+`)`, anys(part)...)
+		if err != nil {
+			return change, err
+		}
+		now := make(map[string]*registry.Agent, len(found))
+		for _, a := range found {
+			now[a.ID.String()] = a
+		}
+		for _, name := range part {
+			id, err := spiffeid.FromString(name)
+			if err != nil {
+				return change, fmt.Errorf("log of changes: agent: %w", err)
+			}
+			if c := (registry.AgentChange{Old: x.Agent(id), New: now[name]}); c.Old != nil || c.New != nil {
+				change.Agents = append(change.Agents, c)
+			}
+		}
+	}
+	if touched.Federation {
+		err = t.federationChanges(x, &change)
+	}
+	return change, err
+}
+
+// federationChanges adds what differs between the tables and the index.
+func (t *Tx) federationChanges(x *registry.Index, change *registry.Change) error {
+	bundles, relationships, err := t.federation()
+	if err != nil {
+		return err
+	}
+	byDomain := map[spiffeid.TrustDomain]registry.BundleChange{}
+	for _, b := range x.FederatedBundles() {
+		byDomain[b.TrustDomain] = registry.BundleChange{Old: b}
+	}
+	for _, b := range bundles {
+		old := byDomain[b.TrustDomain].Old
+		byDomain[b.TrustDomain] = registry.BundleChange{Old: old, New: b}
+		if old != nil && old.Equal(b) {
+			delete(byDomain, b.TrustDomain)
+		}
+	}
+	change.Bundles = slices.Collect(maps.Values(byDomain))
+	ended := map[spiffeid.TrustDomain]registry.RelationshipChange{}
+	known, _ := x.Relationships()
+	for _, r := range known {
+		ended[r.TrustDomain] = registry.RelationshipChange{Old: r}
+	}
+	for _, r := range relationships {
+		ended[r.TrustDomain] = registry.RelationshipChange{Old: ended[r.TrustDomain].Old, New: r}
+	}
+	change.Relationships = slices.Collect(maps.Values(ended))
+	return nil
+}
+
+func anys(list []string) []any {
+	out := make([]any, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
+}

@@ -1,0 +1,147 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/writ-dev/writ/internal/sqldb"
+)
+
+const (
+	// heartbeat is how often a replica asks for the revision when it hears of
+	// none.
+	heartbeat = 2 * time.Second
+	// MaxStale is how long a replica may be cut off from a shared database and
+	// still be asked. Longer, and it might serve what others took away.
+	MaxStale = 10 * time.Second
+)
+
+// StaleError says that this process does not know what others did to the
+// registry meanwhile. Ask another replica, or later.
+type StaleError struct{ Age time.Duration }
+
+func (e *StaleError) Error() string {
+	return fmt.Sprintf("the database has not answered for %s, so what other replicas changed is not known here", e.Age.Round(time.Second))
+}
+
+// Shared reports whether other processes may change the registry: it is in
+// PostgreSQL.
+func (s *Store) Shared() bool { return s.shared }
+
+// Fresh is nil when the index holds what the database holds, but for what was
+// committed elsewhere in the last milliseconds, or MaxStale where notifications
+// do not arrive. Otherwise it is a *StaleError.
+func (s *Store) Fresh() error {
+	if !s.shared {
+		return nil
+	}
+	if age := time.Since(*s.confirmed.Load()); age > MaxStale {
+		return &StaleError{Age: age}
+	}
+	return nil
+}
+
+// confirm notes that the index was the database's content at that time.
+func (s *Store) confirm(at time.Time) { s.confirmed.Store(&at) }
+
+// Follow applies what other processes commit, as they commit it, until ctx
+// ends. Where the database has one process it does nothing.
+func (s *Store) Follow(ctx context.Context, log *slog.Logger) error {
+	if !s.shared {
+		<-ctx.Done()
+		return nil
+	}
+	return sqldb.Listen(ctx, s.db, channel, heartbeat, log, s.Refresh)
+}
+
+// Refresh applies what others have committed. It asks the database for its
+// revision, and for what changed since ours; so a caller that finds nothing in
+// the index, where another process may just have put it, can look again after
+// it.
+func (s *Store) Refresh(ctx context.Context) error {
+	if !s.shared {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refresh(ctx)
+}
+
+func (s *Store) refresh(ctx context.Context) error {
+	asked := time.Now()
+	sqlTx, err := s.view(ctx)
+	if err != nil {
+		return fmt.Errorf("follow the registry: %w", err)
+	}
+	defer sqlTx.Rollback()
+	t := &Tx{ctx: ctx, tx: sqlTx}
+	revision, floor, err := s.revision(t, "")
+	if err == nil {
+		err = s.catchUp(t, revision, floor)
+	}
+	if err != nil {
+		return fmt.Errorf("follow the registry: %w", err)
+	}
+	s.broken = nil
+	s.confirm(asked)
+	return nil
+}
+
+// view begins a transaction that sees one state throughout.
+func (s *Store) view(ctx context.Context) (*sql.Tx, error) {
+	if !s.shared {
+		return s.db.BeginTx(ctx, nil)
+	}
+	return s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+}
+
+func (s *Store) revision(t *Tx, suffix string) (revision, floor uint64, err error) {
+	err = t.queryRow(`SELECT revision, log_floor FROM registry_revision`+suffix).Scan(&revision, &floor)
+	return revision, floor, err
+}
+
+// catchUp brings the index to the given revision, which is what t sees and what
+// nobody changes meanwhile.
+func (s *Store) catchUp(t *Tx, revision, floor uint64) error {
+	have, _ := s.index.Revision()
+	switch {
+	case have == revision:
+		return nil
+	case have < floor || have > revision:
+		// The log does not reach back, or the database was restored.
+		entries, agents, err := t.everything()
+		if err != nil {
+			return err
+		}
+		bundles, relationships, err := t.federation()
+		if err != nil {
+			return err
+		}
+		if err := s.mergeRevocations(t, 0); err != nil {
+			return err
+		}
+		s.index.LoadFederation(bundles, relationships)
+		s.index.Reload(revision, entries, agents)
+		return nil
+	}
+	touched, err := t.changedSince(have)
+	if err != nil {
+		return err
+	}
+	change, err := t.changes(s.index, touched)
+	if err != nil {
+		return err
+	}
+	if touched.Revocations {
+		// First, so that who is woken by the change knows of it.
+		if err := s.mergeRevocations(t, have); err != nil {
+			return err
+		}
+	}
+	change.Revision = revision
+	s.index.Apply(change)
+	return nil
+}
