@@ -175,18 +175,18 @@ func TestFlagsOverrideEveryField(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "agent.yaml")
 	content := "trust_domain: example.org\nserver_address: a:1\ntrust_bundle: b\ninsecure_bootstrap: false\njoin_token_file: t\n" +
-		"data_dir: d\nsocket: s\nsync_interval: 1s\nmax_connections_per_uid: 1\nmax_streams_per_uid: 1\n" +
+		"data_dir: d\nsocket: s\nsync_interval: 1s\nmax_connections_per_uid: 1\nmax_streams_per_uid: 1\nreattest_interval: 2s\n" +
 		"sds: {default_svid_name: a,\n default_bundle_name: b,\n default_all_bundles_name: c,\n disable_spiffe_cert_validation: false}\nadmin: 127.0.0.1:1\n"
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	want := agent.Config{
 		TrustDomain: "other.org", ServerAddress: "z:9", InsecureBootstrap: true, JoinTokenFile: "-", DataDir: "dd", Socket: "ss",
-		SyncInterval: 2 * time.Second, MaxConnectionsPerUID: 3, MaxStreamsPerUID: 4, Admin: "[::1]:5",
+		SyncInterval: 2 * time.Second, MaxConnectionsPerUID: 3, MaxStreamsPerUID: 4, Admin: "[::1]:5", ReattestInterval: 3 * time.Second,
 		SDS: sds.Names{DefaultSVIDName: "x", DefaultBundleName: "", DefaultAllBundlesName: "z", DisableSPIFFECertValidation: true},
 	}
 	args := []string{"--trust-domain=other.org", "--server-address=z:9", "--trust-bundle=", "--insecure-bootstrap", "--join-token-file=-",
-		"--data-dir=dd", "--socket=ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--sds-default-svid-name=x",
+		"--data-dir=dd", "--socket=ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--reattest-interval=3s", "--sds-default-svid-name=x",
 		"--sds-default-bundle-name=", "--sds-default-all-bundles-name=z", "--sds-disable-spiffe-cert-validation", "--admin=[::1]:5"}
 	var cfg agent.Config
 	given := 0

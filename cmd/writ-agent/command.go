@@ -65,6 +65,7 @@ func configFlags(f *pflag.FlagSet, cfg *agent.Config) {
 	f.DurationVar(&cfg.SyncInterval, "sync-interval", cfg.SyncInterval, "time between two syncs when no change is pushed")
 	f.IntVar(&cfg.MaxConnectionsPerUID, "max-connections-per-uid", cfg.MaxConnectionsPerUID, "open connections that one user may hold")
 	f.IntVar(&cfg.MaxStreamsPerUID, "max-streams-per-uid", cfg.MaxStreamsPerUID, "open streams that one user may hold")
+	f.DurationVar(&cfg.ReattestInterval, "reattest-interval", cfg.ReattestInterval, "how often workloads with an open stream are attested again; 0s is never")
 	f.StringVar(&cfg.SDS.DefaultSVIDName, "sds-default-svid-name", cfg.SDS.DefaultSVIDName, "what Envoy calls its default X509-SVID")
 	f.StringVar(&cfg.SDS.DefaultBundleName, "sds-default-bundle-name", cfg.SDS.DefaultBundleName, "what Envoy calls the bundle of the own trust domain")
 	f.StringVar(&cfg.SDS.DefaultAllBundlesName, "sds-default-all-bundles-name", cfg.SDS.DefaultAllBundlesName, "what Envoy calls all bundles")

@@ -35,6 +35,8 @@ type Config struct {
 	MaxConnectionsPerUID int `yaml:"max_connections_per_uid"`
 	// Open streams that one user id may hold.
 	MaxStreamsPerUID int `yaml:"max_streams_per_uid"`
+	// How often the process behind an open stream is attested again; 0s is never.
+	ReattestInterval time.Duration `yaml:"reattest_interval"`
 	// Envoy's secret discovery on the same socket, with the names that SPIRE's
 	// agent has for it.
 	SDS sds.Names `yaml:"sds"`
@@ -49,6 +51,7 @@ func Default() Config {
 		SyncInterval:         5 * time.Second,
 		MaxConnectionsPerUID: 256,
 		MaxStreamsPerUID:     1024,
+		ReattestInterval:     time.Minute,
 		SDS:                  sds.DefaultNames(),
 	}
 }
@@ -89,6 +92,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.MaxStreamsPerUID < 1 {
 		fail("max_streams_per_uid", "want at least 1, got %d", c.MaxStreamsPerUID)
+	}
+	if c.ReattestInterval != 0 && c.ReattestInterval < time.Second {
+		fail("reattest_interval", "want 0s (never) or at least 1s, got %v", c.ReattestInterval)
 	}
 	if err := c.SDS.Validate(func(key, format string, args ...any) error { return at("sds."+key, format, args...) }); err != nil {
 		errs = append(errs, err)

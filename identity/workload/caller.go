@@ -2,7 +2,9 @@ package workload
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -17,6 +19,10 @@ type Caller struct {
 	peer      peercred.Peer
 	selectors []string
 	asked     int
+
+	running string // the program, when it was attested
+	next    time.Time
+	timer   *time.Timer
 }
 
 // Caller attests the process that makes the call of ctx. Its errors, as those of
@@ -24,17 +30,26 @@ type Caller struct {
 func (s *Server) Caller(ctx context.Context) (*Caller, error) {
 	// What is asked for is read first: then the selectors are no older than it.
 	before, _, _ := s.c.Source.Lookup(nil)
+	p, _ := peercred.FromContext(ctx)
+	running := s.running(p)
 	p, selectors, err := s.attest(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &Caller{s: s, peer: p, selectors: selectors, asked: before.Asked}, nil
+	c := &Caller{s: s, peer: p, selectors: selectors, asked: before.Asked, running: running}
+	c.schedule()
+	return c, nil
 }
 
 // Grant returns what the caller may have now, which is at least one identity,
 // and a channel that is closed when that may have changed. PermissionDenied
 // means that it may have nothing, or nothing any more.
 func (c *Caller) Grant(ctx context.Context) (Grant, <-chan struct{}, error) {
+	if c.timer != nil && !time.Now().Before(c.next) {
+		if err := c.reattest(ctx); err != nil {
+			return Grant{}, nil, err
+		}
+	}
 	for {
 		g, changed, err := c.s.grant(ctx, c.peer, c.selectors)
 		if g.Asked <= c.asked {
@@ -45,6 +60,62 @@ func (c *Caller) Grant(ctx context.Context) (Grant, <-chan struct{}, error) {
 			return Grant{}, nil, err
 		}
 	}
+}
+
+// Due says that it is time to ask for the grant again, because the caller has
+// to be looked at again.
+func (c *Caller) Due() <-chan time.Time {
+	if c.timer == nil {
+		return nil
+	}
+	return c.timer.C
+}
+
+// schedule spreads what begins together, as after a restart of the agent.
+func (c *Caller) schedule() {
+	if interval := c.s.c.ReattestInterval; interval > 0 {
+		wait := interval*9/10 + rand.N(interval/5+1)
+		c.next, c.timer = time.Now().Add(wait), time.NewTimer(wait)
+	}
+}
+
+// reattest looks at the caller again. What is not true of it any more is gone
+// for the rest of the call; what is newly true counts only for its next call, so
+// that a program never gains by a connection that another one opened.
+func (c *Caller) reattest(ctx context.Context) error {
+	_, now, err := c.s.attest(ctx)
+	if err != nil {
+		return err
+	}
+	same := c.running != "" && c.s.running(c.peer) == c.running
+	var held, lost []string
+	for _, old := range c.selectors {
+		// The very program that was attested: its file may be called otherwise
+		// by now, or be replaced by its next version.
+		if slices.Contains(now, old) || same && c.s.c.OfProgram(old) {
+			held = append(held, old)
+		} else {
+			lost = append(lost, old)
+		}
+	}
+	if len(lost) > 0 {
+		c.s.c.Log.WarnContext(ctx, "workload is not what it was when it called", "pid", c.peer.PID, "uid", c.peer.UID, "lost", lost)
+	}
+	c.selectors = held
+	c.schedule()
+	return nil
+}
+
+// running is "" where that is not known.
+func (s *Server) running(p peercred.Peer) string {
+	if s.c.Running == nil {
+		return ""
+	}
+	program, err := s.c.Running(p)
+	if err != nil {
+		return ""
+	}
+	return program
 }
 
 // Alive fails once the process has ended. Ask it last before anything is sent.

@@ -98,6 +98,9 @@ const abandonEnv = "WORKLOAD_TEST_ABANDON"
 // TestMain lets the test binary be a workload that opens a stream, hands its
 // connection on to a child that lives as long as standard input, and ends.
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(becomeEnv); socket != "" {
+		become(socket)
+	}
 	socket := os.Getenv(abandonEnv)
 	if socket == "" {
 		os.Exit(m.Run())

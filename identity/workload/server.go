@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -36,6 +37,14 @@ const (
 type Config struct {
 	Source Source
 	Attest Attest
+	// ReattestInterval is how often, give or take a tenth, the process behind an
+	// open stream is attested again. Zero is never.
+	ReattestInterval time.Duration
+	// Running, if given, identifies the program that a process runs now. While
+	// it is the one that was attested, selectors that OfProgram knows hold
+	// without being found again.
+	Running   func(peercred.Peer) (string, error)
+	OfProgram func(selector string) bool
 	// MaxConnectionsPerUID and MaxStreamsPerUID bound what the processes of one
 	// user may hold open: connections, and calls whether they stream or not.
 	MaxConnectionsPerUID int
@@ -70,6 +79,9 @@ type Server struct {
 func NewServer(c Config) (*Server, error) {
 	if c.MaxConnectionsPerUID <= 0 || c.MaxStreamsPerUID <= 0 {
 		return nil, fmt.Errorf("limits of %d connections and %d streams for each user leave nothing", c.MaxConnectionsPerUID, c.MaxStreamsPerUID)
+	}
+	if c.ReattestInterval < 0 || (c.Running == nil) != (c.OfProgram == nil) {
+		return nil, errors.New("re-attestation needs a positive interval, and Running and OfProgram together")
 	}
 	s := &Server{
 		c:        c,

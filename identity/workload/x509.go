@@ -81,6 +81,7 @@ func follow[M any, P interface {
 		}
 		select {
 		case <-changed:
+		case <-caller.Due():
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		case <-s.stopping:

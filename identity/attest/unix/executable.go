@@ -43,6 +43,23 @@ func openExecutable(pid int) (*executable, error) {
 	return e, nil
 }
 
+// Running identifies the program that process pid runs: the file itself, which
+// stays the same when it is renamed, deleted or replaced by another. It is not
+// known where the process cannot be seen.
+func Running(pid int) (string, error) {
+	e, err := openExecutable(pid)
+	if err != nil {
+		return "", err
+	}
+	defer e.Close()
+	return fmt.Sprintf("%d:%d", e.version.dev, e.version.ino), nil
+}
+
+// OfProgram tells of a selector whether it holds for as long as a process runs
+// the same file: sha256 is found again in any case, but a path is no longer
+// found once the file is replaced.
+func OfProgram(s string) bool { return strings.HasPrefix(s, selector("path", "")) }
+
 func versionOf(st *unix.Stat_t) fileVersion {
 	return fileVersion{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}
 }

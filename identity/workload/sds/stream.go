@@ -61,6 +61,7 @@ func (s *service) StreamSecrets(grpc secretv3.SecretDiscoveryService_StreamSecre
 				return err
 			}
 		case <-changed:
+		case <-caller.Due():
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		case <-s.api.Stopping():
