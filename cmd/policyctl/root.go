@@ -87,6 +87,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newTokenCmd(a),
 		newAgentCmd(a),
 		newAdminPolicyCmd(a),
+		newAuthorityCmd(a),
 		newPolicyCmd(a),
 		newDecideCmd(a),
 		newSimulateCmd(a),

@@ -19,7 +19,6 @@ import (
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/identity"
-	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/registry"
@@ -154,10 +153,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		return err
 	}
 	w.registry = store.Index()
-	authorities, err := ca.Open(ctx, ca.Config{
-		TrustDomain: w.td, Keys: w.keys, Journal: store, Emit: w.emit, Log: w.log,
-		Life: w.cfg.CATTL, X509SVIDLife: w.cfg.SVIDTTL, JWTSVIDLife: w.cfg.JWTTTL,
-	})
+	authorities, err := w.openCA(ctx, store)
 	if err != nil {
 		return err
 	}

@@ -66,6 +66,10 @@ type Agent struct {
 	kick     chan struct{}
 	ready    chan struct{}
 	watching atomic.Bool
+	// trusted is the trust in force, and renewBy when its coming into force has
+	// the own SVID renewed, zero if it does not.
+	trusted atomic.Pointer[trust]
+	renewBy time.Time
 	// postedSerial is of the bundle that the issuer was last told of.
 	postedSerial uint64
 

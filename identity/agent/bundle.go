@@ -5,6 +5,8 @@ import (
 	"crypto"
 	"crypto/x509"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -22,6 +24,7 @@ import (
 type bundle struct {
 	x509   *x509bundle.Bundle
 	served *workload.Bundle
+	trust  *trust
 	serial uint64
 }
 
@@ -65,7 +68,10 @@ func parseFederated(b *types.Bundle, want spiffeid.TrustDomain) (*bundle, error)
 	if err != nil {
 		return nil, err
 	}
-	return &bundle{x509: x509bundle.FromX509Authorities(td, certs), served: served, serial: b.SequenceNumber}, nil
+	return &bundle{
+		x509: x509bundle.FromX509Authorities(td, certs), served: served, serial: b.SequenceNumber,
+		trust: newTrust(b, certs, slices.Collect(maps.Keys(keys))),
+	}, nil
 }
 
 // fetchBundle gets the bundle of the own trust domain, keeps it and puts it into
@@ -91,6 +97,7 @@ func (a *Agent) fetchBundle(ctx context.Context) (serial uint64, err error) {
 		a.log.Info("trust bundle changed", "serial", b.serial, "x509_authorities", len(b.x509.X509Authorities()))
 	}
 	a.cache.setBundle(b.served)
+	a.follow(b)
 	return b.serial, nil
 }
 

@@ -112,6 +112,9 @@ func (a *Agent) step(ctx context.Context, s *schedule) error {
 			return a.onFailure(ctx, s, err)
 		}
 		a.stats.syncs.Add(1)
+		if !a.renewBy.IsZero() && a.renewBy.Before(s.renew) {
+			s.renew, a.renewBy = a.renewBy, time.Time{}
+		}
 		s.syncBackoff.reset()
 		interval := a.cfg.SyncInterval
 		if a.watching.Load() {

@@ -1,12 +1,16 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
 	"fmt"
 	"math/big"
@@ -18,7 +22,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/revocation"
 )
 
@@ -32,7 +35,24 @@ type authority struct {
 	pkix      []byte
 	cert      *x509.Certificate // X.509 only
 	jws       jose.Signer       // JWT only
+	// chain is, of an X.509 authority that an upstream signed, what its SVIDs
+	// carry: cert and what is between it and the root.
+	chain []*x509.Certificate
+	// tainted: nothing that it signed should be relied on much longer.
+	tainted bool
 }
+
+// publicID is the ID under which others know the authority: the kid of a JWT
+// authority, the subject key identifier of an X.509 one, as SPIRE has it.
+func (a *authority) publicID() string {
+	if a.cert != nil {
+		return KeyID(a.cert.SubjectKeyId)
+	}
+	return a.id
+}
+
+// KeyID is a subject key identifier as text: lower-case hexadecimal.
+func KeyID(id []byte) string { return hex.EncodeToString(id) }
 
 // slots are the authorities of one kind: the one that signs, the one that will,
 // and those that signed what may still be in use.
@@ -54,41 +74,41 @@ func (s *slots) all() []*authority {
 
 func (a *authority) expired(now time.Time) bool { return !now.Before(a.notAfter) }
 
-// prepareAt is when its successor is made.
-func (a *authority) prepareAt() time.Time { return a.notAfter.Add(-a.life / 2) }
-
-// takesOverAt is when it replaces active: with a sixth of active's life left,
-// but not before everybody has had time to learn of it. That is a twelfth of its
-// life, or half of what active has left, whichever is less.
-func (a *authority) takesOverAt(active *authority) time.Time {
-	published := a.notBefore.Add(Backdate)
-	known := published.Add(min(a.life/12, active.notAfter.Sub(published)/2))
-	if due := active.notAfter.Add(-active.life / 6); due.After(known) {
-		return due
-	}
-	return known
-}
-
-func (c *CA) newAuthority(kind string, now time.Time) (*authority, error) {
+func (c *CA) newAuthority(ctx context.Context, kind Kind, now time.Time) (a *authority, roots []Root, err error) {
 	now = now.UTC().Truncate(time.Second) // certificates know no fractions
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // it never fails
-	a := &authority{
-		id:        kind + "-" + now.Format("20060102T150405Z") + "-" + hex.EncodeToString(random[:]),
+	a = &authority{
+		id:        kind.keyPrefix() + "-" + now.Format("20060102T150405Z") + "-" + hex.EncodeToString(random[:]),
 		notBefore: now.Add(-Backdate),
 		notAfter:  now.Add(c.cfg.Life),
 		life:      c.cfg.Life,
 	}
-	var err error
-	if a.signer, err = c.cfg.Keys.Create(a.id, keys.P256); err != nil {
-		return nil, err
+	alg := c.cfg.KeyType
+	if kind == JWT {
+		alg = c.cfg.JWTKeyType
 	}
-	if kind == kindX509 {
-		if a.cert, err = c.selfSign(a); err != nil {
-			return nil, err
+	if a.signer, err = c.cfg.Keys.Create(a.id, alg); err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case kind == JWT:
+		if err = a.complete(); err == nil {
+			err = c.publishUpstream(ctx, a)
 		}
+	case c.cfg.Upstream != nil:
+		roots, err = c.mintUpstream(ctx, a)
+	default:
+		a.cert, err = c.selfSign(a)
 	}
-	return a, a.complete()
+	if err == nil {
+		err = a.complete()
+	}
+	if err != nil {
+		c.discard([]*authority{a})
+		return nil, nil, err
+	}
+	return a, roots, nil
 }
 
 // complete derives what follows from the key.
@@ -99,44 +119,84 @@ func (a *authority) complete() (err error) {
 	if a.cert != nil {
 		return nil
 	}
-	// go-jose calls the signer for ES256 only when the key is on P-256.
+	alg, err := jwsAlgorithm(a.signer.Public())
+	if err != nil {
+		return err
+	}
 	key := jose.JSONWebKey{Key: cryptosigner.Opaque(a.signer), KeyID: a.id}
-	a.jws, err = jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, (&jose.SignerOptions{}).WithType("JWT"))
+	a.jws, err = jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key}, (&jose.SignerOptions{}).WithType("JWT"))
 	return err
 }
 
-// selfSign makes the certificate of an X.509 authority, by the X509-SVID
-// specification, section 3.2 (CA: URI without path, keyCertSign).
-func (c *CA) selfSign(a *authority) (*x509.Certificate, error) {
-	serial := newSerial(spiffeid.ID{})
-	pub, ok := a.signer.Public().(*ecdsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("authority key is %T, want ECDSA", a.signer.Public())
+// jwsAlgorithm is the algorithm that goes with a key (RFC 7518 section 3.1;
+// JWT-SVID specification section 2.1 has the list).
+func jwsAlgorithm(key crypto.PublicKey) (jose.SignatureAlgorithm, error) {
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		switch k.Curve {
+		case elliptic.P256():
+			return jose.ES256, nil
+		case elliptic.P384():
+			return jose.ES384, nil
+		}
+	case *rsa.PublicKey:
+		return jose.RS256, nil
 	}
-	point, err := pub.Bytes()
+	return "", fmt.Errorf("JWT-SVIDs cannot be signed with a %T", key)
+}
+
+// selfSign makes the certificate of an X.509 authority, by the X509-SVID
+// specification, section 3.2 (CA: URI without path, keyCertSign). Its path has
+// no bound, so that issuers downstream can have theirs.
+func (c *CA) selfSign(a *authority) (*x509.Certificate, error) {
+	template, err := c.template(a.signer.Public())
 	if err != nil {
 		return nil, err
 	}
-	keyID := sha256.Sum256(point)
-	template := &x509.Certificate{
-		SerialNumber: serial,
-		// A subject of its own for each authority: verifiers that find issuers
-		// by name alone must not confuse two.
-		Subject:               pkix.Name{Organization: []string{c.cfg.TrustDomain.Name()}, SerialNumber: serial.String()},
-		NotBefore:             a.notBefore,
-		NotAfter:              a.notAfter,
-		URIs:                  []*url.URL{c.cfg.TrustDomain.ID().URL()},
-		SubjectKeyId:          keyID[:20],
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, pub, a.signer)
+	template.NotBefore, template.NotAfter = a.notBefore, a.notAfter
+	der, err := x509.CreateCertificate(rand.Reader, template, template, a.signer.Public(), a.signer)
 	if err != nil {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)
+}
+
+// template is what all certificates of authorities have in common.
+func (c *CA) template(key crypto.PublicKey) (*x509.Certificate, error) {
+	id, err := subjectKeyID(key)
+	if err != nil {
+		return nil, err
+	}
+	serial := newSerial(spiffeid.ID{})
+	return &x509.Certificate{
+		SerialNumber: serial,
+		// A subject of its own for each authority: verifiers that find issuers
+		// by name alone must not confuse two.
+		Subject:               pkix.Name{Organization: []string{c.cfg.TrustDomain.Name()}, SerialNumber: serial.String()},
+		URIs:                  []*url.URL{c.cfg.TrustDomain.ID().URL()},
+		SubjectKeyId:          id,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}, nil
+}
+
+// subjectKeyID is the leftmost 160 bits of the SHA-256 of the key's bits (RFC
+// 7093 section 2, method 1).
+func subjectKeyID(key crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil, err
+	}
+	var info struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &info); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(info.Key.Bytes)
+	return sum[:20], nil
 }
 
 // newSerial draws 127 bits: RFC 5280 section 4.1.2.2 wants them positive.

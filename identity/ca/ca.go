@@ -5,7 +5,10 @@
 // predecessor has lived L/2 and activated when that has L/6 left. One that is
 // prepared late, after a stop, is activated L/12 later, or after half of what
 // its predecessor has left. Only where nothing else can sign is one activated as
-// it is made. X.509 and JWT authorities rotate alike.
+// it is made. X.509 and JWT authorities rotate alike. Each step can be taken by
+// hand as well, and two more: an authority that has been replaced is tainted,
+// which has everything that it signed replaced at once, and then revoked, which
+// takes it out of the bundle.
 //
 // Issuing takes two steps. Prepare checks what is asked for and returns a
 // ticket; only a ticket can be issued, and only once. Between the two the
@@ -13,16 +16,13 @@
 package ca
 
 import (
-	"bytes"
 	"context"
-	"crypto/x509"
-	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity"
@@ -62,6 +62,12 @@ type Config struct {
 	Clock func() time.Time
 	// Life of an authority; 24 hours if zero, at least MinLife.
 	Life time.Duration
+	// KeyType and JWTKeyType are of the keys of new X.509 and JWT authorities;
+	// P-256 if zero. Those of JWT authorities choose the algorithm: ES256,
+	// ES384, RS256.
+	KeyType, JWTKeyType keys.Algorithm
+	// Upstream signs the X.509 authorities; they sign themselves if nil.
+	Upstream Upstream
 	// X509SVIDLife and JWTSVIDLife are the lives of SVIDs that do not ask for
 	// another; one hour and five minutes if zero. An SVID never outlives its
 	// authority.
@@ -92,6 +98,8 @@ func (c *Config) complete() error {
 		return fmt.Errorf("ca: life of an authority is %v, want %v to %v", c.Life, MinLife, maxLife)
 	case c.X509SVIDLife < MinSVIDLife:
 		return fmt.Errorf("ca: life of an X509-SVID is %v, want at least %v", c.X509SVIDLife, MinSVIDLife)
+	case c.KeyType == keys.Ed25519, c.JWTKeyType == keys.Ed25519:
+		return fmt.Errorf("ca: authorities do not have Ed25519 keys: JWT-SVIDs know no such algorithm, and few verify such certificates")
 	case c.JWTSVIDLife < MinSVIDLife:
 		return fmt.Errorf("ca: life of a JWT-SVID is %v, want at least %v", c.JWTSVIDLife, MinSVIDLife)
 	}
@@ -108,6 +116,7 @@ type CA struct {
 	mu      sync.RWMutex
 	x509    slots
 	jwt     slots
+	foreign foreign
 	seq     uint64
 	bundle  *Bundle
 	changed chan struct{}
@@ -124,7 +133,11 @@ func Open(ctx context.Context, cfg Config) (*CA, error) {
 		return nil, fmt.Errorf("open ca: %w", err)
 	}
 	if err := c.Rotate(ctx); err != nil {
-		return nil, fmt.Errorf("open ca: %w", err)
+		// What is there goes on signing while the upstream is away.
+		if !errors.Is(err, ErrUpstream) || !c.Ready() {
+			return nil, fmt.Errorf("open ca: %w", err)
+		}
+		c.cfg.Log.ErrorContext(ctx, "cannot rotate authorities, trying again", "error", err)
 	}
 	return c, nil
 }
@@ -146,8 +159,14 @@ func (c *CA) Bundle() (*Bundle, <-chan struct{}) {
 	return c.bundle, c.changed
 }
 
-// Run rotates the authorities when they are due, until ctx ends.
+// Run rotates the authorities when they are due, and follows the upstream, until
+// ctx ends.
 func (c *CA) Run(ctx context.Context) error {
+	if c.cfg.Upstream != nil {
+		var following sync.WaitGroup
+		following.Go(func() { c.follow(ctx) })
+		defer following.Wait()
+	}
 	for {
 		wait := c.nextRotation().Sub(c.Now())
 		if err := c.Rotate(ctx); err != nil && ctx.Err() == nil {
@@ -166,48 +185,3 @@ func (c *CA) Run(ctx context.Context) error {
 		}
 	}
 }
-
-// Bundle is what verifies the SVIDs of a trust domain: all authorities that
-// have not expired, the prepared ones too. It does not change.
-type Bundle struct {
-	TrustDomain     spiffeid.TrustDomain
-	X509Authorities []*x509.Certificate
-	JWTAuthorities  []JWTAuthority
-	// Sequence grows with every change.
-	Sequence uint64
-	// RefreshHint is how often those who are not told of changes should look.
-	RefreshHint time.Duration
-
-	x509 *x509bundle.Bundle
-	pool *x509.CertPool
-}
-
-// JWTAuthority is a public key that verifies JWT-SVIDs.
-type JWTAuthority struct {
-	KeyID     string // never empty
-	PublicKey []byte // PKIX, DER
-	ExpiresAt time.Time
-}
-
-// PEM is the X.509 authorities as PEM certificates, for bootstrap.
-func (b *Bundle) PEM() []byte {
-	var out bytes.Buffer
-	for _, cert := range b.X509Authorities {
-		_ = pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}) // a Buffer takes everything
-	}
-	return out.Bytes()
-}
-
-// GetX509BundleForTrustDomain implements x509bundle.Source.
-func (b *Bundle) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
-	if td != b.TrustDomain {
-		return nil, fmt.Errorf("no X.509 bundle for trust domain %q", td.Name())
-	}
-	return b.x509, nil
-}
-
-// Pool is the X.509 authorities as a certificate pool. Do not change it.
-func (b *Bundle) Pool() *x509.CertPool { return b.pool }
-
-// X509 is the X.509 part of the bundle. Do not change it.
-func (b *Bundle) X509() *x509bundle.Bundle { return b.x509 }

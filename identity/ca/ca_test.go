@@ -320,7 +320,7 @@ func TestRestartWithoutKeys(t *testing.T) {
 	if _, err := ca.Open(t.Context(), f.config()); err == nil || !strings.Contains(err.Error(), "another one") {
 		t.Errorf("opened with swapped keys: %v", err)
 	}
-	for _, doc := range []string{"{", `{"version":2}`, `{"version":1,"x509":[{"id":"a","slot":"active"}]}`} {
+	for _, doc := range []string{"{", `{"version":3}`, `{"version":0}`, `{"version":1,"x509":[{"id":"a","slot":"active"}]}`} {
 		f.journal.doc = []byte(doc)
 		if _, err := ca.Open(t.Context(), f.config()); err == nil {
 			t.Errorf("opened with journal %s", doc)

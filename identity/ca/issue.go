@@ -3,6 +3,7 @@ package ca
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -88,23 +89,29 @@ func (c *CA) PrepareX509(r X509Request) (*X509Ticket, error) {
 	if len(r.DNSNames) > 0 && len(subject.ToRDNSequence()) == 0 && len(r.DNSNames[0]) <= 64 {
 		subject.CommonName = r.DNSNames[0]
 	}
-	// X509-SVID specification, sections 2 to 4 and appendix A. The library
-	// marks key usage critical, and the SAN where the subject is empty.
-	return &X509Ticket{ca: c, by: by, key: r.PublicKey, template: &x509.Certificate{
-		SerialNumber:          newSerial(r.Through),
-		Subject:               subject,
+	template := leafTemplate(r.ID, now, expires)
+	template.SerialNumber = newSerial(r.Through)
+	template.Subject, template.DNSNames = subject, slices.Clone(r.DNSNames)
+	return &X509Ticket{ca: c, by: by, key: r.PublicKey, template: template}, nil
+}
+
+// leafTemplate is by the X509-SVID specification, sections 2 to 4 and appendix A.
+// The library marks key usage critical, and the SAN where the subject is empty.
+func leafTemplate(id spiffeid.ID, now, expires time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber:          newSerial(spiffeid.ID{}),
 		NotBefore:             now.Add(-Backdate),
 		NotAfter:              expires,
-		URIs:                  []*url.URL{r.ID.URL()},
-		DNSNames:              slices.Clone(r.DNSNames),
+		URIs:                  []*url.URL{id.URL()},
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
-	}}, nil
+	}
 }
 
 // IssueX509 signs what the ticket says and returns the chain, DER encoded, leaf
-// first. A ticket is good once, also when signing fails.
+// first, with the authority in it where an upstream signed that. A ticket is good
+// once, also when signing fails.
 func (c *CA) IssueX509(t *X509Ticket) (chain [][]byte, err error) {
 	if t == nil || t.ca != c {
 		return nil, errors.New("issue X509-SVID: not a ticket of this authority")
@@ -116,7 +123,15 @@ func (c *CA) IssueX509(t *X509Ticket) (chain [][]byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("issue X509-SVID for %s: %w", t.template.URIs[0], err)
 	}
-	return [][]byte{der}, nil
+	return append([][]byte{der}, t.by.rawChain()...), nil
+}
+
+// rawChain is what goes below a leaf: nothing where the authority is a root.
+func (a *authority) rawChain() (chain [][]byte) {
+	for _, cert := range a.chain {
+		chain = append(chain, cert.Raw)
+	}
+	return chain
 }
 
 // JWTRequest asks for a JWT-SVID.
@@ -176,7 +191,7 @@ func (c *CA) PrepareJWT(r JWTRequest) (*JWTTicket, error) {
 	}}, nil
 }
 
-// IssueJWT signs what the ticket says: a compact JWS, ES256, with kid and typ
+// IssueJWT signs what the ticket says: a compact JWS, with kid and typ
 // (JWT-SVID specification, sections 2 and 3).
 func (c *CA) IssueJWT(t *JWTTicket) (string, error) {
 	if t == nil || t.ca != c {
@@ -245,22 +260,34 @@ func expiry(by *authority, now time.Time, asked, usual time.Duration) (time.Time
 	return expires.UTC().Truncate(time.Second), nil
 }
 
-// CheckPublicKey accepts ECDSA on P-256 and P-384, and RSA of 2048 to 8192 bits
-// (longer ones cost too much to check).
+// CheckPublicKey accepts the keys that an X509-SVID may have: ECDSA on P-256,
+// P-384 and P-521, Ed25519, and RSA of 2048 to 8192 bits (longer ones cost too
+// much to check). The X509-SVID specification leaves the choice to RFC 5280.
 func CheckPublicKey(key crypto.PublicKey) error {
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:
-		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() {
+		switch k.Curve {
+		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 			return nil
 		}
-		return errors.New("ECDSA key is not on P-256 or P-384")
+		return errors.New("ECDSA key is not on P-256, P-384 or P-521")
 	case *rsa.PublicKey:
 		if n := k.N.BitLen(); n < 2048 || n > 8192 {
 			return fmt.Errorf("RSA key has %d bits, want 2048 to 8192", n)
 		}
 		return nil
+	case ed25519.PublicKey:
+		return nil
 	}
-	return fmt.Errorf("key is %T, want ECDSA P-256 or P-384, or RSA", key)
+	return fmt.Errorf("key is %T, want ECDSA, Ed25519 or RSA", key)
+}
+
+// checkSigningKey accepts the keys that may sign JWT-SVIDs.
+func checkSigningKey(key crypto.PublicKey) error {
+	if _, ok := key.(ed25519.PublicKey); ok {
+		return errors.New("JWT-SVIDs are not signed with Ed25519 keys")
+	}
+	return CheckPublicKey(key)
 }
 
 // CheckDNSName accepts host names (RFC 1123 section 2.1, and '_'), and a

@@ -99,7 +99,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if err != nil {
 		t.Skip("this build makes no small RSA keys:", err)
 	}
-	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestPrepareRefuses(t *testing.T) {
 		"trust domain":   {ID: td.ID(), PublicKey: good},
 		"no key":         {ID: web},
 		"small RSA":      {ID: web, PublicKey: small.Public()},
-		"P-521":          {ID: web, PublicKey: p521.Public()},
+		"P-224":          {ID: web, PublicKey: p224.Public()},
 		"short life":     {ID: web, PublicKey: good, Life: 9 * time.Second},
 		"negative life":  {ID: web, PublicKey: good, Life: -time.Hour},
 		"empty DNS name": {ID: web, PublicKey: good, DNSNames: []string{""}},

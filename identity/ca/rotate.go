@@ -2,101 +2,116 @@ package ca
 
 import (
 	"context"
-	"crypto"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-
 	"github.com/writ-dev/writ/identity"
-	"github.com/writ-dev/writ/identity/keys"
 )
 
+// Kind of an authority.
+type Kind string
+
+// The kinds, as they are spoken of.
 const (
-	kindX509 = "ca-x509"
-	kindJWT  = "ca-jwt"
+	X509 Kind = "X.509"
+	JWT  Kind = "JWT"
 )
 
-// journal is what survives a restart; the keys are in the key store under the
-// authorities' IDs.
-type journal struct {
-	Version  int             `json:"version"`
-	Sequence uint64          `json:"sequence"`
-	X509     []journalRecord `json:"x509"`
-	JWT      []journalRecord `json:"jwt"`
-}
-
-type journalRecord struct {
-	ID        string        `json:"id"`
-	Slot      string        `json:"slot"` // active, next or old
-	NotBefore time.Time     `json:"not_before"`
-	NotAfter  time.Time     `json:"not_after"`
-	Life      time.Duration `json:"life_ns"`
-	Cert      []byte        `json:"cert,omitempty"` // DER
-	PublicKey []byte        `json:"public_key"`     // PKIX, DER
-}
-
-const (
-	slotActive = "active"
-	slotNext   = "next"
-	slotOld    = "old"
-)
-
-// Rotate does whatever is due: prepare and publish successors, activate them,
-// and drop what has expired. Nothing changes when it fails.
-func (c *CA) Rotate(ctx context.Context) error {
-	c.rotating.Lock()
-	defer c.rotating.Unlock()
-	now := c.Now()
-	var acts []identity.Act
-	var made, gone []*authority
-	x, j := c.x509, c.jwt
-	for _, s := range []struct {
-		kind  string
-		slots *slots
-	}{{kindX509, &x}, {kindJWT, &j}} {
-		turned, err := c.turn(s.kind, *s.slots, now)
-		made = append(made, turned.made...)
-		if err != nil {
-			c.discard(made)
-			return fmt.Errorf("rotate %s authority: %w", s.kind, err)
-		}
-		*s.slots = turned.slots
-		gone = append(gone, turned.gone...)
-		acts = append(acts, turned.acts...)
+// keyPrefix begins the names of the kind's keys in the store.
+func (k Kind) keyPrefix() string {
+	if k == X509 {
+		return "ca-x509"
 	}
-	if len(acts) == 0 {
+	return "ca-jwt"
+}
+
+const (
+	objectX509 = "x509-authority"
+	objectJWT  = "jwt-authority"
+)
+
+func (k Kind) object() string {
+	if k == X509 {
+		return objectX509
+	}
+	return objectJWT
+}
+
+// change is what the authorities are to be, with what goes on record before
+// and what is to be cleaned up after.
+type change struct {
+	actor      string
+	x509, jwt  slots
+	foreign    foreign
+	made, gone []*authority
+	acts       []identity.Act
+	// published: the bundle becomes another.
+	published bool
+}
+
+// begin is a change that changes nothing yet. Hold rotating.
+func (c *CA) begin(actor string) *change {
+	if actor == "" {
+		actor = identity.IssuerID(c.cfg.TrustDomain).String()
+	}
+	ch := &change{actor: actor, x509: c.x509, jwt: c.jwt, foreign: c.foreign}
+	ch.x509.old, ch.jwt.old = slices.Clone(c.x509.old), slices.Clone(c.jwt.old)
+	return ch
+}
+
+func (ch *change) slots(kind Kind) *slots {
+	if kind == X509 {
+		return &ch.x509
+	}
+	return &ch.jwt
+}
+
+func (ch *change) actOn(verb string, kind Kind, a *authority) {
+	details := [][2]string{{"not_after", a.notAfter.UTC().Format(time.RFC3339)}}
+	if a.cert != nil {
+		details = append(details, [2]string{"key_id", a.publicID()})
+	}
+	ch.act(verb, kind.object(), a.id, details...)
+}
+
+// commit puts the change on record, then into the journal, and then into force.
+// Nothing changes when it fails.
+func (c *CA) commit(ctx context.Context, ch *change) error {
+	if len(ch.acts) == 0 {
 		return nil
 	}
 	seq := c.seq
-	if len(made)+len(gone) > 0 {
+	if ch.published {
 		seq++
 	}
-	doc, err := encodeJournal(seq, &x, &j)
+	doc, err := encodeJournal(seq, &ch.x509, &ch.jwt, ch.foreign)
 	if err == nil {
-		for _, act := range acts {
-			if err = c.cfg.Emit(ctx, act); err != nil {
-				break
-			}
-		}
+		err = c.record(ctx, ch.acts)
 	}
 	if err == nil {
 		if err = c.cfg.Journal.SaveJournal(ctx, doc); err != nil {
-			c.retract(ctx, acts, err)
+			c.retract(ctx, ch.acts, err)
 		}
 	}
 	if err != nil {
-		c.discard(made)
-		return fmt.Errorf("rotate authorities: %w", err)
+		c.discard(ch.made)
+		return err
 	}
-	c.install(x, j, seq)
-	c.discard(gone)
-	for _, act := range acts {
+	c.install(ch.x509, ch.jwt, ch.foreign, seq)
+	c.discard(ch.gone)
+	for _, act := range ch.acts {
 		c.cfg.Log.InfoContext(ctx, "authority "+act.Verb, "kind", act.Object, "id", act.ObjectID)
+	}
+	return nil
+}
+
+func (c *CA) record(ctx context.Context, acts []identity.Act) error {
+	for _, act := range acts {
+		if err := c.cfg.Emit(ctx, act); err != nil {
+			return fmt.Errorf("put it on record: %w", err)
+		}
 	}
 	return nil
 }
@@ -112,70 +127,123 @@ func (c *CA) retract(ctx context.Context, acts []identity.Act, because error) {
 	}
 }
 
-// turned is what became of the slots of one kind.
-type turned struct {
-	slots      slots
-	made, gone []*authority
-	acts       []identity.Act
+// Rotate does whatever is due: prepare and publish successors, activate them,
+// and drop what has expired. What cannot be prepared now does not hold up the
+// rest.
+func (c *CA) Rotate(ctx context.Context) error {
+	c.rotating.Lock()
+	defer c.rotating.Unlock()
+	now := c.Now()
+	ch := c.begin("")
+	var errs []error
+	for _, kind := range []Kind{X509, JWT} {
+		if err := c.turn(ctx, ch, kind, now); err != nil {
+			errs = append(errs, fmt.Errorf("rotate %s authority: %w", kind, err))
+		}
+	}
+	ch.pruneForeign(now, c.cfg.Upstream != nil)
+	if err := c.commit(ctx, ch); err != nil {
+		errs = append(errs, fmt.Errorf("rotate authorities: %w", err))
+	}
+	return errors.Join(errs...)
 }
 
-func (c *CA) turn(kind string, s slots, now time.Time) (t turned, err error) {
-	act := func(verb string, a *authority) {
-		t.acts = append(t.acts, identity.Act{
-			Kind: identity.ActCredential, Verb: verb, Actor: identity.IssuerID(c.cfg.TrustDomain).String(),
-			Object: objectOf(kind), ObjectID: a.id,
-			Details: [][2]string{{"not_after", a.notAfter.UTC().Format(time.RFC3339)}},
-		})
-	}
-	s.old = slices.Clone(s.old)
-	prepare := func() error {
-		if s.next, err = c.newAuthority(kind, now); err != nil {
-			return err
-		}
-		t.made = append(t.made, s.next)
-		act("prepared", s.next)
-		return nil
-	}
+// turn puts into the change what is due for one kind. After an error the change
+// is good without what failed.
+func (c *CA) turn(ctx context.Context, ch *change, kind Kind, now time.Time) error {
+	s := ch.slots(kind)
 	// After a long stop the prepared one may have expired, too.
 	if s.next != nil && s.next.expired(now) {
 		s.old, s.next = append(s.old, s.next), nil
 	}
+	// One that is not the configured upstream's, and signed nothing yet.
+	if s.next != nil && c.misplaced(s.next) {
+		ch.drop("discarded", kind, s.next)
+		s.next = nil
+	}
 	idle := s.active == nil || s.active.expired(now)
 	if idle && s.next == nil {
 		// One that nobody knows yet is better than none.
-		if err := prepare(); err != nil {
-			return t, err
+		if err := c.prepare(ctx, ch, kind, now); err != nil {
+			return err
 		}
 	}
-	if idle || s.next != nil && !now.Before(s.next.takesOverAt(s.active)) {
-		if s.active != nil {
-			s.old = append(s.old, s.active)
-		}
-		s.active, s.next = s.next, nil
-		act("activated", s.active)
+	if idle || s.next != nil && !now.Before(c.takesOverAt(s)) {
+		ch.activate(kind)
 	}
-	if s.next == nil && !now.Before(s.active.prepareAt()) {
-		if err := prepare(); err != nil {
-			return t, err
-		}
+	var failed error
+	if s.next == nil && !now.Before(c.prepareAt(s.active)) {
+		failed = c.prepare(ctx, ch, kind, now)
 	}
-	s.old = slices.DeleteFunc(s.old, func(a *authority) bool {
+	for _, a := range s.old {
 		if a.expired(now) {
-			t.gone = append(t.gone, a)
-			act("expired", a)
-			return true
+			ch.drop("expired", kind, a)
 		}
-		return false
-	})
-	t.slots = s
-	return t, nil
+	}
+	s.old = slices.DeleteFunc(s.old, func(a *authority) bool { return a.expired(now) })
+	return failed
 }
 
-func objectOf(kind string) string {
-	if kind == kindX509 {
-		return "x509-authority"
+// prepare makes the next authority of a kind.
+func (c *CA) prepare(ctx context.Context, ch *change, kind Kind, now time.Time) error {
+	a, roots, err := c.newAuthority(ctx, kind, now)
+	if err != nil {
+		return err
 	}
-	return "jwt-authority"
+	ch.slots(kind).next = a
+	ch.made = append(ch.made, a)
+	ch.actOn("prepared", kind, a)
+	if len(a.chain) == 0 {
+		ch.published = true
+	} else if len(roots) > 0 {
+		ch.addRoots(roots, now)
+	}
+	return nil
+}
+
+// activate makes the prepared authority the one that signs.
+func (ch *change) activate(kind Kind) {
+	s := ch.slots(kind)
+	if s.active != nil {
+		s.old = append(s.old, s.active)
+	}
+	s.active, s.next = s.next, nil
+	ch.actOn("activated", kind, s.active)
+}
+
+// drop has an authority leave the bundle, and its key the store.
+func (ch *change) drop(verb string, kind Kind, a *authority) {
+	ch.gone = append(ch.gone, a)
+	ch.actOn(verb, kind, a)
+	ch.published = ch.published || len(a.chain) == 0
+}
+
+// misplaced tells whether an authority is not signed by who should sign it now:
+// the upstream, or itself.
+func (c *CA) misplaced(a *authority) bool {
+	return a.cert != nil && (len(a.chain) > 0) != (c.cfg.Upstream != nil)
+}
+
+// prepareAt is when the successor of active is made.
+func (c *CA) prepareAt(active *authority) time.Time {
+	if c.misplaced(active) {
+		return time.Time{}
+	}
+	// An upstream may have given less than it was asked for.
+	return active.notAfter.Add(-min(active.life, active.notAfter.Sub(active.notBefore)) / 2)
+}
+
+// takesOverAt is when next replaces active: with a sixth of active's life left,
+// but not before everybody has had time to learn of it. That is a twelfth of its
+// life, or half of what active has left, whichever is less.
+func (c *CA) takesOverAt(s *slots) time.Time {
+	published := s.next.notBefore.Add(Backdate)
+	known := published.Add(min(s.next.life/12, s.active.notAfter.Sub(published)/2))
+	due := s.active.notAfter.Add(-min(s.active.life, s.active.notAfter.Sub(s.active.notBefore)) / 6)
+	if due.After(known) && !c.misplaced(s.active) {
+		return due
+	}
+	return known
 }
 
 // discard deletes keys that sign nothing any more. One that cannot be deleted
@@ -204,9 +272,19 @@ func (c *CA) nextRotation() time.Time {
 		if s.active != nil {
 			earlier(s.active.notAfter)
 			if s.next == nil {
-				earlier(s.active.prepareAt())
+				earlier(c.prepareAt(s.active))
 			} else {
-				earlier(s.next.takesOverAt(s.active))
+				earlier(c.takesOverAt(s))
+			}
+		}
+	}
+	for _, set := range c.foreign {
+		for _, root := range set.X509 {
+			earlier(root.Cert.NotAfter)
+		}
+		for _, a := range set.JWT {
+			if !a.ExpiresAt.IsZero() {
+				earlier(a.ExpiresAt)
 			}
 		}
 	}
@@ -214,124 +292,15 @@ func (c *CA) nextRotation() time.Time {
 }
 
 // install makes the authorities current.
-func (c *CA) install(x, j slots, seq uint64) {
-	b := &Bundle{
-		TrustDomain: c.cfg.TrustDomain,
-		Sequence:    seq,
-		RefreshHint: max(time.Second, min(5*time.Minute, c.cfg.Life/10)).Truncate(time.Second),
-		x509:        x509bundle.New(c.cfg.TrustDomain),
-		pool:        x509.NewCertPool(),
-	}
-	for _, a := range x.all() {
-		b.X509Authorities = append(b.X509Authorities, a.cert)
-		b.x509.AddX509Authority(a.cert)
-		b.pool.AddCert(a.cert)
-	}
-	for _, a := range j.all() {
-		b.JWTAuthorities = append(b.JWTAuthorities, JWTAuthority{KeyID: a.id, PublicKey: a.pkix, ExpiresAt: a.notAfter})
-	}
+func (c *CA) install(x, j slots, others foreign, seq uint64) {
+	b := c.newBundle(&x, &j, others, seq)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	published := c.bundle == nil || c.bundle.Sequence != seq
-	c.x509, c.jwt, c.seq = x, j, seq
+	c.x509, c.jwt, c.foreign, c.seq = x, j, others, seq
 	if published {
 		c.bundle = b
 		close(c.changed)
 		c.changed = make(chan struct{})
 	}
-}
-
-func encodeJournal(seq uint64, x, j *slots) ([]byte, error) {
-	records := func(s *slots) []journalRecord {
-		var list []journalRecord
-		for _, a := range s.all() {
-			r := journalRecord{ID: a.id, Slot: slotOld, NotBefore: a.notBefore, NotAfter: a.notAfter, Life: a.life, PublicKey: a.pkix}
-			switch a {
-			case s.active:
-				r.Slot = slotActive
-			case s.next:
-				r.Slot = slotNext
-			}
-			if a.cert != nil {
-				r.Cert = a.cert.Raw
-			}
-			list = append(list, r)
-		}
-		return list
-	}
-	return json.Marshal(journal{Version: 1, Sequence: seq, X509: records(x), JWT: records(j)})
-}
-
-func (c *CA) load(ctx context.Context) error {
-	doc, err := c.cfg.Journal.LoadJournal(ctx)
-	if err != nil || doc == nil {
-		return err
-	}
-	var jn journal
-	if err := json.Unmarshal(doc, &jn); err != nil {
-		return fmt.Errorf("journal of authorities: %w", err)
-	}
-	if jn.Version != 1 {
-		return fmt.Errorf("journal of authorities has version %d, this build knows 1: run a newer build", jn.Version)
-	}
-	x, err := c.restore(jn.X509, true)
-	if err != nil {
-		return err
-	}
-	j, err := c.restore(jn.JWT, false)
-	if err != nil {
-		return err
-	}
-	c.install(x, j, jn.Sequence)
-	return nil
-}
-
-func (c *CA) restore(records []journalRecord, withCert bool) (s slots, err error) {
-	for _, r := range records {
-		a := &authority{id: r.ID, notBefore: r.NotBefore, notAfter: r.NotAfter, life: r.Life, pkix: r.PublicKey}
-		if withCert {
-			if a.cert, err = x509.ParseCertificate(r.Cert); err != nil {
-				return s, fmt.Errorf("authority %s: %w", r.ID, err)
-			}
-		}
-		slot := r.Slot
-		a.signer, err = c.cfg.Keys.Load(r.ID)
-		switch {
-		case errors.Is(err, keys.ErrNotFound):
-			// A key store that forgets: the authority still verifies what it
-			// signed, and a new one signs from now on.
-			c.cfg.Log.Warn("the key of an authority is gone, replacing the authority", "id", r.ID)
-			slot = slotOld
-		case err != nil:
-			return s, fmt.Errorf("authority %s: %w", r.ID, err)
-		case !samePublicKey(a, a.signer.Public()):
-			return s, fmt.Errorf("authority %s: its key in the key store is another one", r.ID)
-		default:
-			if err := a.complete(); err != nil {
-				return s, fmt.Errorf("authority %s: %w", r.ID, err)
-			}
-		}
-		switch slot {
-		case slotActive:
-			s.active = a
-		case slotNext:
-			s.next = a
-		case slotOld:
-			s.old = append(s.old, a)
-		default:
-			return s, fmt.Errorf("authority %s: unknown slot %q", r.ID, r.Slot)
-		}
-	}
-	return s, nil
-}
-
-// samePublicKey compares key with what the journal says, and the certificate
-// with both.
-func samePublicKey(a *authority, key crypto.PublicKey) bool {
-	want, err := x509.ParsePKIXPublicKey(a.pkix)
-	if err != nil {
-		return false
-	}
-	public, ok := key.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && public.Equal(want) && (a.cert == nil || public.Equal(a.cert.PublicKey))
 }

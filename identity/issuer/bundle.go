@@ -28,17 +28,25 @@ func bundleToProto(b *ca.Bundle, mask *types.BundleMask) *types.Bundle {
 	all := mask == nil
 	if all || mask.GetX509Authorities() {
 		for _, cert := range b.X509Authorities {
-			out.X509Authorities = append(out.X509Authorities, &types.X509Certificate{Asn1: cert.Raw})
+			out.X509Authorities = append(out.X509Authorities, &types.X509Certificate{Asn1: cert.Raw, Tainted: b.IsTainted(cert)})
 		}
 	}
 	if all || mask.GetJwtAuthorities() {
 		for _, a := range b.JWTAuthorities {
-			out.JwtAuthorities = append(out.JwtAuthorities, &types.JWTKey{PublicKey: a.PublicKey, KeyId: a.KeyID, ExpiresAt: a.ExpiresAt.Unix()})
+			out.JwtAuthorities = append(out.JwtAuthorities, jwtKeyToProto(a))
 		}
 	}
 	set(all || mask.GetRefreshHint(), &out.RefreshHint, int64(b.RefreshHint.Seconds()))
 	set(all || mask.GetSequenceNumber(), &out.SequenceNumber, b.Sequence)
 	return out
+}
+
+func jwtKeyToProto(a ca.JWTAuthority) *types.JWTKey {
+	key := &types.JWTKey{PublicKey: a.PublicKey, KeyId: a.KeyID, Tainted: a.Tainted}
+	if !a.ExpiresAt.IsZero() {
+		key.ExpiresAt = a.ExpiresAt.Unix()
+	}
+	return key
 }
 
 // AppendBundle implements bundlev1.BundleServer.

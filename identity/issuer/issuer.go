@@ -22,6 +22,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
@@ -178,6 +179,7 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &trustdomainv1.TrustDomain_ServiceDesc, &trustDomainService{Issuer: i})
 	i.register(s, caller, &loggerv1.Logger_ServiceDesc, &loggerService{Issuer: i})
 	i.register(s, caller, &debugv1.Debug_ServiceDesc, &debugService{Issuer: i})
+	i.register(s, caller, &localauthorityv1.LocalAuthority_ServiceDesc, &localAuthorityService{Issuer: i})
 	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
 	i.register(s, caller, &revocationv1.Admin_ServiceDesc, &revocationService{Issuer: i})
 	i.register(s, caller, &healthv1.Health_ServiceDesc, &healthService{Issuer: i})

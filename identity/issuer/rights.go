@@ -10,6 +10,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
@@ -93,6 +94,24 @@ func methodRights() map[string]right {
 		loggerv1.Logger_ResetLogLevel_FullMethodName: admin,
 
 		debugv1.Debug_GetInfo_FullMethodName: admin,
+
+		localauthorityv1.LocalAuthority_GetX509AuthorityState_FullMethodName:       admin,
+		localauthorityv1.LocalAuthority_PrepareX509Authority_FullMethodName:        admin,
+		localauthorityv1.LocalAuthority_ActivateX509Authority_FullMethodName:       admin,
+		localauthorityv1.LocalAuthority_TaintX509Authority_FullMethodName:          admin,
+		localauthorityv1.LocalAuthority_TaintX509UpstreamAuthority_FullMethodName:  admin,
+		localauthorityv1.LocalAuthority_RevokeX509Authority_FullMethodName:         admin,
+		localauthorityv1.LocalAuthority_RevokeX509UpstreamAuthority_FullMethodName: admin,
+		localauthorityv1.LocalAuthority_GetJWTAuthorityState_FullMethodName:        admin,
+		localauthorityv1.LocalAuthority_PrepareJWTAuthority_FullMethodName:         admin,
+		localauthorityv1.LocalAuthority_ActivateJWTAuthority_FullMethodName:        admin,
+		localauthorityv1.LocalAuthority_TaintJWTAuthority_FullMethodName:           admin,
+		localauthorityv1.LocalAuthority_RevokeJWTAuthority_FullMethodName:          admin,
+		localauthorityv1.LocalAuthority_GetWITAuthorityState_FullMethodName:        admin,
+		localauthorityv1.LocalAuthority_PrepareWITAuthority_FullMethodName:         admin,
+		localauthorityv1.LocalAuthority_ActivateWITAuthority_FullMethodName:        admin,
+		localauthorityv1.LocalAuthority_TaintWITAuthority_FullMethodName:           admin,
+		localauthorityv1.LocalAuthority_RevokeWITAuthority_FullMethodName:          admin,
 
 		watchv1.EntryWatch_Watch_FullMethodName: activeAgent,
 

@@ -11,6 +11,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
@@ -42,6 +43,12 @@ var callers = map[string]string{
 	"TrustDomain/ListFederationRelationships": "Al", "TrustDomain/GetFederationRelationship": "Al", "TrustDomain/BatchCreateFederationRelationship": "Al",
 	"TrustDomain/BatchUpdateFederationRelationship": "Al", "TrustDomain/BatchDeleteFederationRelationship": "Al", "TrustDomain/RefreshBundle": "Al",
 	"Logger/GetLogger": "Al", "Logger/SetLogLevel": "Al", "Logger/ResetLogLevel": "Al", "Debug/GetInfo": "Al",
+	"LocalAuthority/GetX509AuthorityState": "Al", "LocalAuthority/PrepareX509Authority": "Al", "LocalAuthority/ActivateX509Authority": "Al",
+	"LocalAuthority/TaintX509Authority": "Al", "LocalAuthority/TaintX509UpstreamAuthority": "Al", "LocalAuthority/RevokeX509Authority": "Al",
+	"LocalAuthority/RevokeX509UpstreamAuthority": "Al", "LocalAuthority/GetJWTAuthorityState": "Al", "LocalAuthority/PrepareJWTAuthority": "Al",
+	"LocalAuthority/ActivateJWTAuthority": "Al", "LocalAuthority/TaintJWTAuthority": "Al", "LocalAuthority/RevokeJWTAuthority": "Al",
+	"LocalAuthority/GetWITAuthorityState": "Al", "LocalAuthority/PrepareWITAuthority": "Al", "LocalAuthority/ActivateWITAuthority": "Al",
+	"LocalAuthority/TaintWITAuthority": "Al", "LocalAuthority/RevokeWITAuthority": "Al",
 	"EntryWatch/Watch": "n", "Health/Check": "awnAl", "Health/List": "awnAl", "Health/Watch": "awnAl",
 }
 
@@ -57,7 +64,7 @@ func TestRights(t *testing.T) {
 		"a": anon, "w": w.asWorkload(t, "/svc/web").conn, "n": w.join(w.token("/node/a")).conn, "A": w.asWorkload(t, "/boss").conn, "l": w.admin,
 	}
 	seen := 0
-	for _, desc := range []grpc.ServiceDesc{agentv1.Agent_ServiceDesc, bundlev1.Bundle_ServiceDesc, entryv1.Entry_ServiceDesc, svidv1.SVID_ServiceDesc, trustdomainv1.TrustDomain_ServiceDesc, loggerv1.Logger_ServiceDesc, debugv1.Debug_ServiceDesc, watchv1.EntryWatch_ServiceDesc, healthv1.Health_ServiceDesc} {
+	for _, desc := range []grpc.ServiceDesc{agentv1.Agent_ServiceDesc, bundlev1.Bundle_ServiceDesc, entryv1.Entry_ServiceDesc, svidv1.SVID_ServiceDesc, trustdomainv1.TrustDomain_ServiceDesc, loggerv1.Logger_ServiceDesc, debugv1.Debug_ServiceDesc, localauthorityv1.LocalAuthority_ServiceDesc, watchv1.EntryWatch_ServiceDesc, healthv1.Health_ServiceDesc} {
 		service := desc.ServiceName[strings.LastIndex(desc.ServiceName, ".")+1:]
 		check := func(method string, call func(ctx context.Context, conn *grpc.ClientConn, full string) error) {
 			seen++

@@ -27,6 +27,8 @@ type selfSVID struct {
 	mu      sync.Mutex
 	svid    *x509svid.SVID
 	renewAt time.Time
+	// sound is the bundle by which svid was found sound.
+	sound *ca.Bundle
 }
 
 // current is the SVID, a new one if it is time, and when to look again.
@@ -37,7 +39,9 @@ func (s *selfSVID) current() (*x509svid.SVID, time.Time, error) {
 	if s.svid != nil && s.issuer.revoked(s.svid.Certificates[0], s.id) != nil {
 		s.svid = nil
 	}
-	if s.svid != nil && now.Before(s.renewAt) {
+	bundle, _ := s.issuer.ca.Bundle()
+	if s.svid != nil && now.Before(s.renewAt) && (s.sound == bundle || bundle.Sound(s.svid.Certificates)) {
+		s.sound = bundle
 		return s.svid, s.renewAt, nil
 	}
 	svid, err := s.mint()
@@ -46,10 +50,10 @@ func (s *selfSVID) current() (*x509svid.SVID, time.Time, error) {
 			return nil, now, fmt.Errorf("issue own SVID %s: %w", s.id, err)
 		}
 		s.issuer.log.Error("cannot renew own SVID, trying again", "id", s.id.String(), "error", err)
-		s.renewAt = now.Add(s.svid.Certificates[0].NotAfter.Sub(now) / 10)
+		s.renewAt, s.sound = now.Add(s.svid.Certificates[0].NotAfter.Sub(now)/10), bundle
 		return s.svid, s.renewAt, nil
 	}
-	s.svid = svid
+	s.svid, s.sound = svid, bundle // no other would be sounder
 	s.renewAt = now.Add(svid.Certificates[0].NotAfter.Sub(now) / 2)
 	return s.svid, s.renewAt, nil
 }

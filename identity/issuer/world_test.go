@@ -349,3 +349,11 @@ func wantDenied(t testing.TB, err error, want types.PermissionDeniedDetails_Reas
 	}
 	t.Fatalf("denial %v has no details, want %v", err, want)
 }
+
+// keyIDOf is the authority ID of a certificate.
+func keyIDOf(t testing.TB, der []byte) string {
+	t.Helper()
+	cert, err := x509.ParseCertificate(der)
+	must(t, err)
+	return ca.KeyID(cert.SubjectKeyId)
+}

@@ -9,6 +9,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 )
@@ -28,7 +29,25 @@ const (
 	P256 Algorithm = iota
 	// Ed25519 is RFC 8032, as C2SP signed notes use it.
 	Ed25519
+	// P384 is ECDSA on NIST P-384.
+	P384
+	// RSA2048 and RSA4096 are RSA of so many bits.
+	RSA2048
+	RSA4096
 )
+
+// algorithms are the names in configuration files.
+var algorithms = map[string]Algorithm{"ec-p256": P256, "ec-p384": P384, "ed25519": Ed25519, "rsa-2048": RSA2048, "rsa-4096": RSA4096}
+
+// ParseAlgorithm reads a name as configuration files have it: ec-p256, ec-p384,
+// ed25519, rsa-2048, rsa-4096.
+func ParseAlgorithm(name string) (Algorithm, error) {
+	alg, ok := algorithms[name]
+	if !ok {
+		return 0, fmt.Errorf("%q is not a type of key: want one of ec-p256, ec-p384, ed25519, rsa-2048, rsa-4096", name)
+	}
+	return alg, nil
+}
 
 // Store keeps named keys. Names consist of letters, digits, '.', '_' and '-',
 // start with a letter or digit, and have at most 100 characters. A Store is
@@ -59,6 +78,12 @@ func generate(alg Algorithm) (crypto.Signer, error) {
 	case Ed25519:
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		return key, err
+	case P384:
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case RSA2048:
+		return rsa.GenerateKey(rand.Reader, 2048)
+	case RSA4096:
+		return rsa.GenerateKey(rand.Reader, 4096)
 	}
 	return nil, fmt.Errorf("unknown key algorithm %d", alg)
 }

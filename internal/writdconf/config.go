@@ -42,6 +42,12 @@ type Config struct {
 	WorkloadAPI string `yaml:"workload_api"`
 	// Life of a signing authority.
 	CATTL time.Duration `yaml:"ca_ttl"`
+	// Type of the keys of new signing authorities: ec-p256, ec-p384, rsa-2048,
+	// rsa-4096; ec-p256 when left out.
+	CAKeyType string `yaml:"ca_key_type" enum:"ec-p256|ec-p384|rsa-2048|rsa-4096"`
+	// Type of the keys of new JWT authorities, which chooses the algorithm of
+	// JWT-SVIDs: ES256, ES384, RS256. As ca_key_type when left out.
+	JWTKeyType string `yaml:"jwt_key_type" enum:"ec-p256|ec-p384|rsa-2048|rsa-4096"`
 	// Life of an X509-SVID whose entry sets none; at least 10s.
 	SVIDTTL time.Duration `yaml:"svid_ttl"`
 	// Life of a JWT-SVID whose entry sets none.
@@ -217,6 +223,13 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.CATTL < 2*c.SVIDTTL {
 		bad("ca_ttl", "want at least twice svid_ttl (%s), got %s: an SVID never outlives its authority", c.SVIDTTL, c.CATTL)
+	}
+	for _, k := range []struct{ key, name string }{{"ca_key_type", c.CAKeyType}, {"jwt_key_type", c.JWTKeyType}} {
+		switch k.name {
+		case "", "ec-p256", "ec-p384", "rsa-2048", "rsa-4096":
+		default:
+			bad(k.key, "%q is not one of ec-p256, ec-p384, rsa-2048, rsa-4096", k.name)
+		}
 	}
 	if c.JWTTTL <= 0 {
 		bad("jwt_ttl", "want more than 0, got %s", c.JWTTTL)

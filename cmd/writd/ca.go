@@ -1,0 +1,29 @@
+package main
+
+import (
+	"cmp"
+	"context"
+
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/keys"
+)
+
+// openCA opens the signing authorities.
+func (w *writd) openCA(ctx context.Context, journal ca.Journal) (*ca.CA, error) {
+	config := ca.Config{
+		TrustDomain: w.td, Keys: w.keys, Journal: journal, Emit: w.emit, Log: w.log,
+		Life: w.cfg.CATTL, X509SVIDLife: w.cfg.SVIDTTL, JWTSVIDLife: w.cfg.JWTTTL,
+	}
+	var err error
+	if w.cfg.CAKeyType != "" {
+		if config.KeyType, err = keys.ParseAlgorithm(w.cfg.CAKeyType); err != nil {
+			return nil, err
+		}
+	}
+	if name := cmp.Or(w.cfg.JWTKeyType, w.cfg.CAKeyType); name != "" {
+		if config.JWTKeyType, err = keys.ParseAlgorithm(name); err != nil {
+			return nil, err
+		}
+	}
+	return ca.Open(ctx, config)
+}
