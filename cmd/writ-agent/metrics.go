@@ -19,6 +19,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	calls    *prometheus.CounterVec
 	rejected prometheus.Counter
+	failed   *prometheus.CounterVec
 }
 
 func newMetrics(node *agent.Agent) *metrics {
@@ -30,8 +31,11 @@ func newMetrics(node *agent.Agent) *metrics {
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "writ_agent_sds_rejected_total", Help: "Secrets that an Envoy did not take; the log says why.",
 		}),
+		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "writ_agent_workload_attestor_failures_total", Help: "Attestations of workloads in which a method failed or took too long, by method.",
+		}, []string{"attestor"}),
 	}
-	m.registry.MustRegister(m.calls, m.rejected)
+	m.registry.MustRegister(m.calls, m.rejected, m.failed)
 	gauge := func(name, help string, value func(agent.Status) float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "writ_agent_" + name, Help: help},
 			func() float64 { return value(node.Status()) }))
@@ -69,6 +73,8 @@ func unixTime(t time.Time) float64 {
 func (m *metrics) observe(method string, code codes.Code) {
 	m.calls.WithLabelValues(method[strings.LastIndexByte(method, '/')+1:], code.String()).Inc()
 }
+
+func (m *metrics) attestorFailed(method string) { m.failed.WithLabelValues(method).Inc() }
 
 func (m *metrics) watch(api *workload.Server) {
 	m.registry.MustRegister(

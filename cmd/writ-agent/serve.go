@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/identity/attest"
 	"github.com/writ-dev/writ/identity/attest/unix"
 	"github.com/writ-dev/writ/identity/workload"
 	"github.com/writ-dev/writ/identity/workload/sds"
@@ -31,8 +32,12 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 	if err != nil {
 		return err
 	}
-	attestor := unix.New(unix.Config{Log: log})
+	methods, err := cfg.WorkloadAttestors.New()
+	if err != nil {
+		return err
+	}
 	metrics := newMetrics(node)
+	attestor := &attest.Workloads{Kernel: unix.New(unix.Config{Log: log}), Methods: methods, Log: log, Failed: metrics.attestorFailed}
 	api, err := workload.NewServer(workload.Config{
 		Source: node,
 		Attest: func(ctx context.Context, p peercred.Peer) ([]string, error) {

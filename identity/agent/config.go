@@ -25,6 +25,8 @@ type Config struct {
 	JoinTokenFile string `yaml:"join_token_file"`
 	// What proves the node to the issuer in place of a join token: one method.
 	Attestor *AttestorConfig `yaml:"attestor"`
+	// What workloads are attested by beside what the kernel says of them (unix).
+	WorkloadAttestors WorkloadAttestors `yaml:"workload_attestors"`
 	// Directory of the agent's own SVID and key, mode 0700.
 	DataDir string `yaml:"data_dir"`
 	// Path of the Unix socket of the SPIFFE Workload API.
@@ -78,6 +80,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 			fail("join_token_file", "contradicts attestor: leave one out")
 		}
 	}
+	c.WorkloadAttestors.validate(fail)
 	if c.DataDir == "" {
 		fail("data_dir", "required: the agent's own SVID is kept there")
 	}

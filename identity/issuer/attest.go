@@ -238,7 +238,8 @@ func (s *agentService) attestFailed(ctx context.Context, method string, err erro
 	case status.Code(err) == codes.PermissionDenied:
 		act.Reason, answer = status.Convert(err).Message(), err
 	default:
-		return s.internal(ctx, "attest the agent", err)
+		act.Reason = "it could not be decided"
+		answer = s.internal(ctx, "attest the agent", err)
 	}
 	if err := s.record(context.WithoutCancel(ctx), act); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -213,4 +214,25 @@ func TestJoinTokensOff(t *testing.T) {
 	wantCode(t, err, codes.FailedPrecondition)
 	_, err = w.tryJoin("AAAAAAAAAAAAAAAAAAAAAAAAAA")
 	wantCode(t, err, codes.Unimplemented)
+}
+
+// undecided is a method that cannot tell now.
+type undecided struct{}
+
+func (undecided) Type() string { return "x509pop" }
+func (undecided) Attest(context.Context, []byte, server.Challenge) (*server.Attested, error) {
+	return nil, errors.New("the API server of a cluster does not answer")
+}
+
+// What could not be decided is on record too, and the agent may try again.
+func TestUndecidedAttempt(t *testing.T) {
+	_, m := newMachines(t)
+	w := newWorld(t, func(c *issuer.Config, _ *ca.Config) { c.Attestors = []server.Attestor{undecided{}} })
+	m.w = w
+	_, _, err := m.attest(t.Context(), nil)
+	wantCode(t, err, codes.Internal)
+	acts := w.did("agent", "attested")
+	if len(acts) != 1 || !acts[0].Failed || acts[0].Reason != "it could not be decided" {
+		t.Errorf("on record: %+v", acts)
+	}
 }

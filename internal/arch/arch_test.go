@@ -124,7 +124,7 @@ func TestSidecarStaysSmall(t *testing.T) {
 		case "cmd/writ-sidecar":
 			banned = []string{"database/sql", "modernc.org/sqlite", "k8s.io/client-go", module + "identity/registry", module + "identity/issuer"}
 		case "cmd/writ-agent":
-			banned = []string{"database/sql", "modernc.org/sqlite", "github.com/open-policy-agent/opa/v1/rego", module + "identity/attest/server"}
+			banned = []string{"database/sql", "modernc.org/sqlite", "github.com/open-policy-agent/opa/v1/rego", "k8s.io/client-go", module + "identity/attest/server"}
 		}
 		for _, dep := range p.Deps {
 			for _, b := range banned {

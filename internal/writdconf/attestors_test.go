@@ -22,6 +22,11 @@ func TestAttestors(t *testing.T) {
 		{name: "files", yaml: "attestors: {join_token: {off: true}, x509pop: {ca_bundle: [a.pem, b.pem]}}",
 			want: Attestors{JoinToken: JoinToken{Off: true}, X509PoP: &X509PoP{CABundle: Files{"a.pem", "b.pem"}}}},
 		{name: "no file", yaml: "attestors: {x509pop: {}}", wantErr: "attestors.x509pop.ca_bundle: missing"},
+		{name: "cluster", yaml: "attestors: {k8s_psat: {clusters: {c: {service_accounts: [writ:agent]}}}}",
+			want: Attestors{K8sPSAT: &K8sPSAT{Clusters: map[string]Cluster{"c": {ServiceAccounts: []string{"writ:agent"}}}}}},
+		{name: "no cluster", yaml: "attestors: {k8s_psat: {}}", wantErr: "attestors.k8s_psat.clusters: missing"},
+		{name: "no service account", yaml: "attestors: {k8s_psat: {clusters: {c: {}}}}", wantErr: "attestors.k8s_psat.clusters.c.service_accounts: missing"},
+		{name: "service account of no namespace", yaml: "attestors: {k8s_psat: {clusters: {c: {service_accounts: [agent]}}}}", wantErr: "clusters.c.service_accounts[0]: want namespace:name"},
 		{name: "no method", yaml: "attestors: {join_token: {off: true}}", wantErr: "attestors.join_token.off: leaves no method"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
