@@ -58,6 +58,8 @@ type node struct {
 	alias    spiffeid.ID
 	selector string
 	workload *workloadapi.Client
+	socket   string
+	entries  []string
 }
 
 func newNode(t *testing.T, agent, server string) *node {
@@ -219,6 +221,7 @@ func (n *node) entry(t *testing.T, path string) string {
 	e.X509SvidTtl = int32(ttl.Seconds())
 	created, err := n.server.CreateEntries(bounded(t, 30*time.Second), e)
 	check(t, err)
+	n.entries = append(n.entries, created[0])
 	return created[0]
 }
 
