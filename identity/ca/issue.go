@@ -60,6 +60,10 @@ type X509Ticket struct {
 // SPIRE writes it.
 func (t *X509Ticket) Serial() string { return t.template.SerialNumber.String() }
 
+// KeyID is the subject key identifier of a certificate that is to be an
+// authority's, empty for an SVID.
+func (t *X509Ticket) KeyID() string { return KeyID(t.template.SubjectKeyId) }
+
 // ExpiresAt is when the certificate will end.
 func (t *X509Ticket) ExpiresAt() time.Time { return t.template.NotAfter }
 

@@ -290,27 +290,56 @@ func (c *CA) changeUpstream(ctx context.Context, id, actor string, do func(*Root
 	return c.commit(ctx, ch)
 }
 
-// RevokeForeignJWT takes a tainted JWT authority that an issuer downstream, or
-// an administrator, published out of the bundle.
+// TaintForeignJWT taints a JWT authority that an issuer downstream, or an
+// administrator, published.
+func (c *CA) TaintForeignJWT(ctx context.Context, id, actor string) error {
+	err := c.changeForeignJWT(ctx, id, actor, "tainted", func(set *Foreign, n int) error {
+		if set.JWT[n].Tainted {
+			return fmt.Errorf("%w: %s is tainted already", ErrWrongState, id)
+		}
+		set.JWT[n].Tainted = true
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("taint JWT authority: %w", err)
+	}
+	return nil
+}
+
+// RevokeForeignJWT takes such a one, when it is tainted, out of the bundle.
 func (c *CA) RevokeForeignJWT(ctx context.Context, id, actor string) error {
+	err := c.changeForeignJWT(ctx, id, actor, "revoked", func(set *Foreign, n int) error {
+		if !set.JWT[n].Tainted {
+			return fmt.Errorf("%w: %s is not tainted: taint it first", ErrWrongState, id)
+		}
+		set.JWT = slices.Delete(set.JWT, n, n+1)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("revoke JWT authority: %w", err)
+	}
+	return nil
+}
+
+func (c *CA) changeForeignJWT(ctx context.Context, id, actor, verb string, do func(set *Foreign, n int) error) error {
 	c.rotating.Lock()
 	defer c.rotating.Unlock()
 	ch := c.begin(actor)
 	for _, set := range ch.foreign {
 		n := slices.IndexFunc(set.JWT, func(a JWTAuthority) bool { return a.KeyID == id })
-		switch {
-		case n < 0 || set.Owner == ownerUpstream:
+		if n < 0 {
 			continue
-		case !set.JWT[n].Tainted:
-			return fmt.Errorf("revoke JWT authority: %w: %s is not tainted; its owner, %s, taints it", ErrWrongState, id, set.Owner)
 		}
-		next := &Foreign{Owner: set.Owner, X509: set.X509, JWT: slices.Delete(slices.Clone(set.JWT), n, n+1)}
+		if set.Owner == ownerUpstream {
+			return fmt.Errorf("%w: %s is the upstream's: that is done there", ErrWrongState, id)
+		}
+		next := &Foreign{Owner: set.Owner, X509: set.X509, JWT: slices.Clone(set.JWT)}
+		if err := do(next, n); err != nil {
+			return err
+		}
 		ch.foreign, ch.published = ch.foreign.with(next), true
-		ch.act("revoked", objectJWT, id, [2]string{"owner", set.Owner})
-		if err := c.commit(ctx, ch); err != nil {
-			return fmt.Errorf("revoke JWT authority: %w", err)
-		}
-		return nil
+		ch.act(verb, objectJWT, id, [2]string{"owner", set.Owner})
+		return c.commit(ctx, ch)
 	}
-	return fmt.Errorf("revoke JWT authority: %w: %s is not one of the JWT authorities here", ErrNoAuthority, id)
+	return fmt.Errorf("%w: %s is not one of the JWT authorities here", ErrNoAuthority, id)
 }

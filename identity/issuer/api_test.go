@@ -42,6 +42,7 @@ var apiNotes = map[string]string{
 	"Entry/GetAuthorizedEntries":  "a list over 4 MB is refused here: `SyncAuthorizedEntries` has pages",
 	"Entry/SyncAuthorizedEntries": "up to 500 entries at once, then by revision in pages",
 	"SVID/BatchNewX509SVID":       "500 signatures a second for one agent (`sign_rate`)",
+	"SVID/NewDownstreamX509CA":    "with the X509-SVID of an entry marked downstream",
 	"SVID/NewJWTSVID":             "counts as a signature, as above",
 	"Logger/SetLogLevel":          "FATAL and PANIC silence the log; on record",
 	"Debug/GetInfo":               "SPIRE serves it on the socket only; here an admin entry may ask too",
@@ -117,7 +118,7 @@ marked admin. What does not work answers ` + "`Unimplemented`" + ` with the reas
 }
 
 // whoWords are the words for the letters in callers.
-var whoWords = map[string]string{"": "", "awnAl": "anyone", "n": "agent", "Al": "admin", "nAl": "agent, admin", "l": "admin, on the socket only"}
+var whoWords = map[string]string{"": "", "awnAdl": "anyone", "d": "downstream", "n": "agent", "Al": "admin", "nAl": "agent, admin", "l": "admin, on the socket only"}
 
 // callEmpty calls a method with an empty message, for what it answers.
 func callEmpty(ctx context.Context, conn *grpc.ClientConn, method string, stream bool) error {

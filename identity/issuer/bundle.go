@@ -49,16 +49,6 @@ func jwtKeyToProto(a ca.JWTAuthority) *types.JWTKey {
 	return key
 }
 
-// AppendBundle implements bundlev1.BundleServer.
-func (s *bundleService) AppendBundle(context.Context, *bundlev1.AppendBundleRequest) (*types.Bundle, error) {
-	return nil, status.Error(codes.Unimplemented, "the bundle holds this issuer's own authorities only")
-}
-
-// PublishJWTAuthority implements bundlev1.BundleServer.
-func (s *bundleService) PublishJWTAuthority(context.Context, *bundlev1.PublishJWTAuthorityRequest) (*bundlev1.PublishJWTAuthorityResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "nested servers are not served: the bundle holds this issuer's own authorities only")
-}
-
 // PublishWITAuthority implements bundlev1.BundleServer.
 func (s *bundleService) PublishWITAuthority(context.Context, *bundlev1.PublishWITAuthorityRequest) (*bundlev1.PublishWITAuthorityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "WIT-SVIDs are not issued")

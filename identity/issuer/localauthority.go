@@ -58,7 +58,11 @@ func (s *localAuthorityService) states(kind ca.Kind) (active, prepared, old *loc
 }
 
 func authorityToProto(a ca.AuthorityState) *localauthorityv1.AuthorityState {
-	return &localauthorityv1.AuthorityState{AuthorityId: a.ID, ExpiresAt: a.ExpiresAt.Unix(), UpstreamAuthoritySubjectKeyId: a.UpstreamKeyID}
+	state := &localauthorityv1.AuthorityState{AuthorityId: a.ID, UpstreamAuthoritySubjectKeyId: a.UpstreamKeyID}
+	if !a.ExpiresAt.IsZero() {
+		state.ExpiresAt = a.ExpiresAt.Unix()
+	}
+	return state
 }
 
 // PrepareX509Authority implements localauthorityv1.LocalAuthorityServer.
@@ -119,7 +123,7 @@ func (s *localAuthorityService) TaintX509Authority(ctx context.Context, req *loc
 
 // TaintJWTAuthority implements localauthorityv1.LocalAuthorityServer.
 func (s *localAuthorityService) TaintJWTAuthority(ctx context.Context, req *localauthorityv1.TaintJWTAuthorityRequest) (*localauthorityv1.TaintJWTAuthorityResponse, error) {
-	a, err := s.step(ctx, s.ca.TaintAuthority, ca.JWT, req.GetAuthorityId())
+	a, err := s.step(ctx, orForeign(s.ca.TaintAuthority, s.ca.TaintForeignJWT), ca.JWT, req.GetAuthorityId())
 	if err != nil {
 		return nil, err
 	}
@@ -138,29 +142,28 @@ func (s *localAuthorityService) RevokeX509Authority(ctx context.Context, req *lo
 	return &localauthorityv1.RevokeX509AuthorityResponse{RevokedAuthority: a}, nil
 }
 
-// RevokeJWTAuthority implements localauthorityv1.LocalAuthorityServer: one of
-// ours, or one that an issuer downstream has published and tainted.
+// RevokeJWTAuthority implements localauthorityv1.LocalAuthorityServer.
 func (s *localAuthorityService) RevokeJWTAuthority(ctx context.Context, req *localauthorityv1.RevokeJWTAuthorityRequest) (*localauthorityv1.RevokeJWTAuthorityResponse, error) {
-	a, err := s.step(ctx, s.revokeJWT, ca.JWT, req.GetAuthorityId())
+	a, err := s.step(ctx, orForeign(s.ca.RevokeAuthority, s.ca.RevokeForeignJWT), ca.JWT, req.GetAuthorityId())
 	if err != nil {
 		return nil, err
 	}
 	return &localauthorityv1.RevokeJWTAuthorityResponse{RevokedAuthority: a}, nil
 }
 
-func (s *localAuthorityService) revokeJWT(ctx context.Context, kind ca.Kind, id, actor string) (ca.AuthorityState, error) {
-	a, err := s.ca.RevokeAuthority(ctx, kind, id, actor)
-	if !errors.Is(err, ca.ErrNoAuthority) {
+// orForeign does to a JWT authority that is not ours, but that of an issuer
+// downstream, what can be done to it.
+func orForeign(ours authorityStep, foreign func(ctx context.Context, id, actor string) error) authorityStep {
+	return func(ctx context.Context, kind ca.Kind, id, actor string) (ca.AuthorityState, error) {
+		a, err := ours(ctx, kind, id, actor)
+		if errors.Is(err, ca.ErrNoAuthority) {
+			return ca.AuthorityState{ID: id, State: ca.Tainted}, foreign(ctx, id, actor)
+		}
 		return a, err
 	}
-	bundle, _ := s.ca.Bundle()
-	for _, key := range bundle.JWTAuthorities {
-		if key.KeyID == id {
-			return ca.AuthorityState{ID: id, State: ca.Tainted, ExpiresAt: key.ExpiresAt}, s.ca.RevokeForeignJWT(ctx, id, actor)
-		}
-	}
-	return a, err
 }
+
+type authorityStep func(ctx context.Context, kind ca.Kind, id, actor string) (ca.AuthorityState, error)
 
 // TaintX509UpstreamAuthority implements localauthorityv1.LocalAuthorityServer.
 func (s *localAuthorityService) TaintX509UpstreamAuthority(ctx context.Context, req *localauthorityv1.TaintX509UpstreamAuthorityRequest) (*localauthorityv1.TaintX509UpstreamAuthorityResponse, error) {
@@ -208,7 +211,7 @@ func (s *localAuthorityService) RevokeWITAuthority(context.Context, *localauthor
 func noWIT() error { return status.Error(codes.Unimplemented, "WIT-SVIDs are not issued") }
 
 // step does to one authority what is asked for.
-func (s *localAuthorityService) step(ctx context.Context, do func(ctx context.Context, kind ca.Kind, id, actor string) (ca.AuthorityState, error), kind ca.Kind, id string) (*localauthorityv1.AuthorityState, error) {
+func (s *localAuthorityService) step(ctx context.Context, do authorityStep, kind ca.Kind, id string) (*localauthorityv1.AuthorityState, error) {
 	if id == "" {
 		return nil, status.Error(codes.InvalidArgument, "authority_id is missing")
 	}

@@ -97,8 +97,3 @@ func (s *svidService) MintWITSVID(context.Context, *svidv1.MintWITSVIDRequest) (
 func (s *svidService) BatchNewWITSVID(context.Context, *svidv1.BatchNewWITSVIDRequest) (*svidv1.BatchNewWITSVIDResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "WIT-SVIDs are not issued")
 }
-
-// NewDownstreamX509CA implements svidv1.SVIDServer.
-func (s *svidService) NewDownstreamX509CA(context.Context, *svidv1.NewDownstreamX509CARequest) (*svidv1.NewDownstreamX509CAResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "nested servers are not served: authorities sign SVIDs only")
-}

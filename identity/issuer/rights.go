@@ -37,6 +37,8 @@ const (
 	// admin is a local administrator, or a workload whose entry says admin.
 	admin
 	agentOrAdmin
+	// downstream is an issuer below this one: a workload whose entry says so.
+	downstream
 )
 
 // methodRights is the whole authorization of the API. What is missing here is
@@ -68,13 +70,13 @@ func methodRights() map[string]right {
 		svidv1.SVID_BatchNewX509SVID_FullMethodName:    activeAgent,
 		svidv1.SVID_NewJWTSVID_FullMethodName:          activeAgent,
 		svidv1.SVID_BatchNewWITSVID_FullMethodName:     activeAgent,
-		svidv1.SVID_NewDownstreamX509CA_FullMethodName: admin,
+		svidv1.SVID_NewDownstreamX509CA_FullMethodName: downstream,
 
 		bundlev1.Bundle_GetBundle_FullMethodName:                  anyone,
 		bundlev1.Bundle_GetFederatedBundle_FullMethodName:         agentOrAdmin,
 		bundlev1.Bundle_CountBundles_FullMethodName:               admin,
 		bundlev1.Bundle_AppendBundle_FullMethodName:               admin,
-		bundlev1.Bundle_PublishJWTAuthority_FullMethodName:        admin,
+		bundlev1.Bundle_PublishJWTAuthority_FullMethodName:        downstream,
 		bundlev1.Bundle_PublishWITAuthority_FullMethodName:        admin,
 		bundlev1.Bundle_ListFederatedBundles_FullMethodName:       admin,
 		bundlev1.Bundle_BatchCreateFederatedBundle_FullMethodName: admin,
@@ -202,6 +204,8 @@ func (i *Issuer) authorize(ctx context.Context, c Caller, method string) error {
 			return nil
 		}
 		return i.checkAgent(ctx, c)
+	case downstream:
+		return i.checkDownstream(c)
 	}
 	return status.Error(codes.PermissionDenied, "nobody may call this method")
 }

@@ -28,17 +28,17 @@ import (
 )
 
 // callers maps each method to who gets past authorization: a anonymous,
-// w workload, n node agent, A admin by entry, l local. It is written out by
+// w workload, n node agent, A admin by entry, d downstream by entry, l local. It is written out by
 // hand, so that a change of the table in the code has to be made twice.
 var callers = map[string]string{
-	"Agent/AttestAgent": "awnAl", "Agent/RenewAgent": "n", "Agent/PostStatus": "n", "Agent/CountAgents": "Al", "Agent/ListAgents": "Al",
+	"Agent/AttestAgent": "awnAdl", "Agent/RenewAgent": "n", "Agent/PostStatus": "n", "Agent/CountAgents": "Al", "Agent/ListAgents": "Al",
 	"Agent/GetAgent": "Al", "Agent/DeleteAgent": "Al", "Agent/BanAgent": "Al", "Agent/CreateJoinToken": "Al",
 	"Entry/CountEntries": "Al", "Entry/ListEntries": "Al", "Entry/GetEntry": "Al", "Entry/BatchCreateEntry": "Al", "Entry/BatchUpdateEntry": "Al",
 	"Entry/BatchDeleteEntry": "Al", "Entry/GetAuthorizedEntries": "n", "Entry/SyncAuthorizedEntries": "n",
 	"SVID/MintX509SVID": "Al", "SVID/MintJWTSVID": "Al", "SVID/MintWITSVID": "Al", "SVID/BatchNewX509SVID": "n", "SVID/NewJWTSVID": "n",
-	"SVID/BatchNewWITSVID": "n", "SVID/NewDownstreamX509CA": "Al",
-	"Bundle/GetBundle": "awnAl", "Bundle/GetFederatedBundle": "nAl", "Bundle/CountBundles": "Al", "Bundle/AppendBundle": "Al",
-	"Bundle/PublishJWTAuthority": "Al", "Bundle/PublishWITAuthority": "Al", "Bundle/ListFederatedBundles": "Al",
+	"SVID/BatchNewWITSVID": "n", "SVID/NewDownstreamX509CA": "d",
+	"Bundle/GetBundle": "awnAdl", "Bundle/GetFederatedBundle": "nAl", "Bundle/CountBundles": "Al", "Bundle/AppendBundle": "Al",
+	"Bundle/PublishJWTAuthority": "d", "Bundle/PublishWITAuthority": "Al", "Bundle/ListFederatedBundles": "Al",
 	"Bundle/BatchCreateFederatedBundle": "Al", "Bundle/BatchUpdateFederatedBundle": "Al", "Bundle/BatchSetFederatedBundle": "Al", "Bundle/BatchDeleteFederatedBundle": "Al",
 	"TrustDomain/ListFederationRelationships": "Al", "TrustDomain/GetFederationRelationship": "Al", "TrustDomain/BatchCreateFederationRelationship": "Al",
 	"TrustDomain/BatchUpdateFederationRelationship": "Al", "TrustDomain/BatchDeleteFederationRelationship": "Al", "TrustDomain/RefreshBundle": "Al",
@@ -49,7 +49,7 @@ var callers = map[string]string{
 	"LocalAuthority/ActivateJWTAuthority": "Al", "LocalAuthority/TaintJWTAuthority": "Al", "LocalAuthority/RevokeJWTAuthority": "Al",
 	"LocalAuthority/GetWITAuthorityState": "Al", "LocalAuthority/PrepareWITAuthority": "Al", "LocalAuthority/ActivateWITAuthority": "Al",
 	"LocalAuthority/TaintWITAuthority": "Al", "LocalAuthority/RevokeWITAuthority": "Al",
-	"EntryWatch/Watch": "n", "Health/Check": "awnAl", "Health/List": "awnAl", "Health/Watch": "awnAl",
+	"EntryWatch/Watch": "n", "Health/Check": "awnAdl", "Health/List": "awnAdl", "Health/Watch": "awnAdl",
 }
 
 // Every method of every service, called by every kind of caller.
@@ -57,11 +57,13 @@ func TestRights(t *testing.T) {
 	w := newWorld(t)
 	e := entry("/boss", "/node/a", "uid:1")
 	e.Admin = true
-	w.create(e)
+	nested := entry("/nested", "/node/a", "uid:2")
+	nested.Downstream = true
+	w.create(e, nested)
 	anon := w.dial(nil)
 	defer anon.Close()
 	conns := map[string]*grpc.ClientConn{
-		"a": anon, "w": w.asWorkload(t, "/svc/web").conn, "n": w.join(w.token("/node/a")).conn, "A": w.asWorkload(t, "/boss").conn, "l": w.admin,
+		"a": anon, "w": w.asWorkload(t, "/svc/web").conn, "n": w.join(w.token("/node/a")).conn, "A": w.asWorkload(t, "/boss").conn, "d": w.asWorkload(t, "/nested").conn, "l": w.admin,
 	}
 	seen := 0
 	for _, desc := range []grpc.ServiceDesc{agentv1.Agent_ServiceDesc, bundlev1.Bundle_ServiceDesc, entryv1.Entry_ServiceDesc, svidv1.SVID_ServiceDesc, trustdomainv1.TrustDomain_ServiceDesc, loggerv1.Logger_ServiceDesc, debugv1.Debug_ServiceDesc, localauthorityv1.LocalAuthority_ServiceDesc, watchv1.EntryWatch_ServiceDesc, healthv1.Health_ServiceDesc} {

@@ -211,7 +211,7 @@ func TestMint(t *testing.T) {
 	_, err = w.minting().MintWITSVID(ctx, &svidv1.MintWITSVIDRequest{})
 	wantCode(t, err, codes.Unimplemented)
 	_, err = w.minting().NewDownstreamX509CA(ctx, &svidv1.NewDownstreamX509CARequest{})
-	wantCode(t, err, codes.Unimplemented)
+	wantCode(t, err, codes.PermissionDenied)
 }
 
 // asWorkload is a caller with a workload's SVID.

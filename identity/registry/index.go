@@ -184,6 +184,19 @@ func (x *Index) IsAdmin(id spiffeid.ID, now time.Time) bool {
 	return false
 }
 
+// Downstream returns the entry, not expired, that makes the SPIFFE ID an issuer
+// downstream of this one; nil if there is none.
+func (x *Index) Downstream(id spiffeid.ID, now time.Time) *Entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, e := range sortedEntries(x.bySPIFFE[id]) {
+		if e.Downstream && !e.Expired(now) {
+			return e
+		}
+	}
+	return nil
+}
+
 // Children returns the entries that hang directly on parent.
 func (x *Index) Children(parent spiffeid.ID) []*Entry {
 	x.mu.RLock()
