@@ -86,6 +86,8 @@ func newRootCmd(a *app) *cobra.Command {
 		newEntryCmd(a),
 		newTokenCmd(a),
 		newAgentCmd(a),
+		newBundleCmd(a),
+		newFederationCmd(a),
 		newAdminPolicyCmd(a),
 		newAuthorityCmd(a),
 		newPolicyCmd(a),

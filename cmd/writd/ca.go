@@ -12,7 +12,7 @@ import (
 func (w *writd) openCA(ctx context.Context, journal ca.Journal) (*ca.CA, error) {
 	config := ca.Config{
 		TrustDomain: w.td, Keys: w.keys, Journal: journal, Emit: w.emit, Log: w.log,
-		Life: w.cfg.CATTL, X509SVIDLife: w.cfg.SVIDTTL, JWTSVIDLife: w.cfg.JWTTTL,
+		Life: w.cfg.CATTL, X509SVIDLife: w.cfg.SVIDTTL, JWTSVIDLife: w.cfg.JWTTTL, JWTIssuer: w.jwtIssuer(),
 	}
 	var err error
 	if w.cfg.CAKeyType != "" {

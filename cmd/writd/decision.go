@@ -128,6 +128,9 @@ func validate(cfg *writdconf.Config, at daemon.At) error {
 			return errors.Join(cfg.Validate(at), at("admin_policy", "%v", err))
 		}
 	}
+	if err := validateCerts(cfg, at); err != nil {
+		return errors.Join(cfg.Validate(at), err)
+	}
 	if !cfg.Runs("decision") {
 		_, err := owners.New(grants(cfg), owners.At(at))
 		return errors.Join(cfg.Validate(at), err)

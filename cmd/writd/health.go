@@ -49,6 +49,9 @@ func (w *writd) healthHandler() http.Handler {
 		})
 	}
 	w.recheckMetrics(reg)
+	if w.issuer != nil {
+		reg.MustRegister(federationMetrics{w})
+	}
 	gauge("svid_expires_seconds", "Unix time at which the own X509-SVID expires.", func() float64 {
 		svid, err := w.source.GetX509SVID()
 		if err != nil {

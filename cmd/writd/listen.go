@@ -32,13 +32,14 @@ import (
 // listener is a server with its socket.
 type listener struct {
 	name     string
+	addr     net.Addr
 	serve    func() error
 	graceful func()
 	now      func()
 }
 
 func grpcListener(name string, s *grpc.Server, l net.Listener) *listener {
-	return &listener{name: name, serve: func() error { return s.Serve(l) }, graceful: s.GracefulStop, now: s.Stop}
+	return &listener{name: name, addr: l.Addr(), serve: func() error { return s.Serve(l) }, graceful: s.GracefulStop, now: s.Stop}
 }
 
 // listen opens the sockets of the roles that run. When one fails, those that
@@ -51,7 +52,7 @@ func (w *writd) listen() (all []*listener, err error) {
 			}
 		}
 	}()
-	for _, open := range []func() (*listener, error){w.listenIssuer, w.listenControl, w.listenAdmin, w.listenRemoteAdmin, w.listenHealth} {
+	for _, open := range []func() (*listener, error){w.listenIssuer, w.listenControl, w.listenAdmin, w.listenRemoteAdmin, w.listenHealth, w.listenFederation, w.listenOIDC} {
 		l, err := open()
 		if err != nil {
 			return all, err

@@ -72,6 +72,9 @@ type Config struct {
 	// another; one hour and five minutes if zero. An SVID never outlives its
 	// authority.
 	X509SVIDLife, JWTSVIDLife time.Duration
+	// JWTIssuer is the iss claim of JWT-SVIDs, for verifiers of OpenID Connect;
+	// there is none if empty.
+	JWTIssuer string
 }
 
 func (c *Config) complete() error {

@@ -188,6 +188,7 @@ func (c *CA) PrepareJWT(r JWTRequest) (*JWTTicket, error) {
 	}
 	return &JWTTicket{ca: c, by: by, claims: jwt.Claims{
 		ID:       newSerial(r.Through).String(),
+		Issuer:   c.cfg.JWTIssuer,
 		Subject:  r.ID.String(),
 		Audience: slices.Clone(r.Audience),
 		IssuedAt: jwt.NewNumericDate(now),

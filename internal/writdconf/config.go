@@ -58,6 +58,10 @@ type Config struct {
 	AttestRate int `yaml:"attest_rate"`
 	// SVIDs per second that one agent may have signed; 0 is no limit.
 	SignRate int `yaml:"sign_rate"`
+	// Bundle endpoint from which other trust domains get our trust bundle.
+	Federation *Federation `yaml:"federation"`
+	// OpenID Connect discovery of the keys that sign JWT-SVIDs.
+	OIDC *OIDC `yaml:"oidc"`
 	// Files with the public keys (PEM) that may push all of policy: one
 	// publisher, named default. The short form of publishers.
 	PublisherKeys []string `yaml:"publisher_keys"`
@@ -258,6 +262,12 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.Database != nil {
 		c.Database.validate(bad)
+	}
+	if c.Federation != nil {
+		c.Federation.validate(c, bad)
+	}
+	if c.OIDC != nil {
+		c.OIDC.validate(c, bad)
 	}
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")
