@@ -78,6 +78,7 @@ func newEntryCreateCmd(a *app) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("entry create: %w", err)
 			}
+			a.warnDoubts(made)
 			return a.emit(entryInfoFrom(made), func(w io.Writer) error { return writeEntry(w, made) })
 		},
 	}

@@ -105,6 +105,20 @@ func entryAct(verb string, e *registry.Entry) identity.Act {
 	}
 }
 
+// maxDoubts is how many doubts of one entry go on record.
+const maxDoubts = 4
+
+// doubtedAct is entryAct of an entry that was written, with what is doubtful
+// about its selectors.
+func doubtedAct(verb string, e *registry.Entry) identity.Act {
+	act := entryAct(verb, e)
+	doubts := registry.Doubts(e.Selectors)
+	for _, d := range doubts[:min(len(doubts), maxDoubts)] {
+		act.Details = append(act.Details, [2]string{"warning", d})
+	}
+	return act
+}
+
 func agentAct(verb string, id spiffeid.ID) identity.Act {
 	return identity.Act{Kind: identity.ActCredential, Verb: verb, Object: "agent", ObjectID: id.String()}
 }

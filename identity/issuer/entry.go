@@ -98,7 +98,7 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 				result.Entry = entryToProto(c.Exists, req.GetOutputMask())
 			} else {
 				result.Entry = entryToProto(c.Entry, req.GetOutputMask())
-				if err := record(entryAct("created", c.Entry)); err != nil {
+				if err := record(doubtedAct("created", c.Entry)); err != nil {
 					return err
 				}
 			}
@@ -185,7 +185,7 @@ func (s *entryService) updateEntry(ctx context.Context, tx *sqlstore.Tx, record 
 	} else if err != nil {
 		return nil, codes.Internal, err
 	}
-	if err := record(entryAct("updated", e)); err != nil {
+	if err := record(doubtedAct("updated", e)); err != nil {
 		return nil, codes.Internal, err
 	}
 	return e, codes.OK, nil
