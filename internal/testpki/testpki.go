@@ -133,6 +133,17 @@ func (s *Source) Rotate(svid *x509svid.SVID) {
 	}
 }
 
+// SetBundles replaces the bundles and tells the reader of Updated.
+func (s *Source) SetBundles(bundles ...*x509bundle.Bundle) {
+	s.mu.Lock()
+	s.bundles = x509bundle.NewSet(bundles...)
+	s.mu.Unlock()
+	select {
+	case s.updated <- struct{}{}:
+	default:
+	}
+}
+
 // GetX509SVID implements x509svid.Source.
 func (s *Source) GetX509SVID() (*x509svid.SVID, error) {
 	s.mu.Lock()
@@ -145,7 +156,10 @@ func (s *Source) GetX509SVID() (*x509svid.SVID, error) {
 
 // GetX509BundleForTrustDomain implements x509bundle.Source.
 func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
-	return s.bundles.GetX509BundleForTrustDomain(td)
+	s.mu.Lock()
+	bundles := s.bundles
+	s.mu.Unlock()
+	return bundles.GetX509BundleForTrustDomain(td)
 }
 
 // Updated implements identity.Source.

@@ -99,9 +99,13 @@ func Client(cfg ClientConfig) *tls.Config {
 	return c
 }
 
-// ServerConfig accepts connections from workloads of one trust domain.
+// ServerConfig accepts connections from workloads of its own trust domain, and of
+// those whose bundles the source has: it has them where the workload's entry
+// federates with them. Each is verified by the bundle of its own trust domain.
 type ServerConfig struct {
-	Source      Source
+	Source Source
+	// TrustDomain is our own. It is tried even while the source has no bundle of
+	// it, so that the refusal says what is wrong.
 	TrustDomain spiffeid.TrustDomain
 	// Protocols accepted by ALPN.
 	Protocols []string
@@ -112,8 +116,11 @@ type ServerConfig struct {
 func server(cfg ServerConfig) (*tls.Config, *verifier) {
 	certs := &certificates{source: cfg.Source}
 	v := &verifier{bundles: cfg.Source, now: cfg.Now, accept: func(id spiffeid.ID) error {
-		if id.TrustDomain() != cfg.TrustDomain {
-			return refuse(ForeignDomain, "the peer claims %s, of a foreign trust domain", id)
+		if id.TrustDomain() == cfg.TrustDomain {
+			return nil
+		}
+		if _, err := cfg.Source.GetX509BundleForTrustDomain(id.TrustDomain()); err != nil {
+			return refuse(ForeignDomain, "the peer claims %s, of a foreign trust domain that this workload does not federate with", id)
 		}
 		return nil
 	}}
@@ -128,8 +135,8 @@ func server(cfg ServerConfig) (*tls.Config, *verifier) {
 	return c, v
 }
 
-// Server gives a tls.Config that shows the source's SVID and accepts only
-// workloads of the trust domain, for servers that do not need a Listener.
+// Server gives a tls.Config that shows the source's SVID and accepts whom
+// ServerConfig says, for servers that do not need a Listener.
 func Server(cfg ServerConfig) *tls.Config {
 	c, v := server(cfg)
 	c.VerifyConnection = func(state tls.ConnectionState) error {

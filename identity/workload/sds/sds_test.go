@@ -7,6 +7,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -24,9 +25,10 @@ func TestNames(t *testing.T) {
 	known := map[string]*authority{own: newAuthority(own), far: newAuthority(far)}
 	unsigned := known[own].identity(3, "spiffe://example.org/unsigned")
 	unsigned.Chain, unsigned.Key = nil, nil
+	revoked := must(workload.NewBundle(spiffeid.RequireTrustDomainFromString("revoked.org"), nil, nil))
 	grant := workload.Grant{
 		Identities: []*workload.Identity{unsigned, known[own].identity(1, web), known[own].identity(2, api)},
-		Bundle:     known[own].bundle, Federated: []*workload.Bundle{known[far].bundle},
+		Bundle:     known[own].bundle, Federated: []*workload.Bundle{revoked, known[far].bundle},
 	}
 	plain := envoy(40)
 	plain.Metadata = must(structpb.NewStruct(map[string]any{metadataKey: "true"}))
@@ -62,6 +64,8 @@ func TestNames(t *testing.T) {
 		{"all bundles in one file would be one trust domain", []string{"ALL"}, plain, false, nil, codes.InvalidArgument},
 		{"somebody else", []string{"spiffe://example.org/db", web}, envoy(40), false, nil, codes.InvalidArgument},
 		{"somebody else's bundle", []string{"spiffe://other.org"}, envoy(40), false, nil, codes.InvalidArgument},
+		{"a bundle without authorities", []string{"spiffe://revoked.org"}, envoy(40), false, nil, codes.InvalidArgument},
+		{"which would verify nothing", []string{"spiffe://revoked.org"}, plain, false, nil, codes.InvalidArgument},
 		{"not signed", []string{"spiffe://example.org/unsigned"}, envoy(40), false, nil, codes.Unavailable},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -100,7 +100,7 @@ func (b builder) secret(name string) (*tlsv3.Secret, []byte, error) {
 			return nil, nil, status.Errorf(codes.InvalidArgument,
 				"%s needs the SPIFFE validator, which this Envoy lacks (it came with 1.18) or does not want: ask for %s or a trust domain", name, b.DefaultBundleName)
 		}
-		return b.bundles(name, append([]*workload.Bundle{b.grant.Bundle}, b.grant.Federated...)...)
+		return b.bundles(name, b.domains()...)
 	case name == b.DefaultSVIDName:
 		for _, id := range b.grant.Identities {
 			if id.Chain != nil {
@@ -109,7 +109,7 @@ func (b builder) secret(name string) (*tlsv3.Secret, []byte, error) {
 		}
 		return nil, nil, errUnsigned
 	}
-	for _, bundle := range append([]*workload.Bundle{b.grant.Bundle}, b.grant.Federated...) {
+	for _, bundle := range b.domains() {
 		if name == bundle.TrustDomain().IDString() {
 			return b.bundles(name, bundle)
 		}
@@ -128,13 +128,26 @@ func (b builder) secret(name string) (*tlsv3.Secret, []byte, error) {
 	return nil, nil, nil
 }
 
+// domains are the bundles, our own first. One of another trust domain that has
+// revoked all of its X.509 authorities is none of them: to Envoy, a validation
+// context with an empty trusted_ca is one that verifies nothing.
+func (b builder) domains() []*workload.Bundle {
+	all := []*workload.Bundle{b.grant.Bundle}
+	for _, f := range b.grant.Federated {
+		if len(f.X509()) > 0 {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
 var errUnsigned = status.Error(codes.Unavailable, "no valid X509-SVID at the moment: the issuer has not signed one")
 
 // everything names all that has a name of its own and can be had now.
 func (b builder) everything() []string {
-	names := []string{b.grant.Bundle.TrustDomain().IDString()}
-	for _, f := range b.grant.Federated {
-		names = append(names, f.TrustDomain().IDString())
+	var names []string
+	for _, d := range b.domains() {
+		names = append(names, d.TrustDomain().IDString())
 	}
 	for _, id := range b.grant.Identities {
 		if id.Chain != nil {
