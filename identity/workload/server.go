@@ -29,6 +29,8 @@ const (
 	// maxRequest is in bytes. Envoy says with its first request which of its
 	// hundreds of extensions it has.
 	maxRequest    = 512 << 10
+	readBuffer    = 1 << 10  // bytes
+	writeBuffer   = 8 << 10  // bytes; there is none while nothing is written
 	maxHeaders    = 16 << 10 // bytes
 	handshakeTime = 10 * time.Second
 )
@@ -98,6 +100,12 @@ func NewServer(c Config) (*Server, error) {
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.WaitForHandlers(true),
+		// Thousands of connections that say nothing for hours: what gRPC keeps
+		// for each by default (two buffers of 32 KB) would be most of the memory
+		// of the agent.
+		grpc.ReadBufferSize(readBuffer),
+		grpc.WriteBufferSize(writeBuffer),
+		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	workloadpb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)

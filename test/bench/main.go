@@ -49,6 +49,7 @@ var suites = []suite{
 	{"policy", "compiled policy, beside OPA", policyBench, nil},
 	{"pair", "client → proxy → mTLS → proxy → server, beside nginx", pair, nil},
 	{"spire", "the issuer and the agent, beside SPIRE", spire, spireBudgets},
+	{"idle", "what an agent holds for 10,000 open streams", idle, idleBudgets},
 	{"memory", "what the programs hold, idle and under load", memory, nil},
 }
 
