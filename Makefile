@@ -41,7 +41,7 @@ bench-policy: ## Measure compiled policy beside OPA
 bench-spire: ## Measure issuer and agent beside stock SPIRE, hold them against their budgets
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ ./cmd/writd ./cmd/writ-agent
-	go run ./test/bench -run spire $(ARGS)
+	go run ./test/bench -run spire,idle $(ARGS)
 
 interop: ## Run against software that we did not write (ARGS="spire opa h2spec envoy kube")
 	./test/interop/run.sh $(ARGS)

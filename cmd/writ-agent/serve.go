@@ -43,6 +43,9 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		Attest: func(ctx context.Context, p peercred.Peer) ([]string, error) {
 			return attestor.Attest(ctx, p, node.Asked)
 		},
+		AttestAgain: func(ctx context.Context, p peercred.Peer) (selectors, silent []string, err error) {
+			return attestor.AttestAgain(ctx, p, node.Asked)
+		},
 		ReattestInterval:     cfg.ReattestInterval,
 		Running:              func(p peercred.Peer) (string, error) { return unix.Running(p.PID) },
 		OfProgram:            unix.OfProgram,

@@ -50,11 +50,19 @@ type Workloads struct {
 // takes too long, adds nothing: its selectors match no entry. It is not asked
 // where no entry asks for what it finds.
 func (w *Workloads) Attest(ctx context.Context, p peercred.Peer, asked func(kind string) bool) ([]string, error) {
+	selectors, _, err := w.AttestAgain(ctx, p, asked)
+	return selectors, err
+}
+
+// AttestAgain is Attest for a process that was attested before: it also returns
+// the types of the methods that failed. That an engine restarts says nothing
+// about the process; who asks again keeps what these found before.
+func (w *Workloads) AttestAgain(ctx context.Context, p peercred.Peer, asked func(kind string) bool) (selectors, silent []string, err error) {
 	timeout := w.Timeout
 	if timeout == 0 {
 		timeout = Timeout
 	}
-	found := make([][]string, len(w.Methods))
+	found, failed := make([][]string, len(w.Methods)), make([]bool, len(w.Methods))
 	var wg sync.WaitGroup
 	for i, m := range w.Methods {
 		if !slices.ContainsFunc(m.Kinds(), asked) {
@@ -69,6 +77,7 @@ func (w *Workloads) Attest(ctx context.Context, p peercred.Peer, asked func(kind
 				found[i] = selectors
 			case errors.Is(err, cgroup.ErrNone):
 			default:
+				failed[i] = true
 				w.Log.WarnContext(ctx, "a workload attestor failed: the caller gets none of its selectors", "attestor", m.Type(), "pid", p.PID, "uid", p.UID, "error", err)
 				if w.Failed != nil {
 					w.Failed(m.Type())
@@ -77,12 +86,14 @@ func (w *Workloads) Attest(ctx context.Context, p peercred.Peer, asked func(kind
 		})
 	}
 	wg.Wait()
-	selectors, err := w.Kernel.Attest(ctx, p, asked)
-	if err != nil {
-		return nil, err
+	if selectors, err = w.Kernel.Attest(ctx, p, asked); err != nil {
+		return nil, nil, err
 	}
-	for _, more := range found {
-		selectors = append(selectors, more...)
+	for i, m := range w.Methods {
+		selectors = append(selectors, found[i]...)
+		if failed[i] {
+			silent = append(silent, m.Type())
+		}
 	}
-	return selectors, nil
+	return selectors, silent, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -83,16 +84,24 @@ func (c *Caller) schedule() {
 // for the rest of the call; what is newly true counts only for its next call, so
 // that a program never gains by a connection that another one opened.
 func (c *Caller) reattest(ctx context.Context) error {
-	_, now, err := c.s.attest(ctx)
+	again := c.s.c.AttestAgain
+	if again == nil {
+		again = func(ctx context.Context, p peercred.Peer) ([]string, []string, error) {
+			now, err := c.s.c.Attest(ctx, p)
+			return now, nil, err
+		}
+	}
+	now, silent, err := again(ctx, c.peer)
 	if err != nil {
-		return err
+		return c.s.notAttested(ctx, c.peer, err)
 	}
 	same := c.running != "" && c.s.running(c.peer) == c.running
 	var held, lost []string
 	for _, old := range c.selectors {
 		// The very program that was attested: its file may be called otherwise
 		// by now, or be replaced by its next version.
-		if slices.Contains(now, old) || same && c.s.c.OfProgram(old) {
+		typ, _, _ := strings.Cut(old, ":")
+		if slices.Contains(now, old) || slices.Contains(silent, typ) || same && c.s.c.OfProgram(old) {
 			held = append(held, old)
 		} else {
 			lost = append(lost, old)
@@ -138,10 +147,15 @@ func (s *Server) attest(ctx context.Context) (peercred.Peer, []string, error) {
 	}
 	selectors, err := s.c.Attest(ctx, p)
 	if err != nil {
-		s.c.Log.WarnContext(ctx, "workload not attested", "pid", p.PID, "uid", p.UID, "error", err)
-		return peercred.Peer{}, nil, status.Error(codes.PermissionDenied, "the caller could not be attested")
+		return peercred.Peer{}, nil, s.notAttested(ctx, p, err)
 	}
 	return p, selectors, nil
+}
+
+// notAttested tells the log why, and the caller that.
+func (s *Server) notAttested(ctx context.Context, p peercred.Peer, err error) error {
+	s.c.Log.WarnContext(ctx, "workload not attested", "pid", p.PID, "uid", p.UID, "error", err)
+	return status.Error(codes.PermissionDenied, "the caller could not be attested")
 }
 
 // attestAgain finds out more about a caller. What was found before must still be

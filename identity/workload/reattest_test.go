@@ -214,3 +214,39 @@ func TestReattestNeverGains(t *testing.T) {
 		t.Errorf("got %v, want PermissionDenied without the reason", err)
 	}
 }
+
+// A method that cannot answer, as while an engine restarts, takes nothing away.
+func TestReattestWithoutAnAnswer(t *testing.T) {
+	ca := newAuthority(domain)
+	source := newMemory(ca, ca.identity(1, "/a", ""))
+	var answers atomic.Bool
+	again := make(chan struct{}, 1000)
+	_, socket := serve(t, bySelectorOnly{source, "docker:label:a:b"}, func(c *Config) {
+		c.ReattestInterval = 20 * time.Millisecond
+		c.Attest = func(context.Context, peercred.Peer) ([]string, error) {
+			return []string{"unix:uid:0", "docker:label:a:b"}, nil
+		}
+		c.AttestAgain = func(context.Context, peercred.Peer) (selectors, silent []string, err error) {
+			defer func() { again <- struct{}{} }()
+			if answers.Load() {
+				return []string{"unix:uid:0"}, nil, nil
+			}
+			return []string{"unix:uid:0"}, []string{"docker"}, nil
+		}
+	})
+	stream, err := raw(t, socket).FetchX509SVID(secured(t.Context()), &workloadpb.X509SVIDRequest{})
+	if err := first(stream, err); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		<-again
+	}
+	source.set(func(g *Grant) { g.Bundle = newAuthority(domain).bundle })
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	answers.Store(true)
+	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("got %v, want PermissionDenied", err)
+	}
+}

@@ -42,6 +42,9 @@ type Config struct {
 	// ReattestInterval is how often, give or take a tenth, the process behind an
 	// open stream is attested again. Zero is never.
 	ReattestInterval time.Duration
+	// AttestAgain, if given, is Attest for that: it also returns the types of
+	// selectors that could not be looked for, which hold meanwhile.
+	AttestAgain func(ctx context.Context, p peercred.Peer) (selectors, silent []string, err error)
 	// Running, if given, identifies the program that a process runs now. While
 	// it is the one that was attested, selectors that OfProgram knows hold
 	// without being found again.
