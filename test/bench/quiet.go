@@ -145,3 +145,16 @@ func parseCPU(stat []byte) (usage, error) {
 	}
 	return u, nil
 }
+
+// cpuOf is the CPU time of this process and another.
+func cpuOf(pid int) (time.Duration, error) {
+	ticks, err := programs.CPUTicks(pid)
+	if err != nil {
+		return 0, err
+	}
+	var own syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
+		return 0, err
+	}
+	return time.Duration(ticks)*time.Second/userHz + time.Duration(own.Utime.Nano()+own.Stime.Nano()), nil
+}

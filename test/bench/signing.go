@@ -48,6 +48,9 @@ type joined struct {
 	entries []string
 	csrs    [][]byte
 	stop    func() error
+	// cpu is the processor time of server and client together.
+	cpu func() (time.Duration, error)
+	say func(format string, args ...any)
 }
 
 func (b *bench) join(ctx context.Context, subject string) (*joined, error) {
@@ -55,7 +58,7 @@ func (b *bench) join(ctx context.Context, subject string) (*joined, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &joined{stop: server.Stop}
+	n := &joined{stop: server.Stop, say: b.say, cpu: func() (time.Duration, error) { return cpuOf(server.PID()) }}
 	if err := n.prepare(ctx, server); err != nil {
 		_ = n.stop()
 		return nil, err
@@ -108,7 +111,7 @@ func (n *joined) prepare(ctx context.Context, server *programs.Server) error {
 }
 
 func (n *joined) round(ctx context.Context, length time.Duration, s *samples, subject string) error {
-	rate, took, err := n.drive(ctx, length, 8, func(ctx context.Context, conn *grpc.ClientConn, i int) (int, error) {
+	rate, took, err := n.drive(ctx, "batch 1", length, 8, func(ctx context.Context, conn *grpc.ClientConn, i int) (int, error) {
 		return n.x509SVIDs(ctx, conn, i%entriesPerIssuer, 1)
 	})
 	if err != nil {
@@ -116,14 +119,14 @@ func (n *joined) round(ctx context.Context, length time.Duration, s *samples, su
 	}
 	s.add("svid/batch1", subject, "/s", rate)
 	s.add("svid/batch1-p99", subject, "ms", percentile(took, 99).Seconds()*1e3)
-	rate, _, err = n.drive(ctx, length, 4, func(ctx context.Context, conn *grpc.ClientConn, _ int) (int, error) {
+	rate, _, err = n.drive(ctx, "batch 500", length, 4, func(ctx context.Context, conn *grpc.ClientConn, _ int) (int, error) {
 		return n.x509SVIDs(ctx, conn, 0, entriesPerIssuer)
 	})
 	if err != nil {
 		return fmt.Errorf("batch 500: %w", err)
 	}
 	s.add("svid/batch500", subject, "/s", rate)
-	rate, _, err = n.drive(ctx, length, 8, func(ctx context.Context, conn *grpc.ClientConn, i int) (int, error) {
+	rate, _, err = n.drive(ctx, "JWT", length, 8, func(ctx context.Context, conn *grpc.ClientConn, i int) (int, error) {
 		_, err := svidv1.NewSVIDClient(conn).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: n.entries[i%entriesPerIssuer], Audience: []string{"bench"}})
 		return 1, err
 	})
@@ -154,7 +157,7 @@ func (n *joined) x509SVIDs(ctx context.Context, conn *grpc.ClientConn, first, co
 
 // drive calls over a number of connections, one call at a time on each, and
 // gives SVIDs per second and the sorted time of each call.
-func (n *joined) drive(ctx context.Context, length time.Duration, connections int, call func(context.Context, *grpc.ClientConn, int) (int, error)) (float64, []time.Duration, error) {
+func (n *joined) drive(ctx context.Context, what string, length time.Duration, connections int, call func(context.Context, *grpc.ClientConn, int) (int, error)) (float64, []time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, length+30*time.Second)
 	defer cancel()
 	took := make([][]time.Duration, connections)
@@ -170,6 +173,10 @@ func (n *joined) drive(ctx context.Context, length time.Duration, connections in
 		if _, err := call(ctx, conns[c], c); err != nil { // handshake, warm
 			return 0, nil, err
 		}
+	}
+	before, err := n.cpu()
+	if err != nil {
+		return 0, nil, err
 	}
 	start := time.Now()
 	var done sync.WaitGroup
@@ -197,6 +204,12 @@ func (n *joined) drive(ctx context.Context, length time.Duration, connections in
 	for _, count := range signed {
 		total += count
 	}
+	after, err := n.cpu()
+	if err != nil {
+		return 0, nil, err
+	}
+	// On a busy machine this can be compared, when rates cannot.
+	n.say("    %s: %d µs of processor time each, client included", what, (after-before).Microseconds()/int64(max(1, total)))
 	all := slices.Concat(took...)
 	slices.Sort(all)
 	return float64(total) / elapsed, all, nil
