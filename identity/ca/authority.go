@@ -34,6 +34,7 @@ type authority struct {
 	signer    crypto.Signer
 	pkix      []byte
 	cert      *x509.Certificate // X.509 only
+	leaf      *leafSigner       // nil: the library makes its SVIDs
 	jws       jose.Signer       // JWT only
 	// chain is, of an X.509 authority that an upstream signed, what its SVIDs
 	// carry: cert and what is between it and the root.
@@ -117,6 +118,7 @@ func (a *authority) complete() (err error) {
 		return err
 	}
 	if a.cert != nil {
+		a.leaf = newLeafSigner(a.cert, a.signer)
 		return nil
 	}
 	alg, err := jwsAlgorithm(a.signer.Public())

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -115,6 +116,10 @@ type CA struct {
 	// rotating serialises changes of the authorities; mu guards what they are
 	// now, which signing only reads.
 	rotating sync.Mutex
+
+	// signed counts X509-SVIDs that we encoded; distrusted ends that.
+	signed     atomic.Uint64
+	distrusted atomic.Bool
 
 	mu      sync.RWMutex
 	x509    slots

@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -123,7 +122,7 @@ func (c *CA) IssueX509(t *X509Ticket) (chain [][]byte, err error) {
 	if t.used.Swap(true) {
 		return nil, fmt.Errorf("issue X509-SVID: %w", ErrTicketUsed)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, t.template, t.by.cert, t.key, t.by.signer)
+	der, err := c.signX509(t)
 	if err != nil {
 		return nil, fmt.Errorf("issue X509-SVID for %s: %w", t.template.URIs[0], err)
 	}
