@@ -36,6 +36,7 @@ type authority struct {
 	cert      *x509.Certificate // X.509 only
 	leaf      *leafSigner       // nil: the library makes its SVIDs
 	jws       jose.Signer       // JWT only
+	es256     *es256            // nil: go-jose signs its tokens
 	// chain is, of an X.509 authority that an upstream signed, what its SVIDs
 	// carry: cert and what is between it and the root.
 	chain []*x509.Certificate
@@ -120,6 +121,9 @@ func (a *authority) complete() (err error) {
 	if a.cert != nil {
 		a.leaf = newLeafSigner(a.cert, a.signer)
 		return nil
+	}
+	if a.es256, err = newES256(a.signer, a.id); err != nil {
+		return err
 	}
 	alg, err := jwsAlgorithm(a.signer.Public())
 	if err != nil {

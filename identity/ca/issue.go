@@ -209,6 +209,13 @@ func (c *CA) IssueJWT(t *JWTTicket) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("issue JWT-SVID for %s: %w", t.claims.Subject, err)
 	}
+	if t.by.es256 != nil {
+		token, err := t.by.es256.sign(payload)
+		if err != nil {
+			return "", fmt.Errorf("issue JWT-SVID for %s: %w", t.claims.Subject, err)
+		}
+		return token, nil
+	}
 	jws, err := t.by.jws.Sign(payload)
 	if err != nil {
 		return "", fmt.Errorf("issue JWT-SVID for %s: %w", t.claims.Subject, err)
