@@ -149,9 +149,9 @@ func compare(t testing.TB, c *CA, template *x509.Certificate, key crypto.PublicK
 }
 
 func TestOwnEncodingIsTheLibrarys(t *testing.T) {
-	count := 10_000
+	count := 5000
 	if testing.Short() {
-		count = 1000
+		count = 500
 	}
 	c := openCA(t)
 	seed := mathrand.Uint64()

@@ -105,6 +105,7 @@ type Issuer struct {
 	launchLevel slog.Level
 	// closing ends the streams that would never end by themselves.
 	closing   chan struct{}
+	deep      deepWork
 	closeOnce sync.Once
 }
 
@@ -149,6 +150,7 @@ func New(cfg Config) (*Issuer, error) {
 		log:     cfg.Log,
 		rights:  methodRights(),
 		closing: make(chan struct{}),
+		deep:    deepWork{jobs: make(chan deepJob)},
 		started: cfg.Clock(),
 	}
 	if cfg.LogLevel != nil {
@@ -194,6 +196,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { i.prune(ctx) })
+	wg.Go(func() { i.deep.run(ctx) })
 	wg.Go(func() { i.refresher.Run(ctx) })
 	wg.Go(func() { i.follow(ctx) })
 	return i.ca.Run(ctx)
