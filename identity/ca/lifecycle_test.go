@@ -326,11 +326,10 @@ func TestKeyTypes(t *testing.T) {
 			f.now = time.Now()
 			config := f.config()
 			config.KeyType, config.JWTKeyType = alg, alg
-			c, err := ca.Open(t.Context(), config)
-			if err != nil {
+			if _, err := ca.Open(t.Context(), config); err != nil {
 				t.Fatal(err)
 			}
-			c, err = ca.Open(t.Context(), config) // and from the journal
+			c, err := ca.Open(t.Context(), config) // and from the journal
 			if err != nil {
 				t.Fatal(err)
 			}

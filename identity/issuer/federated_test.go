@@ -62,9 +62,9 @@ func TestFederatedBundles(t *testing.T) {
 	}
 	// By agents too, and only with what the mask names.
 	a := w.join(w.token(""))
-	b, err := a.bundles().GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: "ONE.org", OutputMask: &types.BundleMask{RefreshHint: true}})
+	_, err = a.bundles().GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: "ONE.org", OutputMask: &types.BundleMask{RefreshHint: true}})
 	wantCode(t, err, codes.InvalidArgument) // names are lower case
-	b, err = a.bundles().GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: "one.org", OutputMask: &types.BundleMask{RefreshHint: true}})
+	b, err := a.bundles().GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: "one.org", OutputMask: &types.BundleMask{RefreshHint: true}})
 	must(t, err)
 	if diff := cmp.Diff(&types.Bundle{TrustDomain: "one.org", RefreshHint: 60}, b, protocmp.Transform()); diff != "" {
 		t.Error(diff)
