@@ -58,7 +58,6 @@ type node struct {
 	alias    spiffeid.ID
 	selector string
 	workload *workloadapi.Client
-	socket   string
 	entries  []string
 }
 
