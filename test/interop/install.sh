@@ -44,7 +44,9 @@ opa() {
 # Ours is a few lines around it, so it is built each time.
 h2spec() { CGO_ENABLED=0 go build -C test/interop/h2spec -o "$cache/h2spec" . >&2; }
 
+# The agents and servers that meet at Kubernetes are SPIRE's too.
 kube() {
+	spire
 	local module=k8s.io/kubernetes etcd=go.etcd.io/etcd/server/v3 version etcdVersion
 	version=$(go list -C test/interop/kube -m -f '{{.Version}}' $module)
 	etcdVersion=$(go list -C test/interop/kube -m -f '{{.Version}}' $etcd)

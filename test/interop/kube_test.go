@@ -245,38 +245,84 @@ func TestKube(t *testing.T) {
 		}
 	}
 	uid := k.pod(t, "writ", "agent-1", "agent")
+	token := func() string { return k.token(t, "writ", "agent", "spire-server", "agent-1", uid) }
+	access := k.write(t, "kubeconfig", fmt.Sprintf(kubeconfig, k.url, k.caFile))
 
-	ctx := bounded(t, time.Minute)
-	ports, err := programs.FreePorts(2)
-	check(t, err)
-	server, err := programs.StartWritd(ctx, programs.ServerConfig{
-		Path: program(t, "writd"), Dir: filepath.Join(shortDir(t), "s"), TrustDomain: domain, IssuerPort: ports[0], ControlPort: ports[1],
-		More: fmt.Sprintf("attestors: {k8s_psat: {clusters: {test: {kubeconfig: %q, service_accounts: [\"writ:agent\"], node_labels: [zone]}}}}\n",
-			k.write(t, "kubeconfig", fmt.Sprintf(kubeconfig, k.url, k.caFile))),
+	server := k.issuer(t, "writd", programs.StartWritd, programs.ServerConfig{
+		More: fmt.Sprintf("attestors: {k8s_psat: {clusters: {test: {kubeconfig: %q, service_accounts: [\"writ:agent\"], node_labels: [zone]}}}}\n", access),
 	})
-	check(t, err)
-	t.Cleanup(func() {
-		check(t, server.Stop())
-		if t.Failed() {
-			t.Logf("the end of writd's log:\n%s", server.Tail())
-		}
-	})
-	t.Run("node", func(t *testing.T) {
-		k.joinKube(t, server, k.token(t, "writ", "agent", "spire-server", "agent-1", uid), uidOf(node))
+	t.Run("node", func(t *testing.T) { k.joinKube(t, "writ-agent", server, token(), uidOf(node)) })
+	t.Run("node with spire-agent", func(t *testing.T) { k.joinKube(t, "spire-agent", server, token(), uidOf(node)) })
+	t.Run("node at spire-server", func(t *testing.T) {
+		spire := k.issuer(t, "spire-server", programs.StartSPIRE, programs.ServerConfig{MorePlugins: fmt.Sprintf(`NodeAttestor "k8s_psat" { plugin_data { clusters = { "test" = {
+			service_account_allow_list = ["writ:agent"] kube_config_file = %q allowed_node_label_keys = ["zone"] } } } }`, access)})
+		k.joinKube(t, "writ-agent", spire, token(), uidOf(node))
 	})
 	t.Run("node refused", func(t *testing.T) { k.refusals(t, server, uid) })
 	t.Run("workload", k.workload)
 }
 
-// joinKube starts writ-agent with the token and checks what it became.
-func (k *kube) joinKube(t *testing.T, server *programs.Server, token, nodeUID string) {
+// issuer starts one that asks the API server.
+func (k *kube) issuer(t *testing.T, name string, start func(context.Context, programs.ServerConfig) (*programs.Server, error), conf programs.ServerConfig) *programs.Server {
+	t.Helper()
+	ports, err := programs.FreePorts(2)
+	check(t, err)
+	conf.Path, conf.Dir, conf.TrustDomain, conf.IssuerPort, conf.ControlPort = program(t, name), filepath.Join(shortDir(t), "s"), domain, ports[0], ports[1]
+	server, err := start(bounded(t, time.Minute), conf)
+	check(t, err)
+	t.Cleanup(func() {
+		check(t, server.Stop())
+		if t.Failed() {
+			t.Logf("the end of the log of %s:\n%s", name, server.Tail())
+		}
+	})
+	return server
+}
+
+const kubeWritAgent = `trust_domain: %[1]s
+server_address: 127.0.0.1:%[2]s
+trust_bundle: %[3]s
+data_dir: %[4]s/data
+socket: %[4]s/run/api.sock
+attestor: {k8s_psat: {cluster: test, token_file: %[5]s}}
+`
+
+const kubeSPIREAgent = `agent {
+	trust_domain = "%[1]s"
+	server_address = "127.0.0.1"
+	server_port = "%[2]s"
+	trust_bundle_path = "%[3]s"
+	data_dir = "%[4]s/data"
+	socket_path = "%[4]s/run/api.sock"
+}
+plugins {
+	NodeAttestor "k8s_psat" { plugin_data { cluster = "test" token_path = "%[5]s" } }
+	KeyManager "memory" { plugin_data {} }
+	WorkloadAttestor "unix" { plugin_data {} }
+}
+`
+
+// joinKube starts an agent with the token and checks what it became.
+func (k *kube) joinKube(t *testing.T, name string, server *programs.Server, token, nodeUID string) {
 	ctx := bounded(t, time.Minute)
 	dir := shortDir(t)
 	bundle, err := server.Bundle(ctx)
 	check(t, err)
-	conf := fmt.Sprintf("trust_domain: %s\nserver_address: %s\ntrust_bundle: %s\ndata_dir: %s\nsocket: %s\nattestor: {k8s_psat: {cluster: test, token_file: %s}}\n",
-		domain, server.Addr, testpki.WritePEM(t, dir, "bundle.pem", nil, bundle.X509Authorities()...), filepath.Join(dir, "data"), filepath.Join(dir, "run", "api.sock"), k.write(t, "agent.token", token))
-	agent, err := programs.Start(programs.Config{Path: program(t, "writ-agent"), Args: []string{"--config", k.write(t, "agent.yaml", conf)}, Log: filepath.Join(dir, "log"), Notify: true})
+	_, port, err := net.SplitHostPort(server.Addr)
+	check(t, err)
+	args, content := []string{"--config"}, kubeWritAgent
+	if name == "spire-agent" {
+		args, content = []string{"run", "-config"}, kubeSPIREAgent
+	}
+	trust := testpki.WritePEM(t, dir, "bundle.pem", nil, bundle.X509Authorities()...)
+	conf := k.write(t, "agent.conf", fmt.Sprintf(content, domain, port, trust, dir, k.write(t, "agent.token", token)))
+	known, err := agentv1.NewAgentClient(server.Admin()).ListAgents(ctx, &agentv1.ListAgentsRequest{})
+	check(t, err)
+	before := ""
+	for _, a := range known.Agents {
+		before = a.X509SvidSerialNumber
+	}
+	agent, err := programs.Start(programs.Config{Path: program(t, name), Args: append(args, conf), Log: filepath.Join(dir, "log")})
 	check(t, err)
 	t.Cleanup(func() {
 		_ = agent.Stop(20 * time.Second)
@@ -284,13 +330,20 @@ func (k *kube) joinKube(t *testing.T, server *programs.Server, token, nodeUID st
 			t.Logf("the end of the agent's log:\n%s", agent.Tail())
 		}
 	})
-	check(t, agent.Ready(ctx))
-	list, err := agentv1.NewAgentClient(server.Admin()).ListAgents(ctx, &agentv1.ListAgentsRequest{})
-	check(t, err)
-	if len(list.Agents) != 1 {
-		t.Fatalf("%d agents", len(list.Agents))
-	}
-	got := list.Agents[0]
+	check(t, agent.Reachable(ctx, "unix", filepath.Join(dir, "run", "api.sock")))
+	// All of these are the agent of the one node, and the last is the agent now.
+	var got *types.Agent
+	check(t, agent.Until(ctx, func() error {
+		list, err := agentv1.NewAgentClient(server.Admin()).ListAgents(ctx, &agentv1.ListAgentsRequest{})
+		if err != nil || len(list.Agents) != 1 {
+			return fmt.Errorf("agents: %v, %w", list, err)
+		}
+		got = list.Agents[0]
+		if got.X509SvidSerialNumber == before {
+			return fmt.Errorf("the one of before, %v", got)
+		}
+		return nil
+	}))
 	if want := "/spire/agent/k8s_psat/test/" + nodeUID; got.Id.Path != want || !got.CanReattest || got.AttestationType != "k8s_psat" {
 		t.Errorf("the agent is %v, want %s", got, want)
 	}
