@@ -90,6 +90,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newFederationCmd(a),
 		newAdminPolicyCmd(a),
 		newAuthorityCmd(a),
+		newReplicaCmd(a),
 		newPolicyCmd(a),
 		newDecideCmd(a),
 		newSimulateCmd(a),

@@ -14,6 +14,9 @@ func (w *writd) openCA(ctx context.Context, journal ca.Journal) (*ca.CA, error) 
 		TrustDomain: w.td, Keys: w.keys, Journal: journal, Emit: w.emit, Log: w.log,
 		Life: w.cfg.CATTL, X509SVIDLife: w.cfg.SVIDTTL, JWTSVIDLife: w.cfg.JWTTTL, JWTIssuer: w.jwtIssuer(),
 	}
+	if w.member != nil {
+		config.Journal, config.Peers = w.member, w.member
+	}
 	var err error
 	if w.cfg.CAKeyType != "" {
 		if config.KeyType, err = keys.ParseAlgorithm(w.cfg.CAKeyType); err != nil {

@@ -5,9 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/internal/sqldb"
 )
 
@@ -34,33 +39,83 @@ func (w *writd) openDB(ctx context.Context) error {
 	return err
 }
 
-// hold keeps a second control plane from running the same role on a shared
-// database. What is in force is kept in memory, and one that does not hear of
-// the other's activations would go on serving what was replaced.
-func (w *writd) hold(ctx context.Context, role string) error {
+// holdDecision keeps a second control plane from running the decision role on a
+// shared database. What is in force is kept in memory, and one that does not
+// hear of the other's activations would go on serving what was replaced.
+func (w *writd) holdDecision(ctx context.Context) error {
 	if !sqldb.Shared(w.db) {
 		return nil
 	}
-	held, err := sqldb.Hold(ctx, w.db, role)
-	if err != nil {
-		return w.whyHeld(role, err)
+	return w.hold(ctx, "decision", "runs the decision role on database "+sqldb.Name(w.db)+", and only one may: leave decision out of this one's roles")
+}
+
+// replica is the name of this control plane among those that share a database,
+// empty where there is one.
+func (w *writd) replica() string {
+	if !sqldb.Shared(w.db) {
+		return ""
 	}
-	w.held[role] = held
+	return w.cfg.Replica
+}
+
+// join makes this control plane one of the replicas of a shared database.
+func (w *writd) join(ctx context.Context, store *sqlstore.Store) (err error) {
+	name := w.replica()
+	if name == "" {
+		return nil
+	}
+	if err := w.hold(ctx, "replica "+name, "is replica "+name+" on database "+sqldb.Name(w.db)+": give each a name of its own (replica)"); err != nil {
+		return err
+	}
+	w.member, err = store.Join(ctx, name, w.log)
+	return err
+}
+
+// introduce waits until this control plane can sign: where there are other
+// replicas, until they publish its authorities.
+func (w *writd) introduce(ctx context.Context, store *sqlstore.Store, authorities *ca.CA) error {
+	if w.member == nil || authorities.Ready() {
+		return nil
+	}
+	w.log.Info("waiting for the other replicas to publish the authorities of this one", "replica", w.replica())
+	ctx, cancel := context.WithCancel(ctx)
+	var following sync.WaitGroup
+	defer following.Wait()
+	defer cancel()
+	following.Go(func() { _ = store.Follow(ctx, w.log) }) // it ends with ctx, and logs what it meets
+	following.Go(func() { _ = w.member.Run(ctx) })        // WaitReady finds a removal itself
+	return authorities.WaitReady(ctx)
+}
+
+func (w *writd) hold(ctx context.Context, name, why string) error {
+	held, err := sqldb.Hold(ctx, w.db, name)
+	if err != nil {
+		return whyHeld(why, err)
+	}
+	w.held[why] = held
 	return nil
 }
 
-// keepRoles ends this control plane when another took a role over.
+// keepRoles ends this control plane when another took its place.
 func (w *writd) keepRoles(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for role, held := range w.held {
-		group.Go(func() error { return w.whyHeld(role, held.Keep(ctx)) })
+	for why, held := range w.held {
+		group.Go(func() error { return whyHeld(why, held.Keep(ctx)) })
 	}
 	return group.Wait()
 }
 
-func (w *writd) whyHeld(role string, err error) error {
+func whyHeld(why string, err error) error {
 	if errors.Is(err, sqldb.ErrHeld) {
-		return fmt.Errorf("another writd runs the %s role on database %s, and only one may: leave %s out of this one's roles", role, sqldb.Name(w.db), role)
+		return errors.New("another writd " + why)
 	}
 	return err
+}
+
+// here adds to an act which replica did it.
+func (w *writd) here(act identity.Act) identity.Act {
+	if w.member != nil {
+		act.Details = append(slices.Clone(act.Details), [2]string{"replica", w.replica()})
+	}
+	return act
 }

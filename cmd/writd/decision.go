@@ -22,7 +22,7 @@ import (
 const decisionKey = "decision"
 
 func (w *writd) openDecision(ctx context.Context) error {
-	if err := w.hold(ctx, "decision"); err != nil {
+	if err := w.holdDecision(ctx); err != nil {
 		return err
 	}
 	key, err := keys.Ensure(w.keys, decisionKey, keys.P256)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -41,7 +42,8 @@ type writd struct {
 	level  *slog.LevelVar
 	lock   *os.File
 	db     *sql.DB
-	held   map[string]*sqldb.Held // roles that one may run on a shared database
+	held   map[string]*sqldb.Held // what one process may be on a shared database
+	member *sqlstore.Member       // nil where there are no replicas
 	keys   *keys.Disk
 	alarms *alarms
 
@@ -145,11 +147,11 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		w.source = source
 		return nil
 	}
-	if err := w.hold(ctx, "issuer"); err != nil {
-		return err
-	}
 	store, err := sqlstore.Open(ctx, w.db, time.Now)
 	if err != nil {
+		return err
+	}
+	if err := w.join(ctx, store); err != nil {
 		return err
 	}
 	w.registry = store.Index()
@@ -157,12 +159,15 @@ func (w *writd) openIdentity(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := w.introduce(ctx, store, authorities); err != nil {
+		return err
+	}
 	attestors, err := w.attestors()
 	if err != nil {
 		return err
 	}
 	w.issuer, err = issuer.New(issuer.Config{
-		TrustDomain: w.td, Store: store, CA: authorities, Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level,
+		TrustDomain: w.td, Store: store, CA: authorities, Replica: w.replica(), Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level,
 		AdminPolicy:     w.restrictAdmins(),
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
 		SignPerSecond: signRate(w.cfg.SignRate), Attestors: attestors,
@@ -208,15 +213,17 @@ func (w *writd) emit(ctx context.Context, act identity.Act) error {
 	if act.Kind == identity.ActAlarm {
 		w.alarms.raise(act)
 	}
-	return w.record.emit(ctx, act)
+	return w.record.emit(ctx, w.here(act))
 }
 
 // emitAll is emit for many acts.
 func (w *writd) emitAll(ctx context.Context, acts []identity.Act) error {
-	for _, act := range acts {
+	acts = slices.Clone(acts)
+	for n, act := range acts {
 		if act.Kind == identity.ActAlarm {
 			w.alarms.raise(act)
 		}
+		acts[n] = w.here(act)
 	}
 	return w.record.emitAll(ctx, acts)
 }
@@ -239,6 +246,9 @@ func (w *writd) run(ctx context.Context) error {
 	}
 	group.Go(func() error { return w.record.run(running) })
 	group.Go(func() error { return w.keepRoles(running) })
+	if w.member != nil {
+		group.Go(func() error { return w.member.Run(running) })
+	}
 	if w.poller != nil {
 		group.Go(func() error { return w.poller.Run(running) })
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"sync/atomic"
 	"time"
@@ -62,6 +63,9 @@ type Agent struct {
 	// reattest tells that the SVID is renewed by attesting anew: what the issuer
 	// said of it, and until then whether there is something to do it with.
 	reattest atomic.Bool
+	// firstServer is where this agent begins among the replicas.
+	firstServer int
+	connections atomic.Int64
 	// kick asks for a sync now.
 	kick     chan struct{}
 	ready    chan struct{}
@@ -89,14 +93,15 @@ func New(cfg Config, opt Options) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, opt: opt, td: td, issuerID: identity.IssuerID(td), log: opt.Log,
 		cache: newCache(), jwt: newTokens(),
-		kick:  make(chan struct{}, 1),
-		ready: make(chan struct{}),
+		kick:        make(chan struct{}, 1),
+		ready:       make(chan struct{}),
+		firstServer: rand.IntN(1 << 16),
 	}
 	a.reattest.Store(opt.Attestor != nil)
 	if a.keep, err = openKeep(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	a.link = newLink(func(l *link) (*session, error) { return a.dial(l, a.mutualTLS()) })
+	a.link = newLink(len(cfg.servers())-1, func(l *link) (*session, error) { return a.dial(l, a.mutualTLS()) })
 	return a, nil
 }
 

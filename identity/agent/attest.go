@@ -104,7 +104,9 @@ func (a *Agent) attest(ctx context.Context, p *proof) error {
 // attestOver is attest over connections of config. shown checks what the issuer
 // showed against the bundle that it then gave.
 func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, shown func(*x509bundle.Bundle) error) error {
-	l := newLink(func(l *link) (*session, error) { return a.dial(l, config) })
+	// It is not repeated here: a replica that does not answer may have used up
+	// the token.
+	l := newLink(0, func(l *link) (*session, error) { return a.dial(l, config) })
 	defer l.close()
 	var svid *x509svid.SVID
 	var bundle *bundle

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -14,7 +15,9 @@ import (
 type Config struct {
 	// Trust domain to join, as in example.org.
 	TrustDomain string `yaml:"trust_domain"`
-	// Address of the issuer (SPIRE's server API), host:port.
+	// Address of the issuer (SPIRE's server API), host:port; of several replicas
+	// one after the other, separated by commas. Each agent begins at a random
+	// one, and goes to the next when one does not answer.
 	ServerAddress string `yaml:"server_address"`
 	// File with the trust bundle (PEM) that proves the issuer at bootstrap.
 	TrustBundle string `yaml:"trust_bundle"`
@@ -68,8 +71,11 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	} else if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
 		fail("trust_domain", "%v", err)
 	}
-	if host, port, err := net.SplitHostPort(c.ServerAddress); err != nil || host == "" || port == "" {
-		fail("server_address", "want host:port, got %q", c.ServerAddress)
+	for _, addr := range c.servers() {
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			fail("server_address", "want host:port, or several separated by commas, got %q", c.ServerAddress)
+			break
+		}
 	}
 	if c.TrustBundle != "" && c.InsecureBootstrap {
 		fail("insecure_bootstrap", "contradicts trust_bundle: leave one out")
@@ -109,4 +115,13 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// servers are the addresses of the issuer's replicas.
+func (c *Config) servers() []string {
+	list := strings.Split(c.ServerAddress, ",")
+	for i := range list {
+		list[i] = strings.TrimSpace(list[i])
+	}
+	return list
 }

@@ -27,6 +27,8 @@ const (
 // is: the issuer takes the new one into use at its first connection.
 type link struct {
 	open func(*link) (*session, error)
+	// others is how many replicas there are beside one.
+	others int
 
 	mu      sync.Mutex
 	closed  bool
@@ -47,7 +49,9 @@ type session struct {
 	replaced bool
 }
 
-func newLink(open func(*link) (*session, error)) *link { return &link{open: open} }
+func newLink(others int, open func(*link) (*session, error)) *link {
+	return &link{open: open, others: others}
+}
 
 func (l *link) take() (*session, error) {
 	l.mu.Lock()
@@ -102,9 +106,13 @@ func (s *session) closeIfUnused() {
 }
 
 // call runs do, which makes one call of the issuer, within callTimeout. A call
-// that the new SVID overtook on its way is repeated with that.
+// that the new SVID overtook on its way is repeated with that. One that a replica
+// does not answer goes to each of the others.
 func (l *link) call(ctx context.Context, do func(context.Context, *grpc.ClientConn) error) error {
 	overtaken, err := l.callOnce(ctx, do)
+	for n := 0; n < l.others && ctx.Err() == nil && status.Code(err) == codes.Unavailable; n++ {
+		overtaken, err = l.callOnce(ctx, do)
+	}
 	if overtaken && denial(err) == types.PermissionDeniedDetails_AGENT_NOT_ACTIVE {
 		_, err = l.callOnce(ctx, do)
 	}
@@ -144,6 +152,13 @@ func (l *link) distrusted() error {
 	return l.distrust
 }
 
+// nextServer is the replica to connect to: each connection goes to another, so
+// that one that does not answer is left.
+func (a *Agent) nextServer() string {
+	servers := a.cfg.servers()
+	return servers[(a.firstServer+int(a.connections.Add(1)))%len(servers)]
+}
+
 // dial makes a connection that is opened by its first call.
 func (a *Agent) dial(l *link, config *tls.Config) (*session, error) {
 	options := []grpc.DialOption{
@@ -152,14 +167,14 @@ func (a *Agent) dial(l *link, config *tls.Config) (*session, error) {
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),
 	}
-	target := a.cfg.ServerAddress
+	target := a.nextServer()
 	if a.opt.Dial != nil {
 		target = "passthrough:///" + target
 		options = append(options, grpc.WithContextDialer(a.opt.Dial))
 	}
 	cc, err := grpc.NewClient(target, options...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to issuer %s: %w", a.cfg.ServerAddress, err)
+		return nil, fmt.Errorf("connect to issuer %s: %w", target, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &session{ClientConn: cc, ctx: ctx, done: cancel}, nil

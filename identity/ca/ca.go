@@ -56,6 +56,8 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Keys        keys.Store
 	Journal     Journal
+	// Peers are the other replicas; nil if there can be none.
+	Peers Peers
 	// Emit records what happens to authorities.
 	Emit identity.Emit
 	Log  *slog.Logger
@@ -125,19 +127,24 @@ type CA struct {
 	x509    slots
 	jwt     slots
 	foreign foreign
+	peers   peers
 	seq     uint64
 	bundle  *Bundle
 	changed chan struct{}
 }
 
 // Open loads the authorities, and makes them if there are none or if they are
-// past their time.
+// past their time. Where there are other replicas it may return before it can
+// sign: see WaitReady.
 func Open(ctx context.Context, cfg Config) (*CA, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
 	c := &CA{cfg: cfg, changed: make(chan struct{})}
 	if err := c.load(ctx); err != nil {
+		return nil, fmt.Errorf("open ca: %w", err)
+	}
+	if err := c.takePeers(ctx); err != nil {
 		return nil, fmt.Errorf("open ca: %w", err)
 	}
 	if err := c.Rotate(ctx); err != nil {
@@ -190,6 +197,12 @@ func (c *CA) Run(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		case <-timer.C:
+		case <-c.peersNow().changed: // nil where there are none
+			timer.Stop()
+			if err := c.takePeers(ctx); err != nil && ctx.Err() == nil {
+				c.cfg.Log.ErrorContext(ctx, "cannot follow the other replicas, trying again", "error", err)
+				pause(ctx, time.Second)
+			}
 		}
 	}
 }

@@ -27,7 +27,7 @@ func (c *CA) PrepareX509CA(r X509CARequest) (*X509Ticket, error) {
 		return nil, fmt.Errorf("prepare downstream authority: %w", err)
 	}
 	c.mu.RLock()
-	by := c.x509.active
+	by := c.signing(&c.x509)
 	c.mu.RUnlock()
 	now := c.Now().UTC().Truncate(time.Second)
 	expires, err := expiry(by, now, r.Life, c.cfg.Life)

@@ -81,7 +81,7 @@ func (c *CA) PrepareX509(r X509Request) (*X509Ticket, error) {
 		}
 	}
 	c.mu.RLock()
-	by := c.x509.active
+	by := c.signing(&c.x509)
 	c.mu.RUnlock()
 	now := later(c.Now(), r.NotBefore)
 	expires, err := expiry(by, now, r.Life, c.cfg.X509SVIDLife)
@@ -178,7 +178,7 @@ func (c *CA) PrepareJWT(r JWTRequest) (*JWTTicket, error) {
 		return nil, fmt.Errorf("prepare JWT-SVID for %s: audience is missing or has an empty member", r.ID)
 	}
 	c.mu.RLock()
-	by := c.jwt.active
+	by := c.signing(&c.jwt)
 	c.mu.RUnlock()
 	now := later(c.Now(), r.NotBefore)
 	expires, err := expiry(by, now, r.Life, c.cfg.JWTSVIDLife)
@@ -228,7 +228,7 @@ func (c *CA) Ready() bool {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	now := c.Now()
-	return c.x509.active.able(now) && c.jwt.active.able(now)
+	return c.signing(&c.x509).able(now) && c.signing(&c.jwt).able(now)
 }
 
 func (a *authority) able(now time.Time) bool {

@@ -114,7 +114,7 @@ func (c *CA) ActivateAuthority(ctx context.Context, kind Kind, id, actor string)
 			}
 		case s.find(id) == nil:
 			return fmt.Errorf("%w: %s is not one of the %s authorities here", ErrNoAuthority, id, kind)
-		case s.active.publicID() == id:
+		case s.active != nil && s.active.publicID() == id:
 			return fmt.Errorf("%w: %s is active already", ErrWrongState, id)
 		default:
 			return fmt.Errorf("%w: %s was active before; only a prepared authority can be activated", ErrWrongState, id)

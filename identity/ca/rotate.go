@@ -101,6 +101,12 @@ func (c *CA) commit(ctx context.Context, ch *change) error {
 	}
 	c.install(ch.x509, ch.jwt, ch.foreign, seq)
 	c.discard(ch.gone)
+	if c.cfg.Peers != nil {
+		// What was journaled has changed the sequence.
+		if err := c.readPeers(ctx); err != nil {
+			c.cfg.Log.ErrorContext(ctx, "cannot read the other replicas", "error", err)
+		}
+	}
 	for _, act := range ch.acts {
 		c.cfg.Log.InfoContext(ctx, "authority "+act.Verb, "kind", act.Object, "id", act.ObjectID)
 	}
@@ -168,8 +174,9 @@ func (c *CA) turn(ctx context.Context, ch *change, kind Kind, now time.Time) err
 			return err
 		}
 	}
-	if idle || s.next != nil && !now.Before(c.takesOverAt(s)) {
+	if idle && c.introduced(s.next, now) || !idle && s.next != nil && !now.Before(c.takesOverAt(s)) {
 		ch.activate(kind)
+		idle = false
 	}
 	var failed error
 	if s.next == nil && !now.Before(c.prepareAt(s.active)) {
@@ -269,7 +276,14 @@ func (c *CA) nextRotation() time.Time {
 		for _, a := range s.old {
 			earlier(a.notAfter)
 		}
-		if s.active != nil {
+		if now := c.Now(); s.next != nil && (s.active == nil || s.active.expired(now)) {
+			// It waits to be introduced.
+			if at, ok := c.introducedAt(s.next); ok {
+				earlier(at)
+			} else {
+				earlier(now.Add(time.Second)) // a replica may go away meanwhile
+			}
+		} else if s.active != nil {
 			earlier(s.active.notAfter)
 			if s.next == nil {
 				earlier(c.prepareAt(s.active))
@@ -293,11 +307,17 @@ func (c *CA) nextRotation() time.Time {
 
 // install makes the authorities current.
 func (c *CA) install(x, j slots, others foreign, seq uint64) {
-	b := c.newBundle(&x, &j, others, seq)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.cfg.Peers != nil {
+		seq = c.peers.sequence
+	}
+	b := c.newBundle(&x, &j, append(slices.Clone(others), c.peers.published...), seq)
 	published := c.bundle == nil || c.bundle.Sequence != seq
-	c.x509, c.jwt, c.foreign, c.seq = x, j, others, seq
+	c.x509, c.jwt, c.foreign = x, j, others
+	if c.cfg.Peers == nil {
+		c.seq = seq
+	}
 	if published {
 		c.bundle = b
 		close(c.changed)

@@ -38,6 +38,7 @@ import (
 	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
@@ -47,6 +48,9 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Store       *sqlstore.Store
 	CA          *ca.CA
+	// Replica is the name of this process among those that share the store;
+	// empty where there is one.
+	Replica string
 	// Emit records what is done. An error fails the call.
 	Emit identity.Emit
 	// EmitAll records many acts by one wait. Without it they are emitted one
@@ -183,6 +187,7 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &debugv1.Debug_ServiceDesc, &debugService{Issuer: i})
 	i.register(s, caller, &localauthorityv1.LocalAuthority_ServiceDesc, &localAuthorityService{Issuer: i})
 	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
+	i.register(s, caller, &replicav1.Admin_ServiceDesc, &replicaService{Issuer: i})
 	i.register(s, caller, &revocationv1.Admin_ServiceDesc, &revocationService{Issuer: i})
 	i.register(s, caller, &healthv1.Health_ServiceDesc, &healthService{Issuer: i})
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
@@ -116,6 +117,9 @@ func methodRights() map[string]right {
 		localauthorityv1.LocalAuthority_RevokeWITAuthority_FullMethodName:          admin,
 
 		watchv1.EntryWatch_Watch_FullMethodName: activeAgent,
+
+		replicav1.Admin_List_FullMethodName:   admin,
+		replicav1.Admin_Remove_FullMethodName: admin,
 
 		revocationv1.Admin_Revoke_FullMethodName: admin,
 		revocationv1.Admin_List_FullMethodName:   admin,

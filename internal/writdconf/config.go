@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -19,6 +21,9 @@ type Config struct {
 	DataDir string `yaml:"data_dir"`
 	// PostgreSQL in place of the SQLite database in the data directory.
 	Database *Database `yaml:"database"`
+	// Name of this control plane among those that share a PostgreSQL database;
+	// the host's name when left out. It stays what it is: authorities hang on it.
+	Replica string `yaml:"replica"`
 	// Roles to run: issuer, decision, audit. All when left out.
 	Roles []string `yaml:"roles" enum:"issuer|decision|audit"`
 	// Address of the issuer listener (SPIRE's server API), host:port.
@@ -191,6 +196,8 @@ func (c *Config) Runs(role string) bool {
 	return false
 }
 
+var replicaName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
 // Validate finds what cannot work. at makes an error at a key of the file.
 func (c *Config) Validate(at func(key, format string, args ...any) error) error {
 	var errs []error
@@ -262,6 +269,12 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.Database != nil {
 		c.Database.validate(bad)
+		if c.Replica == "" {
+			c.Replica, _ = os.Hostname() // without one, the next check says what to do
+		}
+		if !replicaName.MatchString(c.Replica) {
+			bad("replica", "want letters, digits, '.', '_', '-', at most 128, got %q", c.Replica)
+		}
 	}
 	if c.Federation != nil {
 		c.Federation.validate(c, bad)

@@ -8,7 +8,8 @@ import (
 )
 
 // Database is a PostgreSQL database in place of the SQLite file in the data
-// directory. One control plane at a time runs a role on it.
+// directory. Several control planes with the issuer role may share it; one at a
+// time may run the decision role on it.
 type Database struct {
 	// PostgreSQL database: an URL, or key=value pairs as libpq reads them. One
 	// of postgres and dsn_file; a password belongs into the file.

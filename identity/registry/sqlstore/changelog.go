@@ -31,12 +31,13 @@ type changed struct {
 	Federation bool `json:"federation,omitempty"`
 	// Revocations have the revision as their number.
 	Revocations bool `json:"revocations,omitempty"`
+	Replicas    bool `json:"replicas,omitempty"`
 }
 
 // announce puts the transaction's change into the log and tells the others,
 // once it is committed.
 func (t *Tx) announce() error {
-	c := changed{Federation: len(t.change.Bundles)+len(t.change.Relationships) > 0, Revocations: len(t.revoked) > 0}
+	c := changed{Federation: len(t.change.Bundles)+len(t.change.Relationships) > 0, Revocations: len(t.revoked) > 0, Replicas: t.replicasChanged}
 	for _, e := range t.change.Entries {
 		if e.New != nil {
 			c.Entries = append(c.Entries, e.New.ID)
@@ -91,6 +92,7 @@ func (t *Tx) changedSince(revision uint64) (all changed, err error) {
 		all.Agents = append(all.Agents, one.Agents...)
 		all.Federation = all.Federation || one.Federation
 		all.Revocations = all.Revocations || one.Revocations
+		all.Replicas = all.Replicas || one.Replicas
 	}
 	slices.Sort(all.Entries)
 	slices.Sort(all.Agents)

@@ -125,6 +125,7 @@ func (s *Store) catchUp(t *Tx, revision, floor uint64) error {
 		}
 		s.index.LoadFederation(bundles, relationships)
 		s.index.Reload(revision, entries, agents)
+		s.tellReplicas()
 		return nil
 	}
 	touched, err := t.changedSince(have)
@@ -143,5 +144,8 @@ func (s *Store) catchUp(t *Tx, revision, floor uint64) error {
 	}
 	change.Revision = revision
 	s.index.Apply(change)
+	if touched.Replicas {
+		s.tellReplicas()
+	}
 	return nil
 }

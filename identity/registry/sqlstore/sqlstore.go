@@ -35,6 +35,9 @@ type Store struct {
 	revoked revocation.Set
 	// confirmed is when the index last was what the database holds.
 	confirmed atomic.Pointer[time.Time]
+	// replicaSignal is closed when the replicas change.
+	replicaMu     sync.Mutex
+	replicaSignal chan struct{}
 	// mu makes transactions and their application to the index one step, so
 	// that the index sees changes in the order of their revisions.
 	mu sync.Mutex
@@ -49,7 +52,7 @@ func Open(ctx context.Context, db *sql.DB, clock func() time.Time) (*Store, erro
 	if err := sqldb.Migrate(ctx, db, "registry", migrations, "migrations"); err != nil {
 		return nil, err
 	}
-	s := &Store{db: db, shared: sqldb.Shared(db), clock: clock}
+	s := &Store{db: db, shared: sqldb.Shared(db), clock: clock, replicaSignal: make(chan struct{})}
 	asked := time.Now()
 	revision, entries, agents, err := s.load(ctx)
 	if err != nil {
@@ -98,7 +101,7 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if err := fn(tx); err != nil {
 		return err
 	}
-	changed := !tx.change.Empty() || len(tx.revoked) > 0
+	changed := !tx.change.Empty() || len(tx.revoked) > 0 || tx.replicasChanged
 	if changed {
 		if err := tx.exec(`UPDATE registry_revision SET revision = ?`, int64(tx.change.Revision)); err != nil {
 			return fmt.Errorf("write registry revision: %w", err)
@@ -115,6 +118,9 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	}
 	if changed {
 		s.index.Apply(tx.change)
+	}
+	if tx.replicasChanged {
+		s.tellReplicas()
 	}
 	s.confirm(begun)
 	// With nothing new, this forgets what has expired.

@@ -22,6 +22,8 @@ type Tx struct {
 	now     time.Time
 	change  registry.Change
 	revoked []*revocation.Revocation
+	// replicasChanged: what the replicas publish, or know of each other.
+	replicasChanged bool
 }
 
 func (t *Tx) queryRow(query string, args ...any) *sql.Row {
