@@ -98,6 +98,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newSVIDCmd(a),
 		newBackupCmd(a),
 		newRestoreCmd(a),
+		newSPIRECmd(a),
 		newShopServiceCmd(a),
 	)
 	for _, c := range root.Commands() {
