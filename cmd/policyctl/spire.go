@@ -22,7 +22,7 @@ import (
 
 func newSPIRECmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "spire", Short: "Move from SPIRE, and back"}
-	cmd.AddCommand(newSPIREImportCmd(a))
+	cmd.AddCommand(newSPIREImportCmd(a), newSPIRETrustCmd(a))
 	return cmd
 }
 
