@@ -5,6 +5,8 @@ import (
 	"context"
 
 	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/ca/upstream/disk"
+	"github.com/writ-dev/writ/identity/ca/upstream/spire"
 	"github.com/writ-dev/writ/identity/keys"
 )
 
@@ -28,5 +30,22 @@ func (w *writd) openCA(ctx context.Context, journal ca.Journal) (*ca.CA, error) 
 			return nil, err
 		}
 	}
+	if config.Upstream, err = w.openUpstream(); err != nil {
+		return nil, err
+	}
 	return ca.Open(ctx, config)
+}
+
+// openUpstream is who signs the authorities, nil for themselves.
+func (w *writd) openUpstream() (ca.Upstream, error) {
+	switch u := w.cfg.Upstream; {
+	case u == nil:
+		return nil, nil
+	case u.Disk != nil:
+		return disk.New(disk.Config{TrustDomain: w.td, Cert: u.Disk.Cert, Key: u.Disk.Key, Bundle: u.Disk.Bundle, Log: w.log})
+	default:
+		up := spire.New(spire.Config{TrustDomain: w.td, ServerAddress: u.SPIRE.ServerAddress, WorkloadAPI: u.SPIRE.WorkloadAPI, Log: w.log})
+		w.upstream = up
+		return up, nil
+	}
 }

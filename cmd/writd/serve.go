@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -56,6 +57,7 @@ type writd struct {
 	// adminPolicy is nil where nobody administers over the network.
 	adminPolicy *adminPolicy
 	source      identity.Source
+	upstream    io.Closer
 	started     time.Time
 }
 
@@ -321,6 +323,9 @@ func (w *writd) close() error {
 	var errs []error
 	if w.source != nil {
 		errs = append(errs, w.source.Close())
+	}
+	if w.upstream != nil {
+		errs = append(errs, w.upstream.Close())
 	}
 	if w.record != nil {
 		errs = append(errs, w.record.close())

@@ -239,7 +239,8 @@ func (c *CA) applyUpstream(ctx context.Context, b UpstreamBundle) error {
 }
 
 // mergeUpstream is the upstream's set to be: what it has, and the roots that it
-// does not list any more, unless they are tainted: an SVID may still need them.
+// does not list any more while an authority of ours leads to them, unless they
+// are tainted. It may be another upstream than before.
 func (ch *change) mergeUpstream(b UpstreamBundle, now time.Time) Foreign {
 	old := ch.foreign.of(ownerUpstream)
 	set := Foreign{Owner: ownerUpstream}
@@ -252,7 +253,7 @@ func (ch *change) mergeUpstream(b UpstreamBundle, now time.Time) Foreign {
 		}
 	}
 	for _, root := range old.X509 {
-		if !root.Tainted && !root.expired(now) && !slices.ContainsFunc(set.X509, root.same) {
+		if !root.Tainted && !root.expired(now) && !slices.ContainsFunc(set.X509, root.same) && ch.leadTo(root) {
 			set.X509 = append(set.X509, root)
 		}
 	}
@@ -262,6 +263,13 @@ func (ch *change) mergeUpstream(b UpstreamBundle, now time.Time) Foreign {
 		}
 	}
 	return set
+}
+
+// leadTo tells whether one of the CA's own authorities is below a root.
+func (ch *change) leadTo(root Root) bool {
+	pool := x509.NewCertPool()
+	pool.AddCert(root.Cert)
+	return slices.ContainsFunc(ch.x509.all(), func(a *authority) bool { return len(a.chain) > 0 && leadsTo(a.chain, pool) })
 }
 
 // addRoots puts roots that came with a signature into the upstream's set.

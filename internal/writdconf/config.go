@@ -53,6 +53,8 @@ type Config struct {
 	// Type of the keys of new JWT authorities, which chooses the algorithm of
 	// JWT-SVIDs: ES256, ES384, RS256. As ca_key_type when left out.
 	JWTKeyType string `yaml:"jwt_key_type" enum:"ec-p256|ec-p384|rsa-2048|rsa-4096"`
+	// Who signs the X.509 authorities; they sign themselves when left out.
+	Upstream *Upstream `yaml:"upstream"`
 	// Life of an X509-SVID whose entry sets none; at least 10s.
 	SVIDTTL time.Duration `yaml:"svid_ttl"`
 	// Life of a JWT-SVID whose entry sets none.
@@ -263,6 +265,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	c.validateApprovers(bad)
 	if c.RecheckSample < 0 {
 		bad("recheck_sample", "want 0 (none) or more, got %d", c.RecheckSample)
+	}
+	if c.Upstream != nil {
+		c.Upstream.validate(bad)
 	}
 	if c.PolicySource != nil {
 		c.PolicySource.validate(bad)
