@@ -236,3 +236,15 @@ func TestUndecidedAttempt(t *testing.T) {
 		t.Errorf("on record: %+v", acts)
 	}
 }
+
+// Every method has the limit, and one source's attempts by one are attempts by
+// all.
+func TestAttestationLimitOfEveryMethod(t *testing.T) {
+	w, m := newMachines(t, func(c *issuer.Config, _ *ca.Config) { c.AttestPerSecond, c.AttestBurst = 0.0001, 2 })
+	_, _, err := m.attest(t.Context(), func([]byte) []byte { return nil })
+	wantCode(t, err, codes.InvalidArgument)
+	_, err = w.tryJoin("no-such-token-was-ever-made")
+	wantCode(t, err, codes.InvalidArgument)
+	_, _, err = m.attest(t.Context(), nil)
+	wantCode(t, err, codes.ResourceExhausted)
+}

@@ -447,7 +447,7 @@ func (k *kube) workload(t *testing.T) {
 	for err = nil; err == nil; {
 		got, err = a.Attest(short, pid)
 	}
-	if got != nil || !strings.Contains(err.Error(), "does not know it") {
+	if got != nil || !strings.Contains(err.Error(), "not known to Kubernetes") {
 		t.Errorf("after the pod was deleted: %v, %v", got, err)
 	}
 	stranger, err := k8s.New(k8s.Config{URL: k.url, NodeName: "n1", CAFile: k.caFile, TokenFile: k.write(t, "stranger.token", "no-token")}, proc)

@@ -77,8 +77,12 @@ func (a *Attestor) Attest(ctx context.Context, pid int) ([]string, error) {
 	if container.PodUID == "" {
 		return nil, cgroup.ErrNone
 	}
+	var unknown error
 	for {
 		pods, err := a.api.pods(ctx)
+		if err != nil && ctx.Err() != nil && unknown != nil {
+			return nil, unknown // what it was that took so long
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -86,12 +90,13 @@ func (a *Attestor) Attest(ctx context.Context, pid int) ([]string, error) {
 		if !errors.Is(err, errUnknown) {
 			return selectors, err
 		}
+		unknown = fmt.Errorf("container %s of pod %s: %w", container.ID[:12], container.PodUID, err)
 		timer := time.NewTimer(retry)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, fmt.Errorf("container %s of pod %s: %w", container.ID[:12], container.PodUID, err)
+			return nil, unknown
 		}
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -61,15 +60,13 @@ func fakeKubelet(t *testing.T, list func(n int) string) Config {
 	}
 }
 
-func attest(t *testing.T, c Config, group string, timeout time.Duration) ([]string, error) {
+func attest(t *testing.T, ctx context.Context, c Config, group string) ([]string, error) {
 	t.Helper()
 	proc, pid := attesttest.Proc(t, group)
 	a, err := New(c, proc)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), timeout)
-	defer cancel()
 	return a.Attest(ctx, pid)
 }
 
@@ -81,7 +78,7 @@ func TestAttest(t *testing.T) {
 		"k8s:pod-init-image-count:1", "k8s:pod-init-image:sha256:3", "k8s:pod-init-image:init:1",
 		"k8s:container-name:app", "k8s:container-image:sha256:1", "k8s:container-image:app:1",
 	}
-	got, err := attest(t, fakeKubelet(t, func(int) string { return pods() }), attesttest.Pod, 5*time.Second)
+	got, err := attest(t, t.Context(), fakeKubelet(t, func(int) string { return pods() }), attesttest.Pod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,12 +86,12 @@ func TestAttest(t *testing.T) {
 		t.Errorf("selectors (-want +got):\n%s", diff)
 	}
 	// A container so young that the kubelet has not listed it yet.
-	got, err = attest(t, fakeKubelet(t, func(n int) string {
+	got, err = attest(t, t.Context(), fakeKubelet(t, func(n int) string {
 		if n == 1 {
 			return strings.ReplaceAll(pods(), attesttest.ID, "")
 		}
 		return pods()
-	}), attesttest.Pod, 10*time.Second)
+	}), attesttest.Pod)
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("late: %v\n%s", err, diff)
 	}
@@ -107,8 +104,8 @@ func TestRefused(t *testing.T) {
 		list              func(int) string
 		spoil             func(*Config)
 	}{
-		{name: "pod not on this node", list: func(int) string { return `{"items":[]}` }, want: "does not know it"},
-		{name: "container not of the pod", list: func(int) string { return strings.ReplaceAll(pods(), attesttest.ID, "") }, want: "does not know it"},
+		{name: "pod not on this node", list: func(int) string { return `{"items":[]}` }, want: "not known to Kubernetes"},
+		{name: "container not of the pod", list: func(int) string { return strings.ReplaceAll(pods(), attesttest.ID, "") }, want: "not known to Kubernetes"},
 		{name: "ephemeral container", group: strings.ReplaceAll(attesttest.Pod, attesttest.ID, debugID), list: all, want: "ephemeral"},
 		{name: "garbage", list: func(int) string { return "oops" }, want: "pods of this node"},
 		{name: "no right", list: all, spoil: func(c *Config) { os.WriteFile(c.TokenFile, []byte("wrong"), 0o600) }, want: "401"},
@@ -119,20 +116,27 @@ func TestRefused(t *testing.T) {
 		}, want: "certificate"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := fakeKubelet(t, tc.list)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			c := fakeKubelet(t, func(n int) string {
+				if n == 2 {
+					cancel() // asked again: the time is over
+				}
+				return tc.list(n)
+			})
 			if tc.spoil != nil {
 				tc.spoil(&c)
 			}
 			if tc.group == "" {
 				tc.group = attesttest.Pod
 			}
-			got, err := attest(t, c, tc.group, 700*time.Millisecond)
+			got, err := attest(t, ctx, c, tc.group)
 			if got != nil || err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%v, %v; want an error with %q", got, err, tc.want)
 			}
 		})
 	}
-	got, err := attest(t, fakeKubelet(t, func(int) string { t.Error("asked"); return "" }), attesttest.Docker, time.Second)
+	got, err := attest(t, t.Context(), fakeKubelet(t, func(int) string { t.Error("asked"); return "" }), attesttest.Docker)
 	if got != nil || !errors.Is(err, cgroup.ErrNone) {
 		t.Errorf("no pod: %v, %v", got, err)
 	}
