@@ -20,6 +20,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/agent/agenttest"
@@ -108,6 +111,14 @@ func TestServe(t *testing.T) {
 		if resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
 			t.Errorf("%s answers %d without %q: %s", path, resp.StatusCode, want, body)
 		}
+	}
+	cc, err := grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	if health, err := healthpb.NewHealthClient(cc).Check(ctx, &healthpb.HealthCheckRequest{}); err != nil || health.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v, %v", health, err)
 	}
 	cancel()
 	awaitNotification(t, manager, "STOPPING=1")

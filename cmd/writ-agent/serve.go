@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/attest"
@@ -60,6 +62,10 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 	if err := sds.Register(api, sds.Config{Names: cfg.SDS, Log: log, Rejected: metrics.rejected.Inc}); err != nil {
 		return err
 	}
+	// What spire-agent healthcheck and the probes of Kubernetes ask.
+	healthy := health.NewServer()
+	healthy.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	healthpb.RegisterHealthServer(api.Registrar(), healthy)
 	metrics.watch(api)
 	// The admin listener comes first: to fail on it before anything serves.
 	admin, err := listenAdmin(cfg.Admin)
@@ -86,6 +92,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		defer stopNode()
 		<-run.Done()
 		daemon.Notify(log, daemon.Stopping)
+		healthy.Shutdown()
 		log.Info("writ-agent stops")
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
@@ -101,6 +108,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		select {
 		case <-node.Ready():
 			s := node.Status()
+			healthy.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 			log.Info("ready", "entries", s.Entries, "svids", s.SVIDs)
 			daemon.Notify(log, fmt.Sprintf("%s\nSTATUS=serving %d entries", daemon.Ready, s.Entries))
 		case <-run.Done():
