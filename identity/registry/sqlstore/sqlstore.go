@@ -113,8 +113,9 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 		}
 	}
 	if err := sqlTx.Commit(); err != nil {
-		s.broken = &CommitError{Err: err}
-		return errors.Join(s.broken, s.mend(ctx))
+		failed := &CommitError{Err: err}
+		s.broken = failed // until mended; what is returned is the failure in any case
+		return errors.Join(failed, s.mend(ctx))
 	}
 	if changed {
 		s.index.Apply(tx.change)
