@@ -35,7 +35,9 @@ type Index struct {
 	revision uint64
 	entries  map[string]*Entry
 	byParent map[spiffeid.ID]map[string]*Entry
-	bySPIFFE map[spiffeid.ID]map[string]*Entry
+	// bySPIFFE has a list where byParent has a map: most IDs have one entry, and
+	// 100,000 maps of one are 30 MB.
+	bySPIFFE map[spiffeid.ID][]*Entry
 	agents   map[spiffeid.ID]*Agent
 	watches  map[spiffeid.ID]map[*Watch]struct{}
 	changed  chan struct{}
@@ -52,7 +54,7 @@ func NewIndex(revision uint64, entries []*Entry, agents []*Agent) *Index {
 		revision: revision,
 		entries:  make(map[string]*Entry, len(entries)),
 		byParent: map[spiffeid.ID]map[string]*Entry{},
-		bySPIFFE: map[spiffeid.ID]map[string]*Entry{},
+		bySPIFFE: map[spiffeid.ID][]*Entry{},
 		agents:   make(map[spiffeid.ID]*Agent, len(agents)),
 		watches:  map[spiffeid.ID]map[*Watch]struct{}{},
 		changed:  make(chan struct{}),
@@ -189,7 +191,7 @@ func (x *Index) IsAdmin(id spiffeid.ID, now time.Time) bool {
 func (x *Index) Downstream(id spiffeid.ID, now time.Time) *Entry {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	for _, e := range sortedEntries(x.bySPIFFE[id]) {
+	for _, e := range sortedByID(x.bySPIFFE[id]) {
 		if e.Downstream && !e.Expired(now) {
 			return e
 		}
@@ -325,7 +327,7 @@ func (x *Index) NextExpiry() time.Time {
 func (x *Index) add(e *Entry) {
 	x.entries[e.ID] = e
 	put(x.byParent, e.ParentID, e.ID, e)
-	put(x.bySPIFFE, e.SPIFFEID, e.ID, e)
+	x.bySPIFFE[e.SPIFFEID] = append(x.bySPIFFE[e.SPIFFEID], e)
 	for _, name := range e.FederatesWith {
 		put(x.federation.entries, name, e.ID, e)
 	}
@@ -334,7 +336,10 @@ func (x *Index) add(e *Entry) {
 func (x *Index) remove(e *Entry) {
 	delete(x.entries, e.ID)
 	drop(x.byParent, e.ParentID, e.ID)
-	drop(x.bySPIFFE, e.SPIFFEID, e.ID)
+	rest := slices.DeleteFunc(x.bySPIFFE[e.SPIFFEID], func(o *Entry) bool { return o.ID == e.ID })
+	if x.bySPIFFE[e.SPIFFEID] = rest; len(rest) == 0 {
+		delete(x.bySPIFFE, e.SPIFFEID)
+	}
 	for _, name := range e.FederatesWith {
 		drop(x.federation.entries, name, e.ID)
 	}
@@ -358,6 +363,10 @@ func drop[K, L comparable, V any](m map[K]map[L]V, k K, l L) {
 
 func sortedEntries(m map[string]*Entry) []*Entry {
 	return slices.SortedFunc(maps.Values(m), func(a, b *Entry) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+func sortedByID(list []*Entry) []*Entry {
+	return slices.SortedFunc(slices.Values(list), func(a, b *Entry) int { return cmp.Compare(a.ID, b.ID) })
 }
 
 const issuerPath = "/spire/server"
