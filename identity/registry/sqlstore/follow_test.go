@@ -2,6 +2,7 @@ package sqlstore_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -282,4 +283,26 @@ func TestReplicaReloads(t *testing.T) {
 			t.Errorf("after %q: %s", change, diff)
 		}
 	}
+}
+
+// Who has not reached a shared database for too long says so, until it has; a
+// database of one process is never stale.
+func TestFresh(t *testing.T) {
+	onEach(t, func(t *testing.T, again func() *sql.DB) {
+		s := open(t, again())
+		if err := s.Fresh(); err != nil {
+			t.Fatal(err)
+		}
+		s.ConfirmAt(time.Now().Add(-sqlstore.MaxStale - time.Second))
+		var stale *sqlstore.StaleError
+		if err := s.Fresh(); errors.As(err, &stale) != s.Shared() {
+			t.Errorf("not heard of for too long: %v", err)
+		}
+		if err := s.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Fresh(); s.Shared() && err != nil {
+			t.Errorf("heard of again: %v", err)
+		}
+	})
 }
