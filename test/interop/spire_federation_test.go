@@ -69,6 +69,7 @@ type side struct {
 	td             spiffeid.TrustDomain
 	conf           programs.ServerConfig
 	endpoint       int
+	downstream     bool // the workload is an issuer below, and does not federate
 	server         *programs.Server
 	source         *workloadapi.X509Source
 }
@@ -132,7 +133,9 @@ func (s *side) join(t *testing.T, with spiffeid.TrustDomain) {
 	alias := spiffeid.RequireFromPath(s.td, "/node/one")
 	entry, err := s.server.Entry(alias, "/svc/web", fmt.Sprintf("unix:uid:%d", os.Getuid()))
 	check(t, err)
-	entry.FederatesWith = []string{with.Name()}
+	if entry.Downstream = s.downstream; !s.downstream {
+		entry.FederatesWith = []string{with.Name()}
+	}
 	_, err = s.server.CreateEntries(ctx, entry)
 	check(t, err)
 	token, err := s.server.JoinToken(ctx, alias)
