@@ -109,7 +109,6 @@ type Issuer struct {
 	launchLevel slog.Level
 	// closing ends the streams that would never end by themselves.
 	closing   chan struct{}
-	deep      deepWork
 	closeOnce sync.Once
 }
 
@@ -154,7 +153,6 @@ func New(cfg Config) (*Issuer, error) {
 		log:     cfg.Log,
 		rights:  methodRights(),
 		closing: make(chan struct{}),
-		deep:    deepWork{jobs: make(chan deepJob)},
 		started: cfg.Clock(),
 	}
 	if cfg.LogLevel != nil {
@@ -201,7 +199,6 @@ func (i *Issuer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { i.prune(ctx) })
-	wg.Go(func() { i.deep.run(ctx) })
 	wg.Go(func() { i.refresher.Run(ctx) })
 	wg.Go(func() { i.follow(ctx) })
 	return i.ca.Run(ctx)
