@@ -25,6 +25,9 @@ quickstart: build ## Run the example mesh and drive traffic through it (ARGS="--
 # What the race detector makes too slow, or hides, runs once more without it.
 test: ## Run the tests (with the race detector where a C compiler exists), and compare compiled policy a million times
 	go test $(RACE) -timeout 15m ./...
+	@if command -v cc >/dev/null 2>&1; then echo "go test -tags pkcs11 ./identity/keys/..."; go test -tags pkcs11 ./identity/keys/... && go vet -tags pkcs11 ./cmd/writd; \
+		elif [ "$$CI" = true ]; then echo "PKCS #11 needs a C compiler" >&2; exit 1; \
+		else echo "PKCS #11 is not tested: no C compiler"; fi
 	go test -timeout 15m ./policy/program ./policy/compile -run 'Bounds|Allocations|AgainstReference'
 	go test -timeout 15m ./policy/server -run ManyActivations -activations 10000
 	go test -timeout 15m -v ./test/equality -run Generated -policies 2020 -inputs 500

@@ -20,6 +20,11 @@ func (w *writd) openCA(ctx context.Context, journal ca.Journal) (*ca.CA, error) 
 		config.Journal, config.Peers = w.member, w.member
 	}
 	var err error
+	if w.cfg.Keys != nil && w.cfg.Keys.PKCS11 != nil {
+		if config.Keys, w.token, err = openPKCS11(w.cfg.Keys.PKCS11); err != nil {
+			return nil, err
+		}
+	}
 	if w.cfg.CAKeyType != "" {
 		if config.KeyType, err = keys.ParseAlgorithm(w.cfg.CAKeyType); err != nil {
 			return nil, err

@@ -59,6 +59,7 @@ type writd struct {
 	adminPolicy *adminPolicy
 	source      identity.Source
 	upstream    io.Closer
+	token       func() error // logs out of the token with the authorities' keys
 	started     time.Time
 }
 
@@ -332,6 +333,9 @@ func (w *writd) close() error {
 	var errs []error
 	if w.source != nil {
 		errs = append(errs, w.source.Close())
+	}
+	if w.token != nil {
+		errs = append(errs, w.token())
 	}
 	if w.upstream != nil {
 		errs = append(errs, w.upstream.Close())

@@ -56,7 +56,7 @@ func OpenDisk(dir string) (*Disk, error) {
 
 // Create implements Store. The file appears complete or not at all.
 func (d *Disk) Create(name string, alg Algorithm) (crypto.Signer, error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	key, err := generate(alg)
@@ -100,7 +100,7 @@ func (d *Disk) write(name string, key crypto.Signer) (err error) {
 // Load implements Store. It refuses a file that anyone but its owner can read
 // or write, a symbolic link, and a file of another user.
 func (d *Disk) Load(name string) (crypto.Signer, error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(d.path(name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
@@ -133,7 +133,7 @@ func (d *Disk) Load(name string) (crypto.Signer, error) {
 
 // Delete implements Store.
 func (d *Disk) Delete(name string) error {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return err
 	}
 	err := os.Remove(d.path(name))

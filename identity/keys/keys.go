@@ -88,7 +88,8 @@ func generate(alg Algorithm) (crypto.Signer, error) {
 	return nil, fmt.Errorf("unknown key algorithm %d", alg)
 }
 
-func checkName(name string) error {
+// CheckName accepts the names that every Store accepts.
+func CheckName(name string) error {
 	if name == "" || len(name) > 100 {
 		return fmt.Errorf("key name %q: want 1 to 100 characters", name)
 	}

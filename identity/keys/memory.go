@@ -17,7 +17,7 @@ var _ Store = (*Memory)(nil)
 
 // Create implements Store.
 func (m *Memory) Create(name string, alg Algorithm) (crypto.Signer, error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	key, err := generate(alg)

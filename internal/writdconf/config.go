@@ -53,6 +53,9 @@ type Config struct {
 	// Type of the keys of new JWT authorities, which chooses the algorithm of
 	// JWT-SVIDs: ES256, ES384, RS256. As ca_key_type when left out.
 	JWTKeyType string `yaml:"jwt_key_type" enum:"ec-p256|ec-p384|rsa-2048|rsa-4096"`
+	// Where the keys of signing authorities are; files in the data directory
+	// when left out.
+	Keys *Keys `yaml:"keys"`
 	// Who signs the X.509 authorities; they sign themselves when left out.
 	Upstream *Upstream `yaml:"upstream"`
 	// Life of an X509-SVID whose entry sets none; at least 10s.
@@ -265,6 +268,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	c.validateApprovers(bad)
 	if c.RecheckSample < 0 {
 		bad("recheck_sample", "want 0 (none) or more, got %d", c.RecheckSample)
+	}
+	if c.Keys != nil {
+		c.Keys.validate(bad)
 	}
 	if c.Upstream != nil {
 		c.Upstream.validate(bad)
