@@ -19,6 +19,8 @@ type Config struct {
 	Control Control `yaml:"control"`
 	// How policy is trusted and kept.
 	Policy Policy `yaml:"policy"`
+	// What happens when it is not known whether SVIDs are revoked.
+	Revocation Revocation `yaml:"revocation"`
 	// Where the record is kept until the collector has it.
 	Audit Audit `yaml:"audit"`
 	// Loopback address of metrics, /healthz and /readyz.
@@ -115,6 +117,18 @@ type Publisher struct {
 	Optional bool `yaml:"optional"`
 }
 
+// Revocation is how old the list of revoked SVIDs may be, which comes from the
+// agent at workload_api.
+type Revocation struct {
+	// Time since the issuer last said that the list is complete, from which
+	// max_age_action applies; 0 is never.
+	MaxAge time.Duration `yaml:"max_age"`
+	// What happens then: alarm (go on with the list there is, and say so) or deny
+	// (accept no peer). An agent that knows no revocations, as stock
+	// spire-agent, never has a list.
+	MaxAgeAction string `yaml:"max_age_action" enum:"alarm|deny"`
+}
+
 // Audit is where the record is kept until the collector has it.
 type Audit struct {
 	// Directory of the spool.
@@ -137,6 +151,8 @@ func Default() Config {
 		Admin:  "127.0.0.1:0",
 		Drain:  5 * time.Second,
 		Policy: Policy{MaxAgeAction: "alarm", Trust: TrustControlPlane},
-		Audit:  Audit{MaxBytes: 64 << 20, OnFull: "deny"},
+		// An agent hears from its issuer every 10 seconds.
+		Revocation: Revocation{MaxAge: 5 * time.Minute, MaxAgeAction: "alarm"},
+		Audit:      Audit{MaxBytes: 64 << 20, OnFull: "deny"},
 	}
 }

@@ -63,7 +63,7 @@ func newInbound(p *Proxy, cfg Inbound, tcp net.Listener, base context.Context) (
 		in.app = http1.NewTransport(http1.TransportConfig{Dial: dial})
 	}
 	in.listener = mtls.Listen(tcp, mtls.ListenerConfig{
-		ServerConfig:     mtls.ServerConfig{Source: p.opts.Source, TrustDomain: p.id.TrustDomain(), Protocols: protocols, Now: p.enforcer.Now},
+		ServerConfig:     mtls.ServerConfig{Source: p.opts.Source, TrustDomain: p.id.TrustDomain(), Protocols: protocols, Revoked: p.revoked(), Now: p.enforcer.Now},
 		HandshakeTimeout: p.opts.HeadTimeout,
 		Refused:          in.refusedConn,
 		Revoked:          in.revokedConn,

@@ -38,7 +38,9 @@ func newOutbound(p *Proxy, cfg Upstream, base context.Context) (*outbound, error
 		return nil, err
 	}
 	o := &outbound{p: p, cfg: cfg, refusals: newRefusals(p.enforcer)}
-	o.pool = upstream.NewPool(upstream.PoolConfig{Address: cfg.Address, Peer: id, Source: p.opts.Source, Now: p.enforcer.Now})
+	o.pool = upstream.NewPool(upstream.PoolConfig{
+		Address: cfg.Address, Peer: id, Source: p.opts.Source, Revoked: p.revoked(), Ended: o.ended, Now: p.enforcer.Now,
+	})
 	o.forward = &forwarder{transport: o.pool, scheme: "https", failed: o.failed, log: p.log}
 	o.listener, err = upstream.Listen(upstream.ListenConfig{Address: cfg.Listen, UIDs: cfg.AllowUIDs, Refused: o.notAdmitted, Log: p.log.With("upstream", cfg.Name)})
 	if err != nil {
@@ -97,6 +99,13 @@ func (o *outbound) answer(w http.ResponseWriter, r *http.Request, record func(co
 	}
 	why.Reason = fmt.Sprintf("upstream %s: %s", o.cfg.Name, why.Reason)
 	httppep.Answer(w, o.cfg.Protocol == policy.GRPC, record(r.Context(), &in, why))
+}
+
+// ended puts on record that open connections had to end.
+func (o *outbound) ended(err error) {
+	o.p.log.Warn("connections to an upstream ended", "upstream", o.cfg.Name, "address", o.cfg.Address, "reason", err)
+	in := o.input(policy.LayerConnection)
+	o.refusals.record(&in, fmt.Sprintf("upstream %s: open connection ended: %v", o.cfg.Name, err))
 }
 
 // malformed puts a head that is no request on record.

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"github.com/writ-dev/writ/pep"
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/proxy/admin"
+	"github.com/writ-dev/writ/proxy/mtls"
 )
 
 // defaultMaxHeadBytes is the largest request head accepted when the
@@ -33,6 +35,8 @@ type Options struct {
 	Config Config
 	// Source must have an SVID already. The Proxy is the reader of its Updated.
 	Source identity.Source
+	// Revocations end SVIDs before they expire; nil for none.
+	Revocations Revocations
 	// Recorder takes every decision and refusal.
 	Recorder audit.Recorder
 	// Metrics may be nil.
@@ -320,18 +324,51 @@ func drain(ctx context.Context, shutdowns ...func(context.Context) error) {
 	wg.Wait()
 }
 
+// Revocations says which SVIDs are revoked. A revocation.Follower is one.
+type Revocations interface {
+	// Check refuses an X509-SVID that is revoked.
+	Check(leaf *x509.Certificate, id spiffeid.ID) error
+	// Changed is closed when Check may say otherwise than now.
+	Changed() <-chan struct{}
+}
+
+// revoked is the check of a peer's SVID, nil for none.
+func (p *Proxy) revoked() mtls.Revoked {
+	if p.opts.Revocations == nil {
+		return nil
+	}
+	return p.opts.Revocations.Check
+}
+
+// reverify ends the connections with peers that no longer prove who they are.
+func (p *Proxy) reverify() {
+	if p.inbound != nil {
+		p.inbound.listener.Reverify()
+	}
+	for _, o := range p.outbound {
+		o.pool.Reverify()
+	}
+}
+
 // rotate retires connections when the identity changes.
 func (p *Proxy) rotate(ctx context.Context) error {
+	var revoked <-chan struct{}
+	if p.opts.Revocations != nil {
+		revoked = p.opts.Revocations.Changed()
+		p.reverify() // what changed before that
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-p.opts.Source.Updated():
+		case <-revoked:
+			revoked = p.opts.Revocations.Changed()
+			p.reverify()
+			continue
 		}
-		if p.inbound != nil {
-			// An authority may be gone from the bundle.
-			p.inbound.listener.Reverify()
-		}
+		// An authority may be gone from the bundle.
+		p.reverify()
 		svid, err := p.opts.Source.GetX509SVID()
 		if err != nil {
 			p.log.Error("identity update without an SVID", "error", err)

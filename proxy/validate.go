@@ -49,6 +49,10 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	v.publishers(&c.Policy)
 	v.atLeast("policy.max_age", int64(c.Policy.MaxAge), 0)
+	v.atLeast("revocation.max_age", int64(c.Revocation.MaxAge), 0)
+	if c.Revocation.MaxAge == 0 && c.Revocation.MaxAgeAction == "deny" {
+		v.fail("revocation.max_age", "0 is never: with max_age_action deny say from when")
+	}
 	v.need("audit.dir", c.Audit.Dir)
 	v.atLeast("audit.max_bytes", c.Audit.MaxBytes, spool.MinBytes)
 	for i, name := range c.Audit.Headers {

@@ -54,6 +54,8 @@ func newMetrics(node *agent.Agent) *metrics {
 		}
 		return 0
 	})
+	gauge("revocations", "Revocations in force.", func(s agent.Status) float64 { return float64(s.Revocations) })
+	gauge("revocations_current_timestamp_seconds", "When the issuer last said that these are all revocations; 0 for never.", func(s agent.Status) float64 { return unixTime(s.RevocationsCurrentAt) })
 	counter("syncs_total", "Syncs that succeeded.", func(s agent.Status) uint64 { return s.Syncs })
 	counter("sync_errors_total", "Syncs that failed.", func(s agent.Status) uint64 { return s.SyncErrors })
 	counter("svids_signed_total", "X509-SVIDs received.", func(s agent.Status) uint64 { return s.Signed })

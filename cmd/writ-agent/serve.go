@@ -16,6 +16,7 @@ import (
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/attest"
 	"github.com/writ-dev/writ/identity/attest/unix"
+	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/workload"
 	"github.com/writ-dev/writ/identity/workload/sds"
 	"github.com/writ-dev/writ/internal/daemon"
@@ -51,6 +52,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		ReattestInterval:     cfg.ReattestInterval,
 		Running:              func(p peercred.Peer) (string, error) { return unix.Running(p.PID) },
 		OfProgram:            unix.OfProgram,
+		RevokedJWT:           node.RevokedJWT,
 		MaxConnectionsPerUID: cfg.MaxConnectionsPerUID,
 		MaxStreamsPerUID:     cfg.MaxStreamsPerUID,
 		Log:                  log,
@@ -66,6 +68,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 	healthy := health.NewServer()
 	healthy.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	healthpb.RegisterHealthServer(api.Registrar(), healthy)
+	revocation.Register(api.Registrar(), node.Revocations(), api.Stopping())
 	metrics.watch(api)
 	// The admin listener comes first: to fail on it before anything serves.
 	admin, err := listenAdmin(cfg.Admin)

@@ -21,6 +21,7 @@ import (
 	"github.com/writ-dev/writ/audit/collect"
 	"github.com/writ-dev/writ/audit/spool"
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/version"
 	"github.com/writ-dev/writ/policy"
@@ -43,6 +44,7 @@ type sidecar struct {
 	cfg      proxy.Config
 	log      *slog.Logger
 	source   *workloadapi.X509Source
+	revoked  *revocation.Follower
 	id       spiffeid.ID
 	spool    *spool.Spool
 	conn     *grpc.ClientConn
@@ -52,6 +54,9 @@ type sidecar struct {
 	// decided is closed when there is a policy, or none is needed.
 	decided     chan struct{}
 	decidedOnce sync.Once
+	// following ends with stopFollowing.
+	following     sync.WaitGroup
+	stopFollowing context.CancelFunc
 	// recording ends with the spool.
 	recording sync.WaitGroup
 }
@@ -83,6 +88,9 @@ func (s *sidecar) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.id = svid.ID
+	if err := s.followRevocations(ctx); err != nil {
+		return err
+	}
 	if err := s.openSpool(); err != nil {
 		return err
 	}
@@ -90,10 +98,11 @@ func (s *sidecar) open(ctx context.Context) (err error) {
 		return err
 	}
 	metrics := admin.NewMetrics()
-	s.proxy, err = proxy.New(proxy.Options{Config: s.cfg, Source: s.source, Recorder: s.spool, Metrics: metrics, Log: s.log})
+	s.proxy, err = proxy.New(proxy.Options{Config: s.cfg, Source: s.source, Revocations: s.revoked, Recorder: s.spool, Metrics: metrics, Log: s.log})
 	if err != nil {
 		return err
 	}
+	s.revocationGauges(metrics)
 	metrics.Gauge("writ_audit_pending_events", "Events that the collector has not acknowledged.", func() float64 { return float64(s.spool.Status().Pending) })
 	metrics.Gauge("writ_audit_spool_bytes", "Bytes that the spool takes on disk.", func() float64 { return float64(s.spool.Status().Bytes) })
 	metrics.Gauge("writ_audit_dropped_events", "Events dropped because the spool was full.", func() float64 { return float64(s.spool.Status().Dropped) })
@@ -131,6 +140,7 @@ func (s *sidecar) dial() error {
 	}
 	config := tlsconfig.MTLSClientConfig(s.source, s.source, tlsconfig.AuthorizeID(server))
 	config.MinVersion = tls.VersionTLS13
+	config.VerifyConnection = func(state tls.ConnectionState) error { return s.revoked.Check(state.PeerCertificates[0], server) }
 	s.conn, err = grpc.NewClient(s.cfg.Control.Address,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
@@ -275,6 +285,10 @@ func (s *sidecar) close() error {
 		errs = append(errs, s.spool.Close())
 		s.recording.Wait()
 	}
+	if s.stopFollowing != nil {
+		s.stopFollowing()
+		s.following.Wait()
+	}
 	if s.source != nil {
 		errs = append(errs, s.source.Close())
 	}
@@ -291,6 +305,9 @@ func (s *sidecar) problems() []string {
 	}
 	if st.Dropped > 0 {
 		list = append(list, fmt.Sprintf("%d events were dropped because the spool was full", st.Dropped))
+	}
+	if why := s.revoked.Problem(); why != "" {
+		list = append(list, why)
 	}
 	for _, why := range s.proxy.Waiting() {
 		if why != "starting" {

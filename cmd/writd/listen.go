@@ -105,7 +105,8 @@ func (w *writd) listenControl() (*listener, error) {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		// A sidecar has two streams; more is somebody's mistake or attack.
 		grpc.MaxConcurrentStreams(16),
-		grpc.ChainStreamInterceptor(endWithSVID),
+		grpc.ChainUnaryInterceptor(w.notRevoked),
+		grpc.ChainStreamInterceptor(endWithSVID, w.endWhenRevoked),
 	)
 	if w.decision != nil {
 		w.decision.RegisterDistribution(s)

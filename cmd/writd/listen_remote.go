@@ -43,8 +43,8 @@ func (w *writd) listenRemoteAdmin() (*listener, error) {
 			MaxConnectionAge: max(time.Minute, w.cfg.SVIDTTL), MaxConnectionAgeGrace: 10 * time.Second,
 		}),
 		grpc.MaxConcurrentStreams(64),
-		grpc.ChainUnaryInterceptor(w.onlyAllowed),
-		grpc.ChainStreamInterceptor(endWithSVID, w.onlyAllowedStreams),
+		grpc.ChainUnaryInterceptor(w.notRevoked, w.onlyAllowed),
+		grpc.ChainStreamInterceptor(endWithSVID, w.endWhenRevoked, w.onlyAllowedStreams),
 	)
 	w.registerAdmin(s, issuer.RemoteCaller)
 	return grpcListener("remote admin", s, l), nil

@@ -38,16 +38,18 @@ import (
 
 // writd is one running control plane. A role that does not run is nil.
 type writd struct {
-	cfg    writdconf.Config
-	td     spiffeid.TrustDomain
-	log    *slog.Logger
-	level  *slog.LevelVar
-	lock   *os.File
-	db     *sql.DB
-	held   map[string]*sqldb.Held // what one process may be on a shared database
-	member *sqlstore.Member       // nil where there are no replicas
-	keys   *keys.Disk
-	alarms *alarms
+	cfg           writdconf.Config
+	td            spiffeid.TrustDomain
+	revoked       revocations // what ends peers before their SVID does
+	stopFollowing func()
+	log           *slog.Logger
+	level         *slog.LevelVar
+	lock          *os.File
+	db            *sql.DB
+	held          map[string]*sqldb.Held // what one process may be on a shared database
+	member        *sqlstore.Member       // nil where there are no replicas
+	keys          *keys.Disk
+	alarms        *alarms
 
 	record   *record
 	registry *registry.Index
@@ -157,7 +159,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 			return fmt.Errorf("own SVID from %s: %w", w.cfg.WorkloadAPI, err)
 		}
 		w.source = source
-		return nil
+		return w.followRevocations(ctx)
 	}
 	store, err := sqlstore.Open(ctx, w.db, time.Now)
 	if err != nil {
@@ -199,6 +201,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		return err // and no nil pointer in the interface
 	}
 	w.source = source
+	w.revoked = issuedRevocations{w.issuer}
 	return nil
 }
 
@@ -331,6 +334,9 @@ func (w *writd) program() audit.Program {
 // close releases what open took, last things first.
 func (w *writd) close() error {
 	var errs []error
+	if w.stopFollowing != nil {
+		w.stopFollowing()
+	}
 	if w.source != nil {
 		errs = append(errs, w.source.Close())
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/revocation"
 )
 
 // ErrBanned is returned by Run when the issuer has banned this agent. Starting
@@ -59,6 +60,8 @@ type Agent struct {
 	link  *link
 	cache *cache
 	jwt   *tokens
+	// revoked is what the issuer has revoked, as far as it was heard.
+	revoked revocation.Set
 
 	// reattest tells that the SVID is renewed by attesting anew: what the issuer
 	// said of it, and until then whether there is something to do it with.
@@ -101,6 +104,7 @@ func New(cfg Config, opt Options) (*Agent, error) {
 	if a.keep, err = openKeep(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
+	a.loadRevoked()
 	a.link = newLink(len(cfg.servers())-1, func(l *link) (*session, error) { return a.dial(l, a.mutualTLS()) })
 	return a, nil
 }
@@ -119,6 +123,10 @@ type Status struct {
 	LastSync time.Time
 	// Watching tells that the issuer pushes changes.
 	Watching bool
+	// Revocations in force, and when they were last known to be all; zero for
+	// never.
+	Revocations          int
+	RevocationsCurrentAt time.Time
 
 	Syncs, SyncErrors, Signed, SignErrors, Renewals, JWTSigned uint64
 }
@@ -138,6 +146,8 @@ func (a *Agent) Status() Status {
 		s.ID, s.Expires = own.ID, own.Certificates[0].NotAfter
 	}
 	s.Entries, s.SVIDs = a.cache.count(time.Now())
+	list, _ := a.revoked.Now()
+	s.Revocations, s.RevocationsCurrentAt = list.Len(), a.revoked.CurrentAt()
 	return s
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"maps"
+	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/workload"
 )
 
@@ -30,10 +32,13 @@ type entry struct {
 // record is an entry with its SVID.
 type record struct {
 	entry
-	identity *workload.Identity // with the chain and key of the SVID, if any
-	notAfter time.Time          // of the SVID
-	due      time.Time          // when to sign; zero is now
-	backoff  backoff
+	identity            *workload.Identity // with the chain and key of the SVID, if any
+	serial              *big.Int           // of the SVID, as are the times
+	notBefore, notAfter time.Time
+	// revoked tells that the SVID is: it is signed anew, or withdrawn.
+	revoked bool
+	due     time.Time // when to sign; zero is now
+	backoff backoff
 }
 
 // cache holds what workloads can have.
@@ -49,6 +54,9 @@ type cache struct {
 	// kinds are the types of selector that occur, or did, as unix:sha256. They
 	// are not forgotten: what is attested should only grow.
 	kinds map[string]bool
+
+	// revoked is what is revoked, nil for nothing.
+	revoked *revocation.List
 
 	changed chan struct{} // closed at the next change
 	// expiry wakes everybody when the next SVID expires unrenewed.
@@ -148,7 +156,8 @@ func (c *cache) apply(entries []entry) (gone []string) {
 		// another name, or its key is with workloads that the entry is no
 		// longer, or not only, for.
 		if old != nil && old.spiffeID == e.spiffeID && sameSelectors(old.selectors, e.selectors) {
-			r.identity.Chain, r.identity.Key, r.notAfter = old.identity.Chain, old.identity.Key, old.notAfter
+			r.identity.Chain, r.identity.Key = old.identity.Chain, old.identity.Key
+			r.serial, r.notBefore, r.notAfter, r.revoked = old.serial, old.notBefore, old.notAfter, old.revoked
 		}
 		next[e.id] = r
 	}
@@ -329,8 +338,9 @@ func (c *cache) nextDue() (next time.Time, ok bool) {
 // signed is the outcome of one signing: an SVID, or nil where it failed.
 type signed struct {
 	signing
-	chain, key []byte
-	notAfter   time.Time
+	chain, key          []byte
+	serial              *big.Int
+	notBefore, notAfter time.Time
 }
 
 // setSigned stores SVIDs and tells the workloads, once for all of them.
@@ -345,11 +355,16 @@ func (c *cache) setSigned(batch []signed, now time.Time) {
 		}
 		if s.chain == nil {
 			r.due = now.Add(r.backoff.next())
+			changed = r.withdraw() || changed
 			continue
 		}
 		r.backoff.reset()
 		r.identity = &workload.Identity{EntryID: r.id, ID: r.spiffeID, Hint: r.hint, Chain: s.chain, Key: s.key}
-		r.notAfter, r.due = s.notAfter, renewal(now, s.notAfter)
+		r.serial, r.notBefore, r.notAfter, r.due = s.serial, s.notBefore, s.notAfter, renewal(now, s.notAfter)
+		// It may have been revoked on its way.
+		if r.revoked = c.revoked != nil && c.revoked.Issued(r.serial, r.notBefore, r.spiffeID) != nil; r.revoked {
+			r.due = now.Add(r.backoff.next())
+		}
 		changed = true
 	}
 	if changed {

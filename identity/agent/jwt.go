@@ -44,6 +44,7 @@ type token struct {
 	entryID string
 	keyID   string // of the authority that signed it
 	svid    string
+	parsed  *jwtsvid.SVID
 	expires time.Time
 	renew   time.Time
 }
@@ -57,7 +58,7 @@ func (a *Agent) JWTSVID(ctx context.Context, uid uint32, id *workload.Identity, 
 	audience = slices.Compact(slices.Sorted(slices.Values(audience)))
 	key := tokenKey(append([]string{id.EntryID, id.ID.String()}, audience...))
 	old, ok := a.jwt.get(key)
-	ok = ok && !a.trusted.Load().taintsKey(old.keyID)
+	ok = ok && !a.trusted.Load().taintsKey(old.keyID) && !a.jwtRevoked(old.parsed)
 	if ok && time.Now().Before(old.renew) {
 		return old.svid, nil
 	}
@@ -120,7 +121,7 @@ func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identit
 		return "", fmt.Errorf("JWT-SVID from the issuer for %s: %w", id.ID, err)
 	}
 	a.stats.jwtSigned.Add(1)
-	a.jwt.put(key, token{entryID: id.EntryID, keyID: keyIDOf(text), svid: text, expires: svid.Expiry, renew: now.Add(svid.Expiry.Sub(now) / 2)})
+	a.jwt.put(key, token{entryID: id.EntryID, keyID: keyIDOf(text), svid: text, parsed: svid, expires: svid.Expiry, renew: now.Add(svid.Expiry.Sub(now) / 2)})
 	return text, nil
 }
 

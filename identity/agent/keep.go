@@ -24,6 +24,8 @@ const (
 	svidFile   = "agent.pem"  // private key and X509-SVID in one, so that they always fit
 	bundleFile = "bundle.pem" // trust bundle as last received
 	usedFile   = "token-used" // SHA-256 of the join tokens that are used up
+	// revokedFile is what is revoked, an Update of identity/revocationv1.
+	revokedFile = "revocations"
 )
 
 // keep is what outlives the process, so that a restart needs no join token.

@@ -26,6 +26,7 @@ import (
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/agent/agenttest"
 	"github.com/writ-dev/writ/identity/attest/unix"
+	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/workload"
 	"github.com/writ-dev/writ/internal/peercred"
 	"github.com/writ-dev/writ/internal/unixsock"
@@ -51,6 +52,19 @@ type node struct {
 
 func startNode(t testing.TB, cfg agent.Config, token string) *node {
 	t.Helper()
+	n := startNodeUnready(t, cfg, token)
+	select {
+	case <-n.agent.Ready():
+	case err := <-n.done:
+		n.done <- err
+		t.Fatalf("agent ended: %v", err)
+	}
+	return n
+}
+
+// startNodeUnready starts an agent that may have no issuer.
+func startNodeUnready(t testing.TB, cfg agent.Config, token string) *node {
+	t.Helper()
 	a, err := agent.New(cfg, agent.Options{
 		Token:    func() (string, error) { return token, nil },
 		Attestor: cfg.Attestor.New(),
@@ -60,11 +74,12 @@ func startNode(t testing.TB, cfg agent.Config, token string) *node {
 	attestor := unix.New(unix.Config{Log: slog.New(slog.DiscardHandler)})
 	ended := new(atomic.Int64)
 	s, err := workload.NewServer(workload.Config{
-		Observe: func(string, codes.Code) { ended.Add(1) },
-		Source:  a, MaxConnectionsPerUID: 100, MaxStreamsPerUID: 100, Log: slog.New(slog.DiscardHandler),
+		Observe:    func(string, codes.Code) { ended.Add(1) },
+		RevokedJWT: a.RevokedJWT, Source: a, MaxConnectionsPerUID: 100, MaxStreamsPerUID: 100, Log: slog.New(slog.DiscardHandler),
 		Attest: func(ctx context.Context, p peercred.Peer) ([]string, error) { return attestor.Attest(ctx, p, a.Asked) },
 	})
 	must(t, err)
+	revocation.Register(s.Registrar(), a.Revocations(), s.Stopping())
 	ln, err := unixsock.Listen(cfg.Socket, unixsock.Public())
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -81,12 +96,6 @@ func startNode(t testing.TB, cfg agent.Config, token string) *node {
 		return err
 	})
 	t.Cleanup(func() { n.stop() })
-	select {
-	case <-a.Ready():
-	case err := <-done:
-		done <- err
-		t.Fatalf("agent ended: %v", err)
-	}
 	return n
 }
 

@@ -124,6 +124,7 @@ func (a *Agent) step(ctx context.Context, s *schedule) error {
 	}
 	if due, ok := a.cache.nextDue(); ok && !time.Now().Before(due) && !time.Now().Before(s.sign) {
 		if err := a.sign(ctx); err != nil {
+			a.cache.withdraw()
 			s.sign = time.Now().Add(s.signBackoff.next())
 			return a.onFailure(ctx, s, err)
 		}

@@ -83,7 +83,8 @@ func (a *Agent) acceptSigned(out *signed, r *svidv1.BatchNewX509SVIDResponse_Res
 	if err != nil {
 		return err
 	}
-	out.notAfter = svid.Certificates[0].NotAfter
+	leaf := svid.Certificates[0]
+	out.serial, out.notBefore, out.notAfter = leaf.SerialNumber, leaf.NotBefore, leaf.NotAfter
 	out.chain, out.key, err = svid.MarshalRaw()
 	return err
 }

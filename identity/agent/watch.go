@@ -62,7 +62,7 @@ func (a *Agent) watchOnce(ctx context.Context, works func()) error {
 	// The stream belongs to its connection: when that is replaced, by a new
 	// SVID, the stream must move on.
 	defer context.AfterFunc(s.ctx, cancel)()
-	stream, err := watchv1.NewEntryWatchClient(s).Watch(ctx, &watchv1.WatchRequest{})
+	stream, err := watchv1.NewEntryWatchClient(s).Watch(ctx, &watchv1.WatchRequest{Revocations: true})
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,10 @@ func (a *Agent) watchOnce(ctx context.Context, works func()) error {
 		}
 		works()
 		a.watching.Store(true)
-		a.log.Debug("change announced", "revision", change.Revision, "bundle", change.Bundle)
-		a.syncNow()
+		a.tellRevoked(change.Revocations)
+		if !change.Unchanged {
+			a.log.Debug("change announced", "revision", change.Revision, "bundle", change.Bundle)
+			a.syncNow()
+		}
 	}
 }

@@ -93,7 +93,7 @@ func Updates(revocations []*Revocation, number uint64, currentAt time.Time) []*r
 	var all []*revocationv1.Update
 	for {
 		n := min(len(revocations), perUpdate)
-		u := &revocationv1.Update{Number: number, Complete: n == len(revocations), CurrentAt: currentAt.UnixNano()}
+		u := &revocationv1.Update{Number: number, Complete: n == len(revocations), CurrentAt: nanos(currentAt)}
 		for _, r := range revocations[:n] {
 			u.Revocations = append(u.Revocations, ToProto(r, false))
 		}
@@ -126,7 +126,7 @@ func (s *Set) MergeUpdate(u *revocationv1.Update, now time.Time) (changed bool, 
 
 // Marshal is the list for a file.
 func (l *List) Marshal(currentAt time.Time) ([]byte, error) {
-	u := &revocationv1.Update{Number: l.number, Complete: true, CurrentAt: currentAt.UnixNano()}
+	u := &revocationv1.Update{Number: l.number, Complete: true, CurrentAt: nanos(currentAt)}
 	for _, r := range l.All() {
 		u.Revocations = append(u.Revocations, ToProto(r, false))
 	}
@@ -142,7 +142,7 @@ func (s *Set) Load(data []byte, now time.Time) error {
 	if _, err := s.MergeUpdate(&u, now); err != nil {
 		return fmt.Errorf("list of revocations: %w", err)
 	}
-	if at := time.Unix(0, u.GetCurrentAt()); at.Before(now) {
+	if at := time.Unix(0, u.GetCurrentAt()); u.GetCurrentAt() > 0 && at.Before(now) {
 		s.Heard(at)
 	}
 	return nil
@@ -154,4 +154,12 @@ func few(errs []error) error {
 		return errors.Join(errs...)
 	}
 	return fmt.Errorf("%d revocations are not valid, the first: %w", len(errs), errs[0])
+}
+
+// nanos is a time in nanoseconds since the Unix epoch, 0 for no time.
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
 }

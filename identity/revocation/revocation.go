@@ -214,7 +214,12 @@ func (l *List) X509(leaf *x509.Certificate, id spiffeid.ID) *Revocation {
 	if len(l.byKey) == 0 {
 		return nil
 	}
-	return l.find(leaf.SerialNumber, id, func(r *Revocation) time.Time { return leaf.NotBefore.Add(r.Backdate) })
+	return l.Issued(leaf.SerialNumber, leaf.NotBefore, id)
+}
+
+// Issued is X509 for the parts of a certificate that matter.
+func (l *List) Issued(serial *big.Int, notBefore time.Time, id spiffeid.ID) *Revocation {
+	return l.find(serial, id, func(r *Revocation) time.Time { return notBefore.Add(r.Backdate) })
 }
 
 // JWT returns what revokes a JWT-SVID of that ID, nil if nothing does. A token
@@ -333,6 +338,8 @@ type Set struct {
 	list    *List
 	changed chan struct{}
 	heard   time.Time
+	// told is closed when the list is another, or heard.
+	told chan struct{}
 }
 
 var empty = &List{}
@@ -372,6 +379,7 @@ func (s *Set) Merge(revocations []*Revocation, now time.Time) (changed bool, err
 		s.list = next
 		close(s.changed)
 		s.changed = make(chan struct{})
+		s.tell()
 	}
 	return changed, few(errs)
 }
@@ -382,7 +390,25 @@ func (s *Set) Heard(t time.Time) {
 	defer s.mu.Unlock()
 	if t.After(s.heard) {
 		s.heard = t
+		s.tell()
 	}
+}
+
+func (s *Set) tell() {
+	if s.told != nil {
+		close(s.told)
+		s.told = nil
+	}
+}
+
+// news is closed when the list is another, or was heard to be current.
+func (s *Set) news() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.told == nil {
+		s.told = make(chan struct{})
+	}
+	return s.told
 }
 
 // CurrentAt is when the list was last known to be current; zero for never.

@@ -202,7 +202,7 @@ type Update struct {
 	// The list is whole by now. While it is false, more of it follows at once.
 	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
 	// When the sender knew the list to be current, nanoseconds since the Unix
-	// epoch by the sender's clock.
+	// epoch by the sender's clock; 0 if it never did.
 	CurrentAt     int64 `protobuf:"varint,4,opt,name=current_at,json=currentAt,proto3" json:"current_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

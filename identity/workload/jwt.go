@@ -109,6 +109,11 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *workloadpb.ValidateJW
 	if !time.Now().Before(svid.Expiry) {
 		return nil, status.Error(codes.InvalidArgument, "not a valid JWT-SVID for this audience: it has expired")
 	}
+	if s.c.RevokedJWT != nil {
+		if err := s.c.RevokedJWT(svid); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "not a valid JWT-SVID: %v", err)
+		}
+	}
 	claims, err := structpb.NewStruct(svid.Claims)
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "claims: %v", err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
@@ -50,6 +51,8 @@ type Config struct {
 	// without being found again.
 	Running   func(peercred.Peer) (string, error)
 	OfProgram func(selector string) bool
+	// RevokedJWT, if given, refuses JWT-SVIDs that are otherwise valid.
+	RevokedJWT func(*jwtsvid.SVID) error
 	// MaxConnectionsPerUID and MaxStreamsPerUID bound what the processes of one
 	// user may hold open: connections, and calls whether they stream or not.
 	MaxConnectionsPerUID int

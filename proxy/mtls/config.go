@@ -70,6 +70,8 @@ type ClientConfig struct {
 	Peer spiffeid.ID
 	// Protocols offered by ALPN.
 	Protocols []string
+	// Revoked may be nil.
+	Revoked Revoked
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -77,8 +79,23 @@ type ClientConfig struct {
 // Client gives a tls.Config that shows the source's SVID and accepts only Peer.
 // Host names play no part.
 func Client(cfg ClientConfig) *tls.Config {
+	c, _ := client(cfg)
+	return c
+}
+
+// ClientVerify is the check that Client makes of the other end, for connections
+// that are open.
+func ClientVerify(cfg ClientConfig) func(tls.ConnectionState) error {
+	_, v := client(cfg)
+	return func(state tls.ConnectionState) error {
+		_, _, err := v.verify(state)
+		return err
+	}
+}
+
+func client(cfg ClientConfig) (*tls.Config, *verifier) {
 	certs := &certificates{source: cfg.Source}
-	v := &verifier{bundles: cfg.Source, now: cfg.Now, accept: func(id spiffeid.ID) error {
+	v := &verifier{bundles: cfg.Source, revoked: cfg.Revoked, now: cfg.Now, accept: func(id spiffeid.ID) error {
 		if id != cfg.Peer {
 			return refuse(WrongID, "the peer claims %s, and %s is wanted", id, cfg.Peer)
 		}
@@ -96,7 +113,7 @@ func Client(cfg ClientConfig) *tls.Config {
 		return err
 	}
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certs.get() }
-	return c
+	return c, v
 }
 
 // ServerConfig accepts connections from workloads of its own trust domain, and of
@@ -109,13 +126,15 @@ type ServerConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	// Protocols accepted by ALPN.
 	Protocols []string
+	// Revoked may be nil.
+	Revoked Revoked
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
 
 func server(cfg ServerConfig) (*tls.Config, *verifier) {
 	certs := &certificates{source: cfg.Source}
-	v := &verifier{bundles: cfg.Source, now: cfg.Now, accept: func(id spiffeid.ID) error {
+	v := &verifier{bundles: cfg.Source, revoked: cfg.Revoked, now: cfg.Now, accept: func(id spiffeid.ID) error {
 		if id.TrustDomain() == cfg.TrustDomain {
 			return nil
 		}

@@ -24,6 +24,7 @@ const (
 	UnknownCA     Cause = "unknown_authority"
 	WrongID       Cause = "wrong_spiffe_id"
 	BadSVID       Cause = "invalid_svid"
+	RevokedSVID   Cause = "revoked_svid"
 	BadHandshake  Cause = "tls"
 	TimedOut      Cause = "timeout"
 )
@@ -40,6 +41,9 @@ func refuse(c Cause, format string, args ...any) *Error {
 	return &Error{Cause: c, Reason: fmt.Sprintf(format, args...)}
 }
 
+// Revoked refuses an SVID that is otherwise good, with its reason.
+type Revoked func(leaf *x509.Certificate, id spiffeid.ID) error
+
 // verifier checks the certificates that a peer showed (X509-SVID, sections 4
 // and 5).
 type verifier struct {
@@ -47,7 +51,9 @@ type verifier struct {
 	// accept says whether an ID that parses may be who is wanted, before the
 	// chain is looked at. It has not been proved yet.
 	accept func(spiffeid.ID) error
-	now    func() time.Time
+	// revoked refuses SVIDs that verify; nil for none.
+	revoked Revoked
+	now     func() time.Time
 }
 
 func (v *verifier) verify(state tls.ConnectionState) (spiffeid.ID, [][]*x509.Certificate, error) {
@@ -67,6 +73,11 @@ func (v *verifier) verify(state tls.ConnectionState) (spiffeid.ID, [][]*x509.Cer
 		return spiffeid.ID{}, nil, err
 	}
 	id, chains, err := x509svid.Verify(certs, v.bundles, x509svid.WithTime(v.now()))
+	if err == nil && v.revoked != nil {
+		if err := v.revoked(leaf, id); err != nil {
+			return spiffeid.ID{}, nil, refuse(RevokedSVID, "%v", err)
+		}
+	}
 	if err == nil {
 		return id, chains, nil
 	}

@@ -23,6 +23,10 @@ type PoolConfig struct {
 	// Peer is the SPIFFE ID that it must prove.
 	Peer   spiffeid.ID
 	Source mtls.Source
+	// Revoked may be nil.
+	Revoked mtls.Revoked
+	// Ended is called with the reason when Reverify has closed connections.
+	Ended func(err error)
 	// Timeout bounds connecting and the handshake together; 10 s when 0.
 	Timeout time.Duration
 	Now     func() time.Time
@@ -37,6 +41,7 @@ type Pool struct {
 	http1   *tls.Config
 	http2   *tls.Config
 	current atomic.Pointer[generation]
+	open    openConns
 }
 
 // generation is the connections made with one SVID.
@@ -48,9 +53,11 @@ func NewPool(cfg PoolConfig) *Pool {
 		cfg.Timeout = 10 * time.Second
 	}
 	p := &Pool{cfg: cfg}
-	client := func(protocol string) *tls.Config {
-		return mtls.Client(mtls.ClientConfig{Source: cfg.Source, Peer: cfg.Peer, Protocols: []string{protocol}, Now: cfg.Now})
+	config := func(protocol string) mtls.ClientConfig {
+		return mtls.ClientConfig{Source: cfg.Source, Peer: cfg.Peer, Protocols: []string{protocol}, Revoked: cfg.Revoked, Now: cfg.Now}
 	}
+	client := func(protocol string) *tls.Config { return mtls.Client(config(protocol)) }
+	p.open.verify = mtls.ClientVerify(config(mtls.HTTP2))
 	p.http1, p.http2 = client(mtls.HTTP1), client(mtls.HTTP2)
 	p.current.Store(p.generation())
 	return p
@@ -71,8 +78,15 @@ func (p *Pool) dialWith(cfg *tls.Config) func(context.Context) (net.Conn, error)
 		if err != nil {
 			return nil, fmt.Errorf("connect to %s: %w", p.cfg.Address, err)
 		}
+		tracked := &openConn{Conn: raw, of: &p.open}
+		raw = tracked
+		round := p.open.round()
 		conn := tls.Client(raw, cfg)
 		if err := conn.HandshakeContext(ctx); err != nil {
+			raw.Close()
+			return nil, fmt.Errorf("TLS with %s at %s: %w", p.cfg.Peer, p.cfg.Address, err)
+		}
+		if err := p.open.add(tracked, conn.ConnectionState(), round); err != nil {
 			raw.Close()
 			return nil, fmt.Errorf("TLS with %s at %s: %w", p.cfg.Peer, p.cfg.Address, err)
 		}
@@ -93,6 +107,14 @@ func (p *Pool) RoundTrip(r *http.Request) (*http.Response, error) {
 // begin afterwards use connections made with the new one; old connections are
 // closed when their requests have ended.
 func (p *Pool) Retire() { p.current.Swap(p.generation()).closeIdle() }
+
+// Reverify checks the peers of all open connections again, and closes the
+// connections of those that no longer prove who they are.
+func (p *Pool) Reverify() {
+	if err := p.open.reverify(); err != nil && p.cfg.Ended != nil {
+		p.cfg.Ended(err)
+	}
+}
 
 // CloseIdle closes the connections that carry no request.
 func (p *Pool) CloseIdle() { p.current.Load().closeIdle() }
