@@ -16,7 +16,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +61,8 @@ func TestSPIREFederation(t *testing.T) {
 			theirs.join(t, ours.td)
 			crossCall(t, ours, theirs)
 			crossCall(t, theirs, ours)
+			ours.conforms(t, profile, cert)
+			theirs.conforms(t, profile, cert)
 		})
 	}
 }
@@ -168,6 +172,26 @@ func (s *side) join(t *testing.T, with spiffeid.TrustDomain) {
 		_, err := s.source.GetX509BundleForTrustDomain(with)
 		return err
 	})
+}
+
+// conforms runs the conformance suite at the bundle endpoint, and at the Workload
+// API beside it.
+func (s *side) conforms(t *testing.T, profile, web string) {
+	t.Helper()
+	args := []string{"run", "./spiffe-conformance", "--socket", "unix://" + filepath.Join(s.dir, "a", "run", "api.sock"),
+		"--bundle-endpoint", fmt.Sprintf("https://localhost:%d/", s.endpoint), "--profile", profile}
+	if profile == "https_web" {
+		args = append(args, "--roots", web)
+	} else {
+		args = append(args, "--endpoint-id", s.td.IDString()+"/spire/server")
+	}
+	out, err := exec.CommandContext(bounded(t, 2*time.Minute), "go", args...).CombinedOutput()
+	if err != nil {
+		t.Errorf("the conformance suite at %s: %v\n%s", s.td, err, out)
+	}
+	if !strings.Contains(string(out), "bundle-workload") {
+		t.Errorf("the conformance suite at %s printed no table:\n%s", s.td, out)
+	}
 }
 
 // crossCall has the workload of from call that of to.
