@@ -28,7 +28,7 @@ func newSVIDCmd(a *app) *cobra.Command {
 		Use:   "svid",
 		Short: "Fetch the identity of this process; revoke SVIDs",
 	}
-	cmd.AddCommand(newSVIDFetchCmd(a), newSVIDRevokeCmd(a), newSVIDRevocationsCmd(a))
+	cmd.AddCommand(newSVIDFetchCmd(a), newSVIDWriteCmd(a), newSVIDRevokeCmd(a), newSVIDRevocationsCmd(a))
 	return cmd
 }
 

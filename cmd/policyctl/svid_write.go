@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/writ-dev/writ/internal/daemon"
+	"github.com/writ-dev/writ/internal/fileset"
+)
+
+// reloadTime bounds the reload command; retryTime is between two tries of it.
+const (
+	reloadTime = 30 * time.Second
+	retryTime  = 10 * time.Second
+)
+
+type svidWrite struct {
+	svidFetch
+	watch     bool
+	federated bool
+	command   string
+	pidFile   string
+	log       *slog.Logger
+}
+
+func newSVIDWriteCmd(a *app) *cobra.Command {
+	var w svidWrite
+	cmd := &cobra.Command{
+		Use:   "write DIR",
+		Short: "Keep the SVID of this process in files, for programs that want files",
+		Long: `Write the X.509-SVID that a Workload API gives to policyctl into DIR:
+
+  svid.pem     the certificate and its intermediates
+  key.pem      its private key, mode 0600
+  pair.pem     both in one file, mode 0600
+  bundle.pem   the trust bundle of its trust domain
+
+They are replaced as a set: DIR/current is a link to the newest, the names in DIR
+lead through it. With --watch this goes on at each rotation, until it is told to
+stop. When the agent is away the files stay as they are, and the log says so.`,
+		Example: `  policyctl svid write /run/nginx-svid --watch --reload-signal /run/nginx.pid
+  policyctl svid write /run/my-app --watch --reload-command 'systemctl reload my-app'`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w.svidFetch.write = args[0]
+			w.log = slog.New(slog.NewTextHandler(a.stderr, nil))
+			return w.run(cmd.Context(), a)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&w.socket, "socket", "", "Workload API: a path, unix:///path or tcp://IP:port (default "+workloadapi.SocketEnv+", then the agent's of the local mesh)")
+	flags.StringVar(&w.spiffeID, "spiffe-id", "", "of several identities take this one")
+	flags.DurationVar(&w.timeout, "timeout", 10*time.Second, "how long to wait for the agent, without --watch")
+	flags.BoolVar(&w.watch, "watch", false, "go on, and write again at each change")
+	flags.BoolVar(&w.federated, "federated", false, "also write the federated bundles, as bundle.TRUST-DOMAIN.pem")
+	flags.StringVar(&w.command, "reload-command", "", "run this by sh -c after each write")
+	flags.StringVar(&w.pidFile, "reload-signal", "", "send SIGHUP to the process that this file names after each write")
+	cmd.MarkFlagsMutuallyExclusive("reload-command", "reload-signal")
+	_ = cmd.MarkFlagFilename("socket")
+	_ = cmd.MarkFlagFilename("reload-signal")
+	return cmd
+}
+
+func (w *svidWrite) run(ctx context.Context, a *app) error {
+	var want spiffeid.ID
+	if w.spiffeID != "" {
+		var err error
+		if want, err = spiffeid.FromString(w.spiffeID); err != nil {
+			return fmt.Errorf("--spiffe-id: %w", err)
+		}
+	}
+	address := w.address(a)
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr(address))
+	if err != nil {
+		return fmt.Errorf("workload API %s: %w", address, err)
+	}
+	defer client.Close()
+	if w.watch {
+		return w.follow(ctx, client, want)
+	}
+	once, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	got, err := client.FetchX509Context(once)
+	if err != nil {
+		return explainWorkloadAPI(err, address)
+	}
+	svid, paths, err := w.store(got, want)
+	if err != nil {
+		return err
+	}
+	if err := w.reload(ctx); err != nil {
+		return err
+	}
+	entry, err := describeSVID(svid)
+	if err != nil {
+		return err
+	}
+	result := x509Result{SVIDs: []x509Entry{entry}, Written: paths}
+	return a.emit(result, func(out io.Writer) error { return result.text(out) })
+}
+
+// updates brings what the Workload API says to the one goroutine that writes.
+type updates struct {
+	ctx  context.Context
+	got  chan *workloadapi.X509Context
+	errs chan error
+}
+
+func (u updates) OnX509ContextUpdate(c *workloadapi.X509Context) {
+	select {
+	case u.got <- c:
+	case <-u.ctx.Done():
+	}
+}
+
+func (u updates) OnX509ContextWatchError(err error) {
+	select {
+	case u.errs <- err:
+	case <-u.ctx.Done():
+	}
+}
+
+// follow writes each state until ctx is done, which is no error. A write or a
+// reload that fails is tried again; until then the last good files stay.
+func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want spiffeid.ID) error {
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	u := updates{watching, make(chan *workloadapi.X509Context), make(chan error)}
+	ended := make(chan error, 1)
+	go func() { ended <- client.WatchX509Context(watching, u) }()
+	var state *workloadapi.X509Context // what is not yet written and told
+	var expires time.Time
+	var retry <-chan time.Time
+	ready := false
+	for {
+		select {
+		case <-ctx.Done():
+			daemon.Notify(w.log, daemon.Stopping)
+			cancel()
+			<-ended
+			return nil
+		case err := <-ended:
+			if ctx.Err() != nil { // told to stop: both are true then
+				return nil
+			}
+			return explainWorkloadAPI(err, w.socket)
+		case err := <-u.errs:
+			if expires.IsZero() {
+				w.log.Warn("no SVID yet", "error", err)
+			} else {
+				w.log.Warn("the agent gives nothing: the files stay as they are", "valid_until", expires, "error", err)
+			}
+			continue
+		case state = <-u.got:
+		case <-retry:
+		}
+		retry = nil
+		svid, _, err := w.store(state, want)
+		if err == nil {
+			expires = svid.Certificates[0].NotAfter
+			w.log.Info("SVID written", "spiffe_id", svid.ID.String(), "serial", serialOf(svid.Certificates[0]), "expires", expires)
+			err = w.reload(ctx)
+		}
+		if err != nil {
+			w.log.Error("will be tried again", "in", retryTime, "error", err)
+			retry = time.After(retryTime)
+			continue
+		}
+		if !ready {
+			ready = true
+			daemon.Notify(w.log, daemon.Ready)
+		}
+	}
+}
+
+// store writes one SVID and its bundles as a set.
+func (w *svidWrite) store(got *workloadapi.X509Context, want spiffeid.ID) (*x509svid.SVID, []string, error) {
+	svid := got.DefaultSVID()
+	if !want.IsZero() {
+		svid = nil
+		for _, s := range got.SVIDs {
+			if s.ID == want {
+				svid = s
+				break
+			}
+		}
+		if svid == nil {
+			return nil, nil, fmt.Errorf("the agent gives this process %s, not %s", got.DefaultSVID().ID, want)
+		}
+	}
+	chain, key, err := svid.Marshal()
+	if err != nil {
+		return nil, nil, err
+	}
+	files := []fileset.File{
+		{Name: "svid.pem", Data: chain, Mode: 0o644},
+		{Name: "key.pem", Data: key, Mode: 0o600},
+		{Name: "pair.pem", Data: append(append([]byte{}, chain...), key...), Mode: 0o600},
+	}
+	own := false
+	for _, b := range got.Bundles.Bundles() {
+		pem, err := b.Marshal()
+		if err != nil {
+			return nil, nil, err
+		}
+		switch {
+		case b.TrustDomain() == svid.ID.TrustDomain():
+			own = true
+			files = append(files, fileset.File{Name: "bundle.pem", Data: pem, Mode: 0o644})
+		case w.federated:
+			files = append(files, fileset.File{Name: "bundle." + b.TrustDomain().Name() + ".pem", Data: pem, Mode: 0o644})
+		}
+	}
+	if !own {
+		return nil, nil, fmt.Errorf("the agent gives no bundle of %s", svid.ID.TrustDomain())
+	}
+	paths, err := fileset.Write(w.write, files)
+	if err != nil {
+		return nil, nil, fmt.Errorf("write %s: %w", w.write, err)
+	}
+	return svid, paths, nil
+}
+
+// reload tells the program that uses the files.
+func (w *svidWrite) reload(ctx context.Context) error {
+	switch {
+	case w.command != "":
+		ctx, cancel := context.WithTimeout(ctx, reloadTime)
+		defer cancel()
+		if out, err := exec.CommandContext(ctx, "/bin/sh", "-c", w.command).CombinedOutput(); err != nil {
+			return fmt.Errorf("reload command: %w: %s", err, strings.TrimSpace(string(out)))
+		}
+	case w.pidFile != "":
+		data, err := os.ReadFile(w.pidFile)
+		if err != nil {
+			return fmt.Errorf("reload signal: %w", err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+		if err != nil || pid <= 1 {
+			return errors.New("reload signal: " + w.pidFile + " holds no process id")
+		}
+		if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+			return fmt.Errorf("reload signal: process %d of %s: %w", pid, w.pidFile, err)
+		}
+	}
+	return nil
+}
