@@ -61,7 +61,7 @@ func (*Attestor) Kinds() []string {
 
 // errUnknown: the pod, or its container, is not among those that are listed. It
 // may be so young that its status is not written yet.
-var errUnknown = errors.New("the cluster does not know it")
+var errUnknown = errors.New("not known to Kubernetes")
 
 // Attest implements attest.Workload. A container that is not listed yet is asked
 // for again until ctx ends.
