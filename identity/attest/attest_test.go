@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,12 +36,18 @@ func (k kernel) Attest(context.Context, peercred.Peer, func(string) bool) ([]str
 
 func TestMethodsAddWhatTheyProve(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // Methods fail at once.
 		var failed []string
+		note := func(m string) {
+			mu.Lock()
+			defer mu.Unlock()
+			failed = append(failed, m)
+		}
 		fails := func(context.Context) ([]string, error) { return []string{"x:a:unproven"}, errors.New("no engine") }
 		hangs := func(ctx context.Context) ([]string, error) { <-ctx.Done(); return []string{"x:a:late"}, ctx.Err() }
 		none := func(context.Context) ([]string, error) { return nil, cgroup.ErrNone }
 		never := func(context.Context) ([]string, error) { t.Error("asked for nothing"); return nil, nil }
-		w := Workloads{Kernel: kernel{}, Log: slog.New(slog.DiscardHandler), Failed: func(m string) { failed = append(failed, m) }, Methods: []Workload{
+		w := Workloads{Kernel: kernel{}, Log: slog.New(slog.DiscardHandler), Failed: note, Methods: []Workload{
 			method{"good", func(context.Context) ([]string, error) { return []string{"good:a:1", "good:b:2"}, nil }},
 			method{"bad", fails}, method{"hangs", hangs}, method{"none", none}, method{"unasked", never},
 		}}

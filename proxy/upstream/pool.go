@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -42,6 +43,9 @@ type Pool struct {
 	http2   *tls.Config
 	current atomic.Pointer[generation]
 	open    openConns
+	// renewAt is when requests stop using the connections there are, Unix
+	// nanoseconds; 0 is never. See renewalOf.
+	renewAt atomic.Int64
 }
 
 // generation is the connections made with one SVID.
@@ -51,6 +55,9 @@ type generation struct{ http1, http2 *http.Transport }
 func NewPool(cfg PoolConfig) *Pool {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	p := &Pool{cfg: cfg}
 	config := func(protocol string) mtls.ClientConfig {
@@ -90,12 +97,37 @@ func (p *Pool) dialWith(cfg *tls.Config) func(context.Context) (net.Conn, error)
 			raw.Close()
 			return nil, fmt.Errorf("TLS with %s at %s: %w", p.cfg.Peer, p.cfg.Address, err)
 		}
+		p.renewBefore(renewalOf(conn.ConnectionState().PeerCertificates[0], p.cfg.Now()))
 		return conn, nil
+	}
+}
+
+// renewalOf is when to leave a connection whose other end showed this
+// certificate: with an eighth of its life left, which is long after it has been
+// replaced, and so long before it expires that requests have ended. One that
+// has less left is used for half of that, since there is no better.
+func renewalOf(leaf *x509.Certificate, now time.Time) time.Time {
+	at := leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 8)
+	if at.After(now) {
+		return at
+	}
+	return now.Add(max(leaf.NotAfter.Sub(now)/2, time.Second))
+}
+
+func (p *Pool) renewBefore(at time.Time) {
+	for {
+		have := p.renewAt.Load()
+		if have != 0 && have <= at.UnixNano() || p.renewAt.CompareAndSwap(have, at.UnixNano()) {
+			return
+		}
 	}
 }
 
 // RoundTrip implements http.RoundTripper.
 func (p *Pool) RoundTrip(r *http.Request) (*http.Response, error) {
+	if at := p.renewAt.Load(); at != 0 && p.cfg.Now().UnixNano() >= at && p.renewAt.CompareAndSwap(at, 0) {
+		p.Retire()
+	}
 	g := p.current.Load()
 	if r.ProtoMajor == 2 {
 		return g.http2.RoundTrip(r)
@@ -103,7 +135,8 @@ func (p *Pool) RoundTrip(r *http.Request) (*http.Response, error) {
 	return g.http1.RoundTrip(r)
 }
 
-// Retire is called when the SVID or the bundle has changed. Requests that
+// Retire is called when the SVID or the bundle has changed, and when the other
+// end's SVID is about to expire. Requests that
 // begin afterwards use connections made with the new one; old connections are
 // closed when their requests have ended.
 func (p *Pool) Retire() { p.current.Swap(p.generation()).closeIdle() }
