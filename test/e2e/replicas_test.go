@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/writ-dev/writ/internal/pgtest"
 	"github.com/writ-dev/writ/test/programs"
@@ -176,7 +177,9 @@ func (c *replicas) sign(ctx context.Context, node *programs.Node, entry string, 
 	var clients []svidv1.SVIDClient
 	for _, config := range c.configs {
 		creds := grpccredentials.MTLSClientCredentials(node.SVID, bundle, tlsconfig.AuthorizeID(issuer))
-		conn, err := grpc.NewClient(fmt.Sprintf("127.0.0.1:%d", config.IssuerPort), grpc.WithTransportCredentials(creds))
+		// A replica that is back is not kept waiting by gRPC's pauses.
+		quick := grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second, Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}})
+		conn, err := grpc.NewClient(fmt.Sprintf("127.0.0.1:%d", config.IssuerPort), grpc.WithTransportCredentials(creds), quick)
 		if err != nil {
 			return err
 		}
@@ -197,7 +200,7 @@ func (c *replicas) sign(ctx context.Context, node *programs.Node, entry string, 
 		for tried := range clients {
 			replica := (n + tried) % len(clients)
 			limited, cancel := context.WithTimeout(ctx, 5*time.Second)
-			resp, err := clients[replica].BatchNewX509SVID(limited, req)
+			resp, err := clients[replica].BatchNewX509SVID(limited, req, grpc.WaitForReady(tried > 0))
 			cancel()
 			if err == nil && len(resp.GetResults()[0].GetSvid().GetCertChain()) > 0 {
 				done.Add(1)
