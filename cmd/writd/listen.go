@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -94,7 +93,7 @@ func (w *writd) listenControl() (*listener, error) {
 	// A resumed session would skip the check of the client's chain.
 	config.SessionTicketsDisabled = true
 	s := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(config)),
+		grpc.Creds(svidCredentials{credentials.NewTLS(config)}),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 20 * time.Second,
@@ -106,25 +105,13 @@ func (w *writd) listenControl() (*listener, error) {
 		// A sidecar has two streams; more is somebody's mistake or attack.
 		grpc.MaxConcurrentStreams(16),
 		grpc.ChainUnaryInterceptor(w.notRevoked),
-		grpc.ChainStreamInterceptor(endWithSVID, w.endWhenRevoked),
+		grpc.ChainStreamInterceptor(w.endWhenRevoked),
 	)
 	if w.decision != nil {
 		w.decision.RegisterDistribution(s)
 	}
 	w.record.registerIngest(s, peerID)
 	return grpcListener("control", s, l), nil
-}
-
-// endWithSVID ends a stream when the SVID that opened it expires: what it
-// proved then is proved no longer.
-func endWithSVID(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	leaf, err := peerLeaf(stream.Context())
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithDeadlineCause(stream.Context(), leaf.NotAfter, errors.New("the peer's SVID has expired"))
-	defer cancel()
-	return handler(srv, &boundedStream{ServerStream: stream, ctx: ctx})
 }
 
 // boundedStream is a stream with a context of its own, which handlers heed.
@@ -154,7 +141,7 @@ func peerLeaf(ctx context.Context) (*x509.Certificate, error) {
 	if !ok {
 		return nil, status.Error(codes.Unauthenticated, "no peer")
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	info, ok := p.AuthInfo.(svidInfo)
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return nil, status.Error(codes.Unauthenticated, "no verified SPIFFE ID")
 	}

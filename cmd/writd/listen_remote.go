@@ -35,7 +35,7 @@ func (w *writd) listenRemoteAdmin() (*listener, error) {
 	// A resumed session would skip the check of the client's chain.
 	config.SessionTicketsDisabled = true
 	s := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(config)),
+		grpc.Creds(svidCredentials{credentials.NewTLS(config)}),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxRecvMsgSize(server.MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -44,7 +44,7 @@ func (w *writd) listenRemoteAdmin() (*listener, error) {
 		}),
 		grpc.MaxConcurrentStreams(64),
 		grpc.ChainUnaryInterceptor(w.notRevoked, w.onlyAllowed),
-		grpc.ChainStreamInterceptor(endWithSVID, w.endWhenRevoked, w.onlyAllowedStreams),
+		grpc.ChainStreamInterceptor(w.endWhenRevoked, w.onlyAllowedStreams),
 	)
 	w.registerAdmin(s, issuer.RemoteCaller)
 	return grpcListener("remote admin", s, l), nil

@@ -77,11 +77,13 @@ func (w *writd) notRevoked(ctx context.Context, req any, _ *grpc.UnaryServerInfo
 	return handler(ctx, req)
 }
 
-// endWhenRevoked ends a stream when the SVID that opened it is revoked.
+// endWhenRevoked ends a stream, and its connection, when the SVID that opened it
+// is revoked: the rightful owner connects again with its new one.
 func (w *writd) endWhenRevoked(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	// Before the first look, so that no change falls between.
 	changed := w.revoked.Changed()
 	if err := w.checkRevoked(stream.Context()); err != nil {
+		hangUp(stream.Context())
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
@@ -104,6 +106,7 @@ func (w *writd) endWhenRevoked(srv any, stream grpc.ServerStream, _ *grpc.Stream
 	defer cancel(nil)
 	err := handler(srv, &boundedStream{ServerStream: stream, ctx: ctx})
 	if cause := context.Cause(ctx); status.Code(cause) == codes.PermissionDenied {
+		hangUp(ctx)
 		return cause
 	}
 	return err
