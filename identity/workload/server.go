@@ -111,7 +111,6 @@ func NewServer(c Config) (*Server, error) {
 		// of the agent.
 		grpc.ReadBufferSize(readBuffer),
 		grpc.WriteBufferSize(writeBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	workloadpb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
