@@ -9,8 +9,9 @@ command -v protoc >/dev/null || { echo "generate: protoc is missing (Debian: apt
 plugins=$(mktemp -d)
 trap 'rm -rf "$plugins"' EXIT
 go build -C test/tools -o "$plugins/" google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+spire=$(go list -m -f '{{.Dir}}' github.com/spiffe/spire-api-sdk)/proto
 mapfile -t protos < <(find audit policy identity -name '*.proto' | sort)
-PATH="$plugins:$PATH" protoc -I . \
+PATH="$plugins:$PATH" protoc -I . -I "$spire" \
 	--go_out=. --go_opt=paths=source_relative \
 	--go-grpc_out=. --go-grpc_opt=paths=source_relative "${protos[@]}"
 # The version of the compiler is not part of what it makes.

@@ -58,6 +58,7 @@ func newMetrics(node *agent.Agent) *metrics {
 	gauge("revocations_current_timestamp_seconds", "When the issuer last said that these are all revocations; 0 for never.", func(s agent.Status) float64 { return unixTime(s.RevocationsCurrentAt) })
 	counter("syncs_total", "Syncs that succeeded.", func(s agent.Status) uint64 { return s.Syncs })
 	counter("sync_errors_total", "Syncs that failed.", func(s agent.Status) uint64 { return s.SyncErrors })
+	counter("entries_received_total", "Entries that the issuer sent; what the agent holds already is not sent again.", func(s agent.Status) uint64 { return s.EntriesReceived })
 	counter("svids_signed_total", "X509-SVIDs received.", func(s agent.Status) uint64 { return s.Signed })
 	counter("sign_errors_total", "Requests for X509-SVIDs that failed, in whole or in part.", func(s agent.Status) uint64 { return s.SignErrors })
 	counter("jwt_svids_signed_total", "JWT-SVIDs received.", func(s agent.Status) uint64 { return s.JWTSigned })

@@ -77,12 +77,14 @@ type Agent struct {
 	// the own SVID renewed, zero if it does not.
 	trusted atomic.Pointer[trust]
 	renewBy time.Time
+	// told is what the issuer said last. Only the loop looks at it.
+	told told
 	// postedSerial is of the bundle that the issuer was last told of.
 	postedSerial uint64
 
 	stats struct {
-		syncs, syncErrors, signed, signErrors, renewals, jwtSigned atomic.Uint64
-		lastSync                                                   atomic.Int64
+		syncs, syncErrors, signed, signErrors, renewals, jwtSigned, received atomic.Uint64
+		lastSync                                                             atomic.Int64
 	}
 }
 
@@ -129,6 +131,9 @@ type Status struct {
 	RevocationsCurrentAt time.Time
 
 	Syncs, SyncErrors, Signed, SignErrors, Renewals, JWTSigned uint64
+	// EntriesReceived counts entries that the issuer sent, also those that were
+	// known.
+	EntriesReceived uint64
 }
 
 // Status returns the present state.
@@ -137,7 +142,7 @@ func (a *Agent) Status() Status {
 		Watching: a.watching.Load(),
 		Syncs:    a.stats.syncs.Load(), SyncErrors: a.stats.syncErrors.Load(),
 		Signed: a.stats.signed.Load(), SignErrors: a.stats.signErrors.Load(),
-		Renewals: a.stats.renewals.Load(), JWTSigned: a.stats.jwtSigned.Load(),
+		Renewals: a.stats.renewals.Load(), JWTSigned: a.stats.jwtSigned.Load(), EntriesReceived: a.stats.received.Load(),
 	}
 	if at := a.stats.lastSync.Load(); at != 0 {
 		s.LastSync = time.Unix(0, at)

@@ -74,18 +74,22 @@ func parseFederated(b *types.Bundle, want spiffeid.TrustDomain) (*bundle, error)
 	}, nil
 }
 
-// fetchBundle gets the bundle of the own trust domain, keeps it and puts it into
-// force.
+// fetchBundle gets the bundle of the own trust domain.
 func (a *Agent) fetchBundle(ctx context.Context) (serial uint64, err error) {
-	var b *bundle
-	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
-		reply, err := bundlev1.NewBundleClient(cc).GetBundle(ctx, &bundlev1.GetBundleRequest{})
-		if err != nil {
-			return err
-		}
-		b, err = parseBundle(reply, a.td)
+	var reply *types.Bundle
+	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
+		reply, err = bundlev1.NewBundleClient(cc).GetBundle(ctx, &bundlev1.GetBundleRequest{})
 		return err
 	})
+	if err != nil {
+		return 0, fmt.Errorf("get trust bundle: %w", err)
+	}
+	return a.takeBundle(reply)
+}
+
+// takeBundle keeps a bundle of the own trust domain and puts it into force.
+func (a *Agent) takeBundle(got *types.Bundle) (serial uint64, err error) {
+	b, err := parseBundle(got, a.td)
 	if err != nil {
 		return 0, fmt.Errorf("get trust bundle: %w", err)
 	}

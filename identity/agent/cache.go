@@ -24,6 +24,8 @@ type entry struct {
 	hint          string
 	revision      int64
 	createdAt     int64
+	// tag is the issuer's for the content, "" where it came in SPIRE's way.
+	tag string
 	// served tells whether workloads can have it. Aliases of the node and
 	// entries for SVID stores are known, but nobody's.
 	served bool
@@ -146,7 +148,10 @@ func (c *cache) apply(entries []entry) (gone []string) {
 	changed := !c.synced
 	for _, e := range entries {
 		old := c.records[e.id]
-		if old != nil && old.revision == e.revision && old.createdAt == e.createdAt {
+		if old != nil && old.same(&e) {
+			if e.tag != "" {
+				old.tag = e.tag
+			}
 			next[e.id] = old
 			continue
 		}
@@ -174,6 +179,21 @@ func (c *cache) apply(entries []entry) (gone []string) {
 	c.reindex()
 	c.wake()
 	return gone
+}
+
+// same tells that other is what e is, so that the SVID can stay. A tag stands for
+// the whole content, what is signed for it included. Without, it is SPIRE's rule.
+func (e *entry) same(other *entry) bool {
+	switch {
+	case e.revision != other.revision || e.createdAt != other.createdAt:
+		return false
+	case other.tag == "" || e.tag == other.tag:
+		return true
+	case e.tag != "":
+		return false
+	}
+	return e.spiffeID == other.spiffeID && e.hint == other.hint && e.served == other.served &&
+		sameSelectors(e.selectors, other.selectors) && slices.Equal(e.federatesWith, other.federatesWith)
 }
 
 // sameSelectors compares without regard to order.

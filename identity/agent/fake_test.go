@@ -80,6 +80,8 @@ type fake struct {
 	signedAt []time.Time
 	asked    [][]string // ids in paged syncs
 	changed  chan struct{}
+	// missed makes answers to Sync of what is true; nil is an issuer without it.
+	missed func(*watchv1.SyncRequest, *watchv1.SyncReply)
 
 	// where it listens now; nil is down
 	ln *bufconn.Listener

@@ -32,9 +32,22 @@ func entryMask() *types.EntryMask {
 
 // sync makes bundle and entries those of the issuer.
 func (a *Agent) sync(ctx context.Context) error {
-	serial, err := a.fetchBundle(ctx)
+	serial, err := a.syncWay(ctx)
 	if err != nil {
 		return err
+	}
+	a.stats.lastSync.Store(time.Now().UnixNano())
+	if serial != a.postedSerial {
+		a.postedSerial = serial
+		a.postStatus(ctx, serial)
+	}
+	return nil
+}
+
+// syncWhole is a sync in SPIRE's way.
+func (a *Agent) syncWhole(ctx context.Context) (serial uint64, err error) {
+	if serial, err = a.fetchBundle(ctx); err != nil {
+		return 0, err
 	}
 	var entries []entry
 	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
@@ -42,20 +55,20 @@ func (a *Agent) sync(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("sync entries: %w", err)
+		return 0, fmt.Errorf("sync entries: %w", err)
 	}
+	a.takeEntries(entries)
+	a.fetchFederated(ctx)
+	return serial, nil
+}
+
+// takeEntries makes entries the whole of what the node is entitled to.
+func (a *Agent) takeEntries(entries []entry) {
 	gone := a.cache.apply(entries)
 	a.jwt.forget(gone)
 	if len(gone) > 0 {
 		a.log.Info("entries are gone", "count", len(gone))
 	}
-	a.stats.lastSync.Store(time.Now().UnixNano())
-	a.fetchFederated(ctx)
-	if serial != a.postedSerial {
-		a.postedSerial = serial
-		a.postStatus(ctx, serial)
-	}
-	return nil
 }
 
 // postStatus tells the issuer which bundle is in use. Issuers need not care.
@@ -158,14 +171,26 @@ func (a *Agent) parseEntries(in []*types.Entry) []entry {
 		parsed, err := parseEntry(e, a.td)
 		if err != nil {
 			a.log.Warn("entry ignored", "entry_id", e.GetId(), "error", err)
-			continue
 		}
-		out = append(out, parsed)
+		if parsed.id != "" {
+			out = append(out, parsed)
+		}
+		a.stats.received.Add(1)
 	}
 	return out
 }
 
+// parseEntry reads an entry. With an error it returns one that is nobody's, so that
+// it is known and not asked for again.
 func parseEntry(e *types.Entry, td spiffeid.TrustDomain) (entry, error) {
+	out, err := readEntry(e, td)
+	if err != nil {
+		out = entry{id: e.GetId(), revision: e.GetRevisionNumber(), createdAt: e.GetCreatedAt()}
+	}
+	return out, err
+}
+
+func readEntry(e *types.Entry, td spiffeid.TrustDomain) (entry, error) {
 	if e.GetId() == "" {
 		return entry{}, errors.New("it has no id")
 	}

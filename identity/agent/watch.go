@@ -27,24 +27,28 @@ func (a *Agent) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := a.watchOnce(ctx, wait.reset)
 		a.watching.Store(false)
-		delay := wait.next()
+		delay, unserved := wait.next(), status.Code(err) == codes.Unimplemented
 		switch {
 		case ctx.Err() != nil:
 			return
-		case status.Code(err) == codes.Unimplemented:
+		case unserved:
 			a.log.Debug("the issuer does not push changes: polling", "interval", a.cfg.SyncInterval)
 			delay = unwatchedRetry
 		default:
-			// Without the watch it is time to poll again, and the reason may
-			// be that this agent is not wanted any more.
 			a.log.Debug("watch on entries ended", "error", err)
-			a.syncNow()
 		}
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
+			return
+		}
+		if !unserved {
+			// Without the watch it is time to poll again, and the reason may be
+			// that this agent is not wanted any more. Not at once: an issuer that
+			// stops ends the watches of all agents together.
+			a.syncNow()
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"math"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -104,7 +105,9 @@ type Issuer struct {
 		sync.Mutex
 		shownBundle
 	}
-	started time.Time
+	// toldBundle is the trust bundle as agents were last told of it.
+	toldBundle atomic.Pointer[taggedBundle]
+	started    time.Time
 	// launchLevel is what LogLevel was at the start.
 	launchLevel slog.Level
 	// closing ends the streams that would never end by themselves.

@@ -117,6 +117,7 @@ func methodRights() map[string]right {
 		localauthorityv1.LocalAuthority_RevokeWITAuthority_FullMethodName:          admin,
 
 		watchv1.EntryWatch_Watch_FullMethodName: activeAgent,
+		watchv1.EntryWatch_Sync_FullMethodName:  activeAgent,
 
 		replicav1.Admin_List_FullMethodName:   admin,
 		replicav1.Admin_Remove_FullMethodName: admin,

@@ -49,7 +49,7 @@ var callers = map[string]string{
 	"LocalAuthority/ActivateJWTAuthority": "Al", "LocalAuthority/TaintJWTAuthority": "Al", "LocalAuthority/RevokeJWTAuthority": "Al",
 	"LocalAuthority/GetWITAuthorityState": "Al", "LocalAuthority/PrepareWITAuthority": "Al", "LocalAuthority/ActivateWITAuthority": "Al",
 	"LocalAuthority/TaintWITAuthority": "Al", "LocalAuthority/RevokeWITAuthority": "Al",
-	"EntryWatch/Watch": "n", "Health/Check": "awnAdl", "Health/List": "awnAdl", "Health/Watch": "awnAdl",
+	"EntryWatch/Watch": "n", "EntryWatch/Sync": "n", "Health/Check": "awnAdl", "Health/List": "awnAdl", "Health/Watch": "awnAdl",
 }
 
 // Every method of every service, called by every kind of caller.

@@ -67,7 +67,9 @@ type world struct {
 	addr   string
 	file   string // the database
 	admin  *grpc.ClientConn
-	stop   context.CancelFunc // ends the issuer's Run
+	// begin starts it, and again after end has ended it.
+	begin, end func()
+	stop       context.CancelFunc // ends the issuer's Run
 
 	mu     sync.Mutex
 	acts   []identity.Act
@@ -81,22 +83,30 @@ func newWorld(t testing.TB, options ...option) *world {
 	w := &world{t: t, clock: &clock{}, keys: &keys.Memory{}}
 	ctx := t.Context()
 	w.file = filepath.Join(t.TempDir(), "writ.db")
-	db, err := sqldb.OpenSQLite(ctx, w.file)
-	must(t, err)
-	t.Cleanup(func() { db.Close() })
-	w.store, err = sqlstore.Open(ctx, db, w.clock.now)
-	must(t, err)
-	caConfig := ca.Config{TrustDomain: td, Keys: w.keys, Journal: w.store, Emit: w.emit, Clock: w.clock.now}
-	config := issuer.Config{TrustDomain: td, Store: w.store, Emit: w.emit, Clock: w.clock.now, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1}
-	for _, o := range options {
-		o(&config, &caConfig)
+	w.begin = func() {
+		t.Helper()
+		db, err := sqldb.OpenSQLite(ctx, w.file)
+		must(t, err)
+		w.store, err = sqlstore.Open(ctx, db, w.clock.now)
+		must(t, err)
+		caConfig := ca.Config{TrustDomain: td, Keys: w.keys, Journal: w.store, Emit: w.emit, Clock: w.clock.now}
+		config := issuer.Config{TrustDomain: td, Store: w.store, Emit: w.emit, Clock: w.clock.now, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1}
+		for _, o := range options {
+			o(&config, &caConfig)
+		}
+		w.ca, err = ca.Open(ctx, caConfig)
+		must(t, err)
+		config.CA = w.ca
+		w.issuer, err = issuer.New(config)
+		must(t, err)
+		done := w.serve()
+		w.end = sync.OnceFunc(func() {
+			done()
+			db.Close()
+		})
 	}
-	w.ca, err = ca.Open(ctx, caConfig)
-	must(t, err)
-	config.CA = w.ca
-	w.issuer, err = issuer.New(config)
-	must(t, err)
-	t.Cleanup(w.serve())
+	w.begin()
+	t.Cleanup(func() { w.end() })
 	return w
 }
 

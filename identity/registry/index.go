@@ -43,6 +43,10 @@ type Index struct {
 	changed  chan struct{}
 
 	federation federation
+	// holdings are those that were asked for, by agent; changes counts what may
+	// make others of them.
+	holdings map[spiffeid.ID]*Holding
+	changes  uint64
 	// Sorted copies, made when asked for and dropped at the next change.
 	sorted       []*Entry
 	sortedAgents []*Agent
@@ -60,6 +64,7 @@ func NewIndex(revision uint64, entries []*Entry, agents []*Agent) *Index {
 		changed:  make(chan struct{}),
 
 		federation: newFederation(),
+		holdings:   map[spiffeid.ID]*Holding{},
 	}
 	for _, e := range entries {
 		x.add(e)
@@ -104,11 +109,16 @@ func (x *Index) Apply(c Change) {
 		}
 	}
 	x.applyFederation(&c, &touched)
+	var renewed []spiffeid.ID
 	for _, a := range c.Agents {
 		switch {
 		case a.New != nil:
+			if sameRights(x.agents[a.New.ID], a.New) {
+				renewed = append(renewed, a.New.ID)
+			} else {
+				touched.ids = append(touched.ids, a.New.ID)
+			}
 			x.agents[a.New.ID] = a.New
-			touched.ids = append(touched.ids, a.New.ID)
 		case a.Old != nil:
 			delete(x.agents, a.Old.ID)
 			touched.ids = append(touched.ids, a.Old.ID)
@@ -116,6 +126,8 @@ func (x *Index) Apply(c Change) {
 	}
 	x.revision = c.Revision
 	x.sorted, x.sortedAgents = nil, nil
+	x.forget(&touched)
+	touched.ids = append(touched.ids, renewed...)
 	x.tell(&touched)
 	close(x.changed)
 	x.changed = make(chan struct{})
@@ -128,6 +140,8 @@ func (x *Index) Reload(revision uint64, entries []*Entry, agents []*Agent) {
 	defer x.mu.Unlock()
 	x.revision, x.entries, x.byParent, x.bySPIFFE, x.agents = fresh.revision, fresh.entries, fresh.byParent, fresh.bySPIFFE, fresh.agents
 	x.federation.entries = fresh.federation.entries
+	x.holdings = fresh.holdings
+	x.changes++
 	x.sorted, x.sortedAgents = nil, nil
 	for _, ws := range x.watches {
 		for w := range ws {

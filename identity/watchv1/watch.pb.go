@@ -4,12 +4,12 @@
 // source: identity/watchv1/watch.proto
 
 // Entry watch: what SPIRE's server API lacks. It tells an agent the moment its
-// authorized entries change; the agent then fetches them by
-// spire.api.server.entry.v1.Entry/SyncAuthorizedEntries.
+// authorized entries change, and then exactly what it missed.
 
 package watchv1
 
 import (
+	types "github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	revocationv1 "github.com/writ-dev/writ/identity/revocationv1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -145,21 +145,421 @@ func (x *Change) GetRevocations() *revocationv1.Update {
 	return nil
 }
 
+// SyncRequest is what an agent holds. Tags are the issuer's, 1 to 64 bytes, and
+// the agent gives them back as they were.
+type SyncRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the last reply. An issuer that is behind it looks into the database
+	// before it answers.
+	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Digest of the entries (package identity/held).
+	Digest []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Tag of the trust bundle, empty for none.
+	Bundle []byte `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Tags of the bundles of other trust domains, by trust domain.
+	Federated map[string][]byte `protobuf:"bytes,4,rep,name=federated,proto3" json:"federated,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// held are all the entries that digest is of. Without, an issuer that has others
+	// says no more than that they differ.
+	Listed        bool    `protobuf:"varint,5,opt,name=listed,proto3" json:"listed,omitempty"`
+	Held          []*Held `protobuf:"bytes,6,rep,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncRequest) Reset() {
+	*x = SyncRequest{}
+	mi := &file_identity_watchv1_watch_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncRequest) ProtoMessage() {}
+
+func (x *SyncRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_watchv1_watch_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
+func (*SyncRequest) Descriptor() ([]byte, []int) {
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SyncRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *SyncRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *SyncRequest) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *SyncRequest) GetFederated() map[string][]byte {
+	if x != nil {
+		return x.Federated
+	}
+	return nil
+}
+
+func (x *SyncRequest) GetListed() bool {
+	if x != nil {
+		return x.Listed
+	}
+	return false
+}
+
+func (x *SyncRequest) GetHeld() []*Held {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+type Held struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tag           []byte                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_identity_watchv1_watch_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_watchv1_watch_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Held) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Held) GetTag() []byte {
+	if x != nil {
+		return x.Tag
+	}
+	return nil
+}
+
+// SyncReply is what the agent lacks, in several messages where one is too small.
+type SyncReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// There is another message.
+	More bool `protobuf:"varint,1,opt,name=more,proto3" json:"more,omitempty"`
+	// The registry's revision, at least.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Digest of the entries as they are now: what the agent holds after it has taken
+	// the whole reply must have it.
+	Digest []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The digests differ, and held was not given: ask again with it. The reply holds
+	// nothing but the trust bundle.
+	Differs bool `protobuf:"varint,4,opt,name=differs,proto3" json:"differs,omitempty"`
+	// The trust bundle, if it differs.
+	Bundle *Bundle `protobuf:"bytes,5,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Bundles of the trust domains that the entries federate with, those that differ.
+	Federated []*Bundle `protobuf:"bytes,6,rep,name=federated,proto3" json:"federated,omitempty"`
+	// Entries that are new or have changed, with the fields that SPIRE's agent asks
+	// for.
+	Changed []*Changed `protobuf:"bytes,7,rep,name=changed,proto3" json:"changed,omitempty"`
+	// IDs of entries that the agent may have no longer.
+	Gone          []string `protobuf:"bytes,8,rep,name=gone,proto3" json:"gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncReply) Reset() {
+	*x = SyncReply{}
+	mi := &file_identity_watchv1_watch_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncReply) ProtoMessage() {}
+
+func (x *SyncReply) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_watchv1_watch_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncReply.ProtoReflect.Descriptor instead.
+func (*SyncReply) Descriptor() ([]byte, []int) {
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SyncReply) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *SyncReply) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *SyncReply) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *SyncReply) GetDiffers() bool {
+	if x != nil {
+		return x.Differs
+	}
+	return false
+}
+
+func (x *SyncReply) GetBundle() *Bundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *SyncReply) GetFederated() []*Bundle {
+	if x != nil {
+		return x.Federated
+	}
+	return nil
+}
+
+func (x *SyncReply) GetChanged() []*Changed {
+	if x != nil {
+		return x.Changed
+	}
+	return nil
+}
+
+func (x *SyncReply) GetGone() []string {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+type Bundle struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Tag         []byte                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	// Absent where there is none any more.
+	Bundle        *types.Bundle `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Bundle) Reset() {
+	*x = Bundle{}
+	mi := &file_identity_watchv1_watch_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Bundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Bundle) ProtoMessage() {}
+
+func (x *Bundle) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_watchv1_watch_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
+func (*Bundle) Descriptor() ([]byte, []int) {
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Bundle) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *Bundle) GetTag() []byte {
+	if x != nil {
+		return x.Tag
+	}
+	return nil
+}
+
+func (x *Bundle) GetBundle() *types.Bundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+type Changed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *types.Entry           `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Tag           []byte                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Changed) Reset() {
+	*x = Changed{}
+	mi := &file_identity_watchv1_watch_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Changed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Changed) ProtoMessage() {}
+
+func (x *Changed) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_watchv1_watch_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Changed.ProtoReflect.Descriptor instead.
+func (*Changed) Descriptor() ([]byte, []int) {
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Changed) GetEntry() *types.Entry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *Changed) GetTag() []byte {
+	if x != nil {
+		return x.Tag
+	}
+	return nil
+}
+
 var File_identity_watchv1_watch_proto protoreflect.FileDescriptor
 
 const file_identity_watchv1_watch_proto_rawDesc = "" +
 	"\n" +
-	"\x1cidentity/watchv1/watch.proto\x12\x16writ.identity.watch.v1\x1a&identity/revocationv1/revocation.proto\"0\n" +
+	"\x1cidentity/watchv1/watch.proto\x12\x16writ.identity.watch.v1\x1a&identity/revocationv1/revocation.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\"0\n" +
 	"\fWatchRequest\x12 \n" +
 	"\vrevocations\x18\x01 \x01(\bR\vrevocations\"\xa1\x01\n" +
 	"\x06Change\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\bR\x06bundle\x12\x1c\n" +
 	"\tunchanged\x18\x03 \x01(\bR\tunchanged\x12E\n" +
-	"\vrevocations\x18\x04 \x01(\v2#.writ.identity.revocation.v1.UpdateR\vrevocations2]\n" +
+	"\vrevocations\x18\x04 \x01(\v2#.writ.identity.revocation.v1.UpdateR\vrevocations\"\xb3\x02\n" +
+	"\vSyncRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x16\n" +
+	"\x06bundle\x18\x03 \x01(\fR\x06bundle\x12P\n" +
+	"\tfederated\x18\x04 \x03(\v22.writ.identity.watch.v1.SyncRequest.FederatedEntryR\tfederated\x12\x16\n" +
+	"\x06listed\x18\x05 \x01(\bR\x06listed\x120\n" +
+	"\x04held\x18\x06 \x03(\v2\x1c.writ.identity.watch.v1.HeldR\x04held\x1a<\n" +
+	"\x0eFederatedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"(\n" +
+	"\x04Held\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\fR\x03tag\"\xb2\x02\n" +
+	"\tSyncReply\x12\x12\n" +
+	"\x04more\x18\x01 \x01(\bR\x04more\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\x12\x18\n" +
+	"\adiffers\x18\x04 \x01(\bR\adiffers\x126\n" +
+	"\x06bundle\x18\x05 \x01(\v2\x1e.writ.identity.watch.v1.BundleR\x06bundle\x12<\n" +
+	"\tfederated\x18\x06 \x03(\v2\x1e.writ.identity.watch.v1.BundleR\tfederated\x129\n" +
+	"\achanged\x18\a \x03(\v2\x1f.writ.identity.watch.v1.ChangedR\achanged\x12\x12\n" +
+	"\x04gone\x18\b \x03(\tR\x04gone\"n\n" +
+	"\x06Bundle\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\fR\x03tag\x12/\n" +
+	"\x06bundle\x18\x03 \x01(\v2\x17.spire.api.types.BundleR\x06bundle\"I\n" +
+	"\aChanged\x12,\n" +
+	"\x05entry\x18\x01 \x01(\v2\x16.spire.api.types.EntryR\x05entry\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\fR\x03tag2\xaf\x01\n" +
 	"\n" +
 	"EntryWatch\x12O\n" +
-	"\x05Watch\x12$.writ.identity.watch.v1.WatchRequest\x1a\x1e.writ.identity.watch.v1.Change0\x01B3Z1github.com/writ-dev/writ/identity/watchv1;watchv1b\x06proto3"
+	"\x05Watch\x12$.writ.identity.watch.v1.WatchRequest\x1a\x1e.writ.identity.watch.v1.Change0\x01\x12P\n" +
+	"\x04Sync\x12#.writ.identity.watch.v1.SyncRequest\x1a!.writ.identity.watch.v1.SyncReply0\x01B3Z1github.com/writ-dev/writ/identity/watchv1;watchv1b\x06proto3"
 
 var (
 	file_identity_watchv1_watch_proto_rawDescOnce sync.Once
@@ -173,21 +573,38 @@ func file_identity_watchv1_watch_proto_rawDescGZIP() []byte {
 	return file_identity_watchv1_watch_proto_rawDescData
 }
 
-var file_identity_watchv1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_identity_watchv1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_identity_watchv1_watch_proto_goTypes = []any{
 	(*WatchRequest)(nil),        // 0: writ.identity.watch.v1.WatchRequest
 	(*Change)(nil),              // 1: writ.identity.watch.v1.Change
-	(*revocationv1.Update)(nil), // 2: writ.identity.revocation.v1.Update
+	(*SyncRequest)(nil),         // 2: writ.identity.watch.v1.SyncRequest
+	(*Held)(nil),                // 3: writ.identity.watch.v1.Held
+	(*SyncReply)(nil),           // 4: writ.identity.watch.v1.SyncReply
+	(*Bundle)(nil),              // 5: writ.identity.watch.v1.Bundle
+	(*Changed)(nil),             // 6: writ.identity.watch.v1.Changed
+	nil,                         // 7: writ.identity.watch.v1.SyncRequest.FederatedEntry
+	(*revocationv1.Update)(nil), // 8: writ.identity.revocation.v1.Update
+	(*types.Bundle)(nil),        // 9: spire.api.types.Bundle
+	(*types.Entry)(nil),         // 10: spire.api.types.Entry
 }
 var file_identity_watchv1_watch_proto_depIdxs = []int32{
-	2, // 0: writ.identity.watch.v1.Change.revocations:type_name -> writ.identity.revocation.v1.Update
-	0, // 1: writ.identity.watch.v1.EntryWatch.Watch:input_type -> writ.identity.watch.v1.WatchRequest
-	1, // 2: writ.identity.watch.v1.EntryWatch.Watch:output_type -> writ.identity.watch.v1.Change
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	8,  // 0: writ.identity.watch.v1.Change.revocations:type_name -> writ.identity.revocation.v1.Update
+	7,  // 1: writ.identity.watch.v1.SyncRequest.federated:type_name -> writ.identity.watch.v1.SyncRequest.FederatedEntry
+	3,  // 2: writ.identity.watch.v1.SyncRequest.held:type_name -> writ.identity.watch.v1.Held
+	5,  // 3: writ.identity.watch.v1.SyncReply.bundle:type_name -> writ.identity.watch.v1.Bundle
+	5,  // 4: writ.identity.watch.v1.SyncReply.federated:type_name -> writ.identity.watch.v1.Bundle
+	6,  // 5: writ.identity.watch.v1.SyncReply.changed:type_name -> writ.identity.watch.v1.Changed
+	9,  // 6: writ.identity.watch.v1.Bundle.bundle:type_name -> spire.api.types.Bundle
+	10, // 7: writ.identity.watch.v1.Changed.entry:type_name -> spire.api.types.Entry
+	0,  // 8: writ.identity.watch.v1.EntryWatch.Watch:input_type -> writ.identity.watch.v1.WatchRequest
+	2,  // 9: writ.identity.watch.v1.EntryWatch.Sync:input_type -> writ.identity.watch.v1.SyncRequest
+	1,  // 10: writ.identity.watch.v1.EntryWatch.Watch:output_type -> writ.identity.watch.v1.Change
+	4,  // 11: writ.identity.watch.v1.EntryWatch.Sync:output_type -> writ.identity.watch.v1.SyncReply
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_identity_watchv1_watch_proto_init() }
@@ -201,7 +618,7 @@ func file_identity_watchv1_watch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_identity_watchv1_watch_proto_rawDesc), len(file_identity_watchv1_watch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

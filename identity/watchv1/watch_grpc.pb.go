@@ -4,8 +4,7 @@
 // source: identity/watchv1/watch.proto
 
 // Entry watch: what SPIRE's server API lacks. It tells an agent the moment its
-// authorized entries change; the agent then fetches them by
-// spire.api.server.entry.v1.Entry/SyncAuthorizedEntries.
+// authorized entries change, and then exactly what it missed.
 
 package watchv1
 
@@ -23,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	EntryWatch_Watch_FullMethodName = "/writ.identity.watch.v1.EntryWatch/Watch"
+	EntryWatch_Sync_FullMethodName  = "/writ.identity.watch.v1.EntryWatch/Sync"
 )
 
 // EntryWatchClient is the client API for EntryWatch service.
@@ -32,6 +32,8 @@ const (
 // EntryWatch is served on the issuer listener to attested agents.
 type EntryWatchClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Change], error)
+	// Sync tells an agent what it missed, however long and at whichever replica.
+	Sync(ctx context.Context, in *SyncRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SyncReply], error)
 }
 
 type entryWatchClient struct {
@@ -61,6 +63,25 @@ func (c *entryWatchClient) Watch(ctx context.Context, in *WatchRequest, opts ...
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EntryWatch_WatchClient = grpc.ServerStreamingClient[Change]
 
+func (c *entryWatchClient) Sync(ctx context.Context, in *SyncRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SyncReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &EntryWatch_ServiceDesc.Streams[1], EntryWatch_Sync_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SyncRequest, SyncReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EntryWatch_SyncClient = grpc.ServerStreamingClient[SyncReply]
+
 // EntryWatchServer is the server API for EntryWatch service.
 // All implementations must embed UnimplementedEntryWatchServer
 // for forward compatibility.
@@ -68,6 +89,8 @@ type EntryWatch_WatchClient = grpc.ServerStreamingClient[Change]
 // EntryWatch is served on the issuer listener to attested agents.
 type EntryWatchServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[Change]) error
+	// Sync tells an agent what it missed, however long and at whichever replica.
+	Sync(*SyncRequest, grpc.ServerStreamingServer[SyncReply]) error
 	mustEmbedUnimplementedEntryWatchServer()
 }
 
@@ -80,6 +103,9 @@ type UnimplementedEntryWatchServer struct{}
 
 func (UnimplementedEntryWatchServer) Watch(*WatchRequest, grpc.ServerStreamingServer[Change]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedEntryWatchServer) Sync(*SyncRequest, grpc.ServerStreamingServer[SyncReply]) error {
+	return status.Error(codes.Unimplemented, "method Sync not implemented")
 }
 func (UnimplementedEntryWatchServer) mustEmbedUnimplementedEntryWatchServer() {}
 func (UnimplementedEntryWatchServer) testEmbeddedByValue()                    {}
@@ -113,6 +139,17 @@ func _EntryWatch_Watch_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EntryWatch_WatchServer = grpc.ServerStreamingServer[Change]
 
+func _EntryWatch_Sync_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SyncRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(EntryWatchServer).Sync(m, &grpc.GenericServerStream[SyncRequest, SyncReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EntryWatch_SyncServer = grpc.ServerStreamingServer[SyncReply]
+
 // EntryWatch_ServiceDesc is the grpc.ServiceDesc for EntryWatch service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -124,6 +161,11 @@ var EntryWatch_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _EntryWatch_Watch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Sync",
+			Handler:       _EntryWatch_Sync_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
@@ -25,6 +28,7 @@ import (
 	"github.com/writ-dev/writ/identity/issuer"
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/watchv1"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/unixsock"
 )
@@ -48,21 +52,51 @@ type Issuer struct {
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	t testing.TB
+	// What outlives a restart.
+	config issuer.Config
+	life   time.Duration
+	file   string
+	keys   keys.Memory
+	listen func() (tcp, local net.Listener)
+	stop   func()
+
+	mu sync.Mutex
+	// ended are the calls of agents that are over, and sent what was sent to them,
+	// since the start; changed is closed when there are more.
+	ended   map[string]int
+	sent    Sent
+	changed chan struct{}
 }
+
+// Sent counts what went to agents.
+type Sent struct{ Entries, Gone, Bundles int }
 
 // Start runs an issuer whose X509-SVIDs have the given life, until the test
 // ends. Without attestors it takes join tokens.
 func Start(t testing.TB, life time.Duration, attestors ...server.Attestor) *Issuer {
 	t.Helper()
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	return StartConfig(t, life, issuer.Config{Attestors: attestors})
+}
+
+// StartConfig is Start with a configuration of the issuer, whose limits are those
+// of a benchmark where it has none. What it is made of is not for the caller.
+func StartConfig(t testing.TB, life time.Duration, config issuer.Config) *Issuer {
+	t.Helper()
+	r := newIssuer(t, life, config)
 	socket := filepath.Join(t.TempDir(), "admin.sock")
-	local, err := unixsock.Listen(socket)
+	r.Address = "127.0.0.1:0"
+	r.listen = func() (net.Listener, net.Listener) {
+		tcp, err := net.Listen("tcp", r.Address)
+		must(t, err)
+		r.Address = tcp.Addr().String()
+		local, err := unixsock.Listen(socket)
+		must(t, err)
+		return tcp, local
+	}
+	var err error
+	r.Admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), impatient, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
-	r := &Issuer{t: t, Address: tcp.Addr().String()}
-	r.Admin, err = grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(t, err)
-	r.serve(life, tcp, local, attestors...)
+	r.start()
 	return r
 }
 
@@ -70,46 +104,188 @@ func Start(t testing.TB, life time.Duration, attestors ...server.Attestor) *Issu
 // goroutine that waits for a socket would hold up the bubble's time.
 func StartInMemory(t testing.TB, life time.Duration, attestors ...server.Attestor) *Issuer {
 	t.Helper()
-	tcp, local := bufconn.Listen(1<<20), bufconn.Listen(1<<20)
-	r := &Issuer{t: t, Address: "issuer:1", Dial: func(ctx context.Context, _ string) (net.Conn, error) { return tcp.DialContext(ctx) }}
+	return StartConfigInMemory(t, life, issuer.Config{Attestors: attestors})
+}
+
+// StartConfigInMemory is StartConfig without sockets.
+func StartConfigInMemory(t testing.TB, life time.Duration, config issuer.Config) *Issuer {
+	t.Helper()
+	r := newIssuer(t, life, config)
+	var tcp, local atomic.Pointer[bufconn.Listener]
+	r.Address = "issuer:1"
+	r.listen = func() (net.Listener, net.Listener) {
+		tcp.Store(bufconn.Listen(1 << 20))
+		local.Store(bufconn.Listen(1 << 20))
+		return tcp.Load(), local.Load()
+	}
+	r.Dial = func(ctx context.Context, _ string) (net.Conn, error) { return tcp.Load().DialContext(ctx) }
 	var err error
-	r.Admin, err = grpc.NewClient("passthrough:admin", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return local.DialContext(ctx) }))
+	r.Admin, err = grpc.NewClient("passthrough:admin", impatient, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return local.Load().DialContext(ctx) }))
 	must(t, err)
-	r.serve(life, tcp, local, attestors...)
+	r.start()
 	return r
 }
 
-func (r *Issuer) serve(life time.Duration, tcp, local net.Listener, attestors ...server.Attestor) {
+// impatient has clients that find a restarted issuer at once.
+var impatient = grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, MaxDelay: 10 * time.Millisecond}})
+
+func newIssuer(t testing.TB, life time.Duration, config issuer.Config) *Issuer {
+	r := &Issuer{t: t, life: life, config: config, file: filepath.Join(t.TempDir(), "writ.db"), Bundle: filepath.Join(t.TempDir(), "bundle.pem"), ended: map[string]int{}, changed: make(chan struct{})}
+	c := &r.config
+	c.TrustDomain, c.AttestPerSecond, c.AttestBurst = TrustDomain, 1e6, 1e6
+	c.Emit = func(context.Context, identity.Act) error { return nil }
+	if c.SignPerSecond == 0 {
+		c.SignPerSecond = -1
+	}
+	t.Cleanup(func() {
+		r.stop()
+		r.Admin.Close()
+	})
+	return r
+}
+
+// Restart stops the issuer and starts it again from what it keeps. In between, when
+// agents cannot reach it, administrators can: that is when meanwhile runs.
+func (r *Issuer) Restart(meanwhile func()) {
+	r.t.Helper()
+	r.stop()
+	listen := r.listen
+	serve := make(chan struct{})
+	r.listen = func() (net.Listener, net.Listener) {
+		tcp, local := listen()
+		return &lateListener{Listener: tcp, serve: serve}, local
+	}
+	defer close(serve)
+	r.start()
+	r.listen = listen
+	if meanwhile != nil {
+		meanwhile()
+	}
+}
+
+// lateListener accepts nobody until serve is closed.
+type lateListener struct {
+	net.Listener
+	serve chan struct{}
+}
+
+func (l *lateListener) Accept() (net.Conn, error) {
+	<-l.serve
+	return l.Listener.Accept()
+}
+
+// Calls is how many calls of a method by agents, as in SyncAuthorizedEntries, have
+// ended since the issuer was last started.
+func (r *Issuer) Calls(method string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended[method]
+}
+
+// Await waits until n calls of a method have ended.
+func (r *Issuer) Await(method string, n int) {
+	for {
+		r.mu.Lock()
+		ended, changed := r.ended[method], r.changed
+		r.mu.Unlock()
+		if ended >= n {
+			return
+		}
+		<-changed
+	}
+}
+
+// Sent is what agents were sent since the issuer was last started.
+func (r *Issuer) Sent() Sent {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sent
+}
+
+func (r *Issuer) note(change func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change()
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+func (r *Issuer) observed() []grpc.ServerOption {
+	end := func(full string) { r.note(func() { r.ended[full[strings.LastIndexByte(full, '/')+1:]]++ }) }
+	return []grpc.ServerOption{
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			defer end(info.FullMethod)
+			resp, err := next(ctx, req)
+			if _, ok := resp.(*types.Bundle); ok && err == nil {
+				r.note(func() { r.sent.Bundles++ })
+			}
+			return resp, err
+		}),
+		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			defer end(info.FullMethod)
+			return next(srv, &observedStream{ss, r})
+		}),
+	}
+}
+
+type observedStream struct {
+	grpc.ServerStream
+	r *Issuer
+}
+
+func (s *observedStream) SendMsg(m any) error {
+	s.r.note(func() {
+		switch m := m.(type) {
+		case *entryv1.SyncAuthorizedEntriesResponse:
+			s.r.sent.Entries += len(m.Entries)
+		case *watchv1.SyncReply:
+			s.r.sent.Entries += len(m.Changed)
+			s.r.sent.Gone += len(m.Gone)
+			s.r.sent.Bundles += len(m.Federated)
+			if m.Bundle != nil {
+				s.r.sent.Bundles++
+			}
+		}
+	})
+	return s.ServerStream.SendMsg(m)
+}
+
+func (r *Issuer) start() {
 	t := r.t
 	t.Helper()
-	ctx := t.Context()
-	db, err := sqldb.OpenSQLite(ctx, filepath.Join(t.TempDir(), "writ.db"))
+	ctx := context.WithoutCancel(t.Context())
+	db, err := sqldb.OpenSQLite(ctx, r.file)
 	must(t, err)
-	t.Cleanup(func() { db.Close() })
 	store, err := sqlstore.Open(ctx, db, time.Now)
 	must(t, err)
-	emit := func(context.Context, identity.Act) error { return nil }
-	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &keys.Memory{}, Journal: store, Emit: emit, X509SVIDLife: life})
+	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &r.keys, Journal: store, Emit: r.config.Emit, X509SVIDLife: r.life})
 	must(t, err)
-	iss, err := issuer.New(issuer.Config{TrustDomain: TrustDomain, Store: store, CA: authority, Emit: emit, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1, Attestors: attestors})
+	config := r.config
+	config.Store, config.CA = store, authority
+	iss, err := issuer.New(config)
 	must(t, err)
-	tlsServer, adminServer := grpc.NewServer(iss.ServerOptions()...), grpc.NewServer()
+	r.note(func() {
+		clear(r.ended)
+		r.sent = Sent{}
+	})
+	tlsServer := grpc.NewServer(append(iss.ServerOptions(), r.observed()...)...)
+	adminServer := grpc.NewServer()
 	iss.Register(tlsServer, issuer.TLSCaller)
 	iss.Register(adminServer, func(context.Context) (issuer.Caller, error) { return issuer.LocalCaller(0), nil })
-	runCtx, stop := context.WithCancel(context.Background())
+	runCtx, stop := context.WithCancel(ctx)
+	tcp, local := r.listen()
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = iss.Run(runCtx) })
 	wg.Go(func() { _ = tlsServer.Serve(tcp) })
 	wg.Go(func() { _ = adminServer.Serve(local) })
-	r.Bundle = filepath.Join(t.TempDir(), "bundle.pem")
-	t.Cleanup(func() {
-		r.Admin.Close()
+	r.stop = func() {
 		stop()
 		tlsServer.Stop()
 		adminServer.Stop()
 		wg.Wait()
-	})
+		db.Close()
+	}
 	bundle, _ := authority.Bundle()
 	must(t, os.WriteFile(r.Bundle, bundle.PEM(), 0o600))
 }
@@ -146,6 +322,18 @@ func (r *Issuer) Create(path, parent string, selectors ...string) string {
 		r.t.Fatal(resp.Results[0].Status)
 	}
 	return resp.Results[0].Entry.Id
+}
+
+// SetHint changes an entry.
+func (r *Issuer) SetHint(entryID, hint string) {
+	r.t.Helper()
+	resp, err := entryv1.NewEntryClient(r.Admin).BatchUpdateEntry(r.t.Context(), &entryv1.BatchUpdateEntryRequest{
+		Entries: []*types.Entry{{Id: entryID, Hint: hint}}, InputMask: &types.EntryMask{Hint: true},
+	})
+	must(r.t, err)
+	if resp.Results[0].Status.Code != 0 {
+		r.t.Fatal(resp.Results[0].Status)
+	}
 }
 
 // Delete removes an entry.

@@ -1,0 +1,174 @@
+package issuer
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"maps"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/watchv1"
+)
+
+// bundleTagSize is the size of a bundle's tag, in bytes.
+const bundleTagSize = 16
+
+// agentMask is what an agent needs of an entry.
+var agentMask = &types.EntryMask{
+	SpiffeId: true, Selectors: true, FederatesWith: true, RevisionNumber: true, StoreSvid: true, Hint: true, CreatedAt: true,
+}
+
+// taggedBundle is the trust bundle as agents get it.
+type taggedBundle struct {
+	of  *ca.Bundle
+	pb  *types.Bundle
+	tag []byte
+}
+
+// tagged is the trust bundle, put into its form once for each that there is.
+func (i *Issuer) tagged() *taggedBundle {
+	b, _ := i.ca.Bundle()
+	if known := i.toldBundle.Load(); known != nil && known.of == b {
+		return known
+	}
+	pb := bundleToProto(b, nil)
+	fresh := &taggedBundle{of: b, pb: pb, tag: bundleTag(pb)}
+	i.toldBundle.Store(fresh)
+	return fresh
+}
+
+// bundleTag stands for a bundle with all that it says. Should another version of
+// this program encode it in another way, agents get it once more.
+func bundleTag(b *types.Bundle) []byte {
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(b)
+	if err != nil { // a string that is not UTF-8
+		return nil
+	}
+	sum := sha256.Sum256(data)
+	return sum[:bundleTagSize]
+}
+
+// Sync implements watchv1.EntryWatchServer. Nothing is kept of an agent: what it
+// says that it holds is compared with what it may have, so that it does not
+// matter when, and of which replica, it asked before.
+func (s *watchService) Sync(req *watchv1.SyncRequest, stream watchv1.EntryWatch_SyncServer) error {
+	agent := callerOf(stream.Context()).id
+	revision, _ := s.index.Revision()
+	if revision < req.GetRevision() {
+		// Another replica has told the agent what this one has not heard yet.
+		if err := s.refresh(stream.Context()); err != nil {
+			return err
+		}
+		revision, _ = s.index.Revision()
+	}
+	m := &missed{stream: stream, reply: &watchv1.SyncReply{Revision: revision}}
+	if b := s.tagged(); len(b.tag) == 0 || !bytes.Equal(req.GetBundle(), b.tag) {
+		m.reply.Bundle = &watchv1.Bundle{TrustDomain: s.cfg.TrustDomain.Name(), Tag: b.tag, Bundle: b.pb}
+		m.items, m.bytes = 1, proto.Size(b.pb)
+	}
+	holding := s.index.Holding(agent, s.now())
+	if bytes.Equal(req.GetDigest(), holding.Digest[:]) {
+		m.reply.Digest = holding.Digest[:]
+	} else if !req.GetListed() {
+		m.reply.Digest, m.reply.Differs = holding.Digest[:], true
+		return m.send(false)
+	} else {
+		// The digest must be that of the very list that is sent.
+		entries := s.index.Authorized(agent, s.now())
+		holding = registry.HoldingOf(entries)
+		m.reply.Digest = holding.Digest[:]
+		if err := m.entries(req.GetHeld(), entries); err != nil {
+			return err
+		}
+	}
+	if err := s.missedBundles(m, req, holding.FederatesWith); err != nil {
+		return err
+	}
+	return m.send(false)
+}
+
+// missedBundles adds the bundles of other trust domains that are not what the
+// agent holds.
+func (s *watchService) missedBundles(m *missed, req *watchv1.SyncRequest, names []string) error {
+	for _, name := range names {
+		td, err := spiffeid.TrustDomainFromString(name)
+		if err != nil {
+			continue // it was checked when the entry was made
+		}
+		has, news := req.GetFederated()[name], &watchv1.Bundle{TrustDomain: name}
+		if b := s.index.FederatedBundle(td); b != nil {
+			news.Bundle = federatedToProto(b, nil)
+			news.Tag = bundleTag(news.Bundle)
+		}
+		if bytes.Equal(has, news.Tag) && (len(has) > 0 || news.Bundle == nil) {
+			continue
+		}
+		if err := m.room(news); err != nil {
+			return err
+		}
+		m.reply.Federated = append(m.reply.Federated, news)
+	}
+	return nil
+}
+
+// missed is a reply to Sync on its way, in as many messages as it takes.
+type missed struct {
+	stream watchv1.EntryWatch_SyncServer
+	reply  *watchv1.SyncReply
+	items  int
+	bytes  int
+}
+
+// entries adds the difference between what the agent holds and what it may have.
+func (m *missed) entries(held []*watchv1.Held, entries []*registry.Entry) error {
+	has := make(map[string][]byte, len(held))
+	for _, h := range held {
+		has[h.GetId()] = h.GetTag()
+	}
+	for _, e := range entries {
+		tag := e.Tag()
+		known, ok := has[e.ID]
+		delete(has, e.ID)
+		if ok && bytes.Equal(known, tag[:]) {
+			continue
+		}
+		news := &watchv1.Changed{Entry: entryToProto(e, agentMask), Tag: tag[:]}
+		if err := m.room(news); err != nil {
+			return err
+		}
+		m.reply.Changed = append(m.reply.Changed, news)
+	}
+	for _, id := range slices.Sorted(maps.Keys(has)) {
+		if err := m.room(&watchv1.Held{Id: id}); err != nil { // as large as the ID is
+			return err
+		}
+		m.reply.Gone = append(m.reply.Gone, id)
+	}
+	return nil
+}
+
+// room sends what there is if another item does not go into the same message.
+func (m *missed) room(item proto.Message) error {
+	size := proto.Size(item) + 8 // tag and length
+	if m.items == syncPage || m.items > 0 && m.bytes+size > maxReply {
+		if err := m.send(true); err != nil {
+			return err
+		}
+	}
+	m.items++
+	m.bytes += size
+	return nil
+}
+
+func (m *missed) send(more bool) error {
+	reply := m.reply
+	reply.More = more
+	m.reply = &watchv1.SyncReply{Revision: reply.Revision, Digest: reply.Digest}
+	m.items, m.bytes = 0, 0
+	return m.stream.Send(reply)
+}
