@@ -128,7 +128,9 @@ func StartConfigInMemory(t testing.TB, life time.Duration, config issuer.Config)
 }
 
 // impatient has clients that find a restarted issuer at once.
-var impatient = grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, MaxDelay: 10 * time.Millisecond}})
+var impatient = grpc.WithConnectParams(grpc.ConnectParams{
+	Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, MaxDelay: 10 * time.Millisecond}, MinConnectTimeout: 20 * time.Second,
+})
 
 func newIssuer(t testing.TB, life time.Duration, config issuer.Config) *Issuer {
 	r := &Issuer{t: t, life: life, config: config, file: filepath.Join(t.TempDir(), "writ.db"), Bundle: filepath.Join(t.TempDir(), "bundle.pem"), ended: map[string]int{}, changed: make(chan struct{})}
