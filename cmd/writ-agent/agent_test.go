@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -78,6 +79,7 @@ func TestServe(t *testing.T) {
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")
 	manager := notifications(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -111,6 +113,11 @@ func TestServe(t *testing.T) {
 		if resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
 			t.Errorf("%s answers %d without %q: %s", path, resp.StatusCode, want, body)
 		}
+	}
+	// Nothing is traced unless that is asked for.
+	stacks := make([]byte, 1<<20)
+	if stacks = stacks[:runtime.Stack(stacks, true)]; bytes.Contains(stacks, []byte("go.opentelemetry.io")) {
+		t.Errorf("tracing runs:\n%s", stacks)
 	}
 	cc, err := grpc.NewClient("unix:"+unixsock.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -149,6 +156,9 @@ func TestErrors(t *testing.T) {
 		{"unknown key", []string{"--config", write("a.yaml", "trustdomain: x\n")}, `a.yaml:1:1: trustdomain: unknown key: did you mean "trust_domain"?`},
 		{"bad value", []string{"--config", write("b.yaml", minimal+"sync_interval: 1ms\n")}, "b.yaml:4:16: sync_interval: want 100ms to 1h, got 1ms"},
 		{"one name for two things", []string{"--config", write("e.yaml", minimal+"sds:\n  default_bundle_name: ALL\n")}, `e.yaml:5:24: sds.default_bundle_name: "ALL" is the default_all_bundles_name as well`},
+		{"collector", []string{"--config", write("g.yaml", minimal+"tracing:\n  endpoint: collector:4317\n")}, `g.yaml:5:13: tracing.endpoint: want https://host:port, or http://host:port for a plain connection`},
+		{"share", []string{"--config", write("h.yaml", minimal+"tracing:\n  sample: 1.5\n")}, `h.yaml:5:11: tracing.sample: want 0 to 1, got 1.5`},
+		{"collector's authorities", []string{"--config", write("i.yaml", minimal+"tracing:\n  endpoint: https://c:1\n  ca_file: /absent\n")}, `i.yaml:6:12: tracing.ca_file: open /absent`},
 		{"bad flag value", []string{"--config", write("c.yaml", minimal), "--admin", "0.0.0.0:1"}, "admin: want a loopback address"},
 		{"no token", []string{"--config", write("d.yaml", minimal)}, "the node must be attested: no join token"},
 		{"log level", []string{"--log-level", "loud"}, "want debug, info, warn or error"},

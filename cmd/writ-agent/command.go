@@ -13,6 +13,7 @@ import (
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/attest/jointoken"
 	"github.com/writ-dev/writ/internal/daemon"
+	"github.com/writ-dev/writ/internal/tracing/otlp"
 )
 
 const example = `  # first start of a node: the token from a file, the issuer proven by its bundle
@@ -42,10 +43,15 @@ The first start needs a join token, from the file that join_token_file names,
 from standard input, or from ` + jointoken.Env + `. It is never an argument, which
 every process on the machine could read. With attestor in the file, a certificate
 of the machine or a service account token of Kubernetes takes its place.`,
-		Example:  example,
-		Default:  agent.Default,
-		Flags:    configFlags,
-		Validate: func(c *agent.Config, at daemon.At) error { return c.Validate(at) },
+		Example: example,
+		Default: agent.Default,
+		Flags:   configFlags,
+		Validate: func(c *agent.Config, at daemon.At) error {
+			if err := c.Validate(at); err != nil {
+				return err
+			}
+			return otlp.Check(c.Tracing, os.Getenv, at)
+		},
 		Run: func(ctx context.Context, cmd *cobra.Command, cfg agent.Config, log *slog.Logger) error {
 			return serve(ctx, cfg, tokenSource(cfg.JoinTokenFile, cmd.InOrStdin()), log)
 		},

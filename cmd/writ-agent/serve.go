@@ -31,7 +31,12 @@ const drainTime = 3 * time.Second
 // serve runs the agent until ctx is done, or until it cannot go on.
 func serve(ctx context.Context, cfg agent.Config, token func() (string, error), log *slog.Logger) error {
 	log.Info("writ-agent starts", "version", version.String(), "trust_domain", cfg.TrustDomain, "server", cfg.ServerAddress)
-	node, err := agent.New(cfg, agent.Options{Token: token, Attestor: cfg.Attestor.New(), Log: log})
+	traces, err := openTraces(cfg.Tracing, log)
+	if err != nil {
+		return err
+	}
+	defer traces.Close()
+	node, err := agent.New(cfg, agent.Options{Token: token, Attestor: cfg.Attestor.New(), Log: log, Tracer: traces.Tracer()})
 	if err != nil {
 		return err
 	}
@@ -57,6 +62,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		MaxStreamsPerUID:     cfg.MaxStreamsPerUID,
 		Log:                  log,
 		Observe:              metrics.observe,
+		Tracer:               traces.Tracer(),
 	})
 	if err != nil {
 		return err
@@ -70,6 +76,7 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 	healthpb.RegisterHealthServer(api.Registrar(), healthy)
 	revocation.Register(api.Registrar(), node.Revocations(), api.Stopping())
 	metrics.watch(api)
+	traces.Register(metrics.registry, "writ_agent_")
 	// The admin listener comes first: to fail on it before anything serves.
 	admin, err := listenAdmin(cfg.Admin)
 	if err != nil {

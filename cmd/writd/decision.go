@@ -6,10 +6,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/internal/daemon"
+	"github.com/writ-dev/writ/internal/tracing/otlp"
 	"github.com/writ-dev/writ/internal/writdconf"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/fetch"
@@ -129,6 +131,9 @@ func validate(cfg *writdconf.Config, at daemon.At) error {
 		}
 	}
 	if err := validateCerts(cfg, at); err != nil {
+		return errors.Join(cfg.Validate(at), err)
+	}
+	if err := otlp.Check(cfg.Tracing, os.Getenv, at); err != nil {
 		return errors.Join(cfg.Validate(at), err)
 	}
 	if !cfg.Runs("decision") {

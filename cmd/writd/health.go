@@ -49,6 +49,7 @@ func (w *writd) healthHandler() http.Handler {
 		})
 	}
 	w.recheckMetrics(reg)
+	w.traces.Register(reg, "writd_")
 	if w.issuer != nil {
 		reg.MustRegister(federationMetrics{w})
 	}

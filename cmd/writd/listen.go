@@ -72,7 +72,7 @@ func (w *writd) listenIssuer() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issuer listener: %w", err)
 	}
-	s := grpc.NewServer(w.issuer.ServerOptions()...)
+	s := grpc.NewServer(append(w.issuer.ServerOptions(), w.traces.Tracer().ServerOptions()...)...)
 	w.issuer.Register(s, issuer.TLSCaller)
 	return grpcListener("issuer", s, l), nil
 }
@@ -92,7 +92,7 @@ func (w *writd) listenControl() (*listener, error) {
 	config.NextProtos = []string{"h2"}
 	// A resumed session would skip the check of the client's chain.
 	config.SessionTicketsDisabled = true
-	s := grpc.NewServer(
+	s := grpc.NewServer(append(w.traces.Tracer().ServerOptions(),
 		grpc.Creds(svidCredentials{credentials.NewTLS(config)}),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -106,7 +106,7 @@ func (w *writd) listenControl() (*listener, error) {
 		grpc.MaxConcurrentStreams(16),
 		grpc.ChainUnaryInterceptor(w.notRevoked),
 		grpc.ChainStreamInterceptor(w.endWhenRevoked),
-	)
+	)...)
 	if w.decision != nil {
 		w.decision.RegisterDistribution(s)
 	}
@@ -159,7 +159,8 @@ func (w *writd) listenAdmin() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
-	s := grpc.NewServer(grpc.Creds(peercred.Credentials()), grpc.MaxRecvMsgSize(server.MaxMessageBytes), grpc.ChainUnaryInterceptor(onlyAdmins), grpc.ChainStreamInterceptor(onlyAdminStreams))
+	s := grpc.NewServer(append(w.traces.Tracer().ServerOptions(),
+		grpc.Creds(peercred.Credentials()), grpc.MaxRecvMsgSize(server.MaxMessageBytes), grpc.ChainUnaryInterceptor(onlyAdmins), grpc.ChainStreamInterceptor(onlyAdminStreams))...)
 	w.registerAdmin(s, localCaller)
 	return grpcListener("admin", s, l), nil
 }

@@ -34,7 +34,7 @@ func (w *writd) listenRemoteAdmin() (*listener, error) {
 	config.NextProtos = []string{"h2"}
 	// A resumed session would skip the check of the client's chain.
 	config.SessionTicketsDisabled = true
-	s := grpc.NewServer(
+	s := grpc.NewServer(append(w.traces.Tracer().ServerOptions(),
 		grpc.Creds(svidCredentials{credentials.NewTLS(config)}),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxRecvMsgSize(server.MaxMessageBytes),
@@ -45,7 +45,7 @@ func (w *writd) listenRemoteAdmin() (*listener, error) {
 		grpc.MaxConcurrentStreams(64),
 		grpc.ChainUnaryInterceptor(w.notRevoked, w.onlyAllowed),
 		grpc.ChainStreamInterceptor(w.endWhenRevoked, w.onlyAllowedStreams),
-	)
+	)...)
 	w.registerAdmin(s, issuer.RemoteCaller)
 	return grpcListener("remote admin", s, l), nil
 }

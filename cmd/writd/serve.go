@@ -29,6 +29,7 @@ import (
 	"github.com/writ-dev/writ/internal/atomicfile"
 	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/sqldb"
+	"github.com/writ-dev/writ/internal/tracing/otlp"
 	"github.com/writ-dev/writ/internal/version"
 	"github.com/writ-dev/writ/internal/writdconf"
 	"github.com/writ-dev/writ/policy/bundle/fetch"
@@ -44,6 +45,7 @@ type writd struct {
 	stopFollowing func()
 	log           *slog.Logger
 	level         *slog.LevelVar
+	traces        *otlp.Exporter // nil where nothing is traced
 	lock          *os.File
 	db            *sql.DB
 	held          map[string]*sqldb.Held // what one process may be on a shared database
@@ -89,6 +91,9 @@ func serve(ctx context.Context, cfg writdconf.Config, log *slog.Logger, level *s
 func (w *writd) open(ctx context.Context) (err error) {
 	if w.td, err = spiffeid.TrustDomainFromString(w.cfg.TrustDomain); err != nil {
 		return fmt.Errorf("trust domain %q: %w", w.cfg.TrustDomain, err)
+	}
+	if err := w.openTraces(); err != nil {
+		return err
 	}
 	if err := w.openDataDir(); err != nil {
 		return err
@@ -355,6 +360,7 @@ func (w *writd) close() error {
 	if w.lock != nil {
 		errs = append(errs, w.lock.Close())
 	}
+	w.traces.Close()
 	return errors.Join(errs...)
 }
 

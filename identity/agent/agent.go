@@ -18,6 +18,7 @@ import (
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/revocation"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // ErrBanned is returned by Run when the issuer has banned this agent. Starting
@@ -43,6 +44,8 @@ type Options struct {
 	// Attestor proves the node in place of join tokens.
 	Attestor NodeAttestor
 	Log      *slog.Logger
+	// Tracer, if given, traces what the agent does.
+	Tracer *tracing.Tracer
 	// Dial connects to the issuer; TCP if nil.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/writ-dev/writ/identity/attest/jointoken"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // load takes up what was kept. It returns false where the node must be attested
@@ -103,7 +104,10 @@ func (a *Agent) attest(ctx context.Context, p *proof) error {
 
 // attestOver is attest over connections of config. shown checks what the issuer
 // showed against the bundle that it then gave.
-func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, shown func(*x509bundle.Bundle) error) error {
+func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, shown func(*x509bundle.Bundle) error) (err error) {
+	ctx, span := a.opt.Tracer.Begin(ctx, "attest node")
+	defer func() { span.End(err) }()
+	span.String(tracing.Attestation, p.data.Type)
 	// It is not repeated here: a replica that does not answer may have used up
 	// the token.
 	l := newLink(0, func(l *link) (*session, error) { return a.dial(l, config) })
@@ -111,7 +115,7 @@ func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, sh
 	var svid *x509svid.SVID
 	var bundle *bundle
 	var reattestable bool
-	err := l.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
+	err = l.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
 		key, csr, err := newKey()
 		if err != nil {
 			return err
@@ -153,6 +157,7 @@ func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, sh
 	a.self.bundle.Store(bundle.x509)
 	a.self.set(svid)
 	a.link.replace(nil)
+	span.String(tracing.SPIFFEID, agentName(svid.ID))
 	a.log.Info("node attested", "method", p.data.Type, "spiffe_id", agentName(svid.ID), "expires", svid.Certificates[0].NotAfter)
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity/workload/sds"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // Config is the configuration file of writ-agent.
@@ -47,6 +48,8 @@ type Config struct {
 	SDS sds.Names `yaml:"sds"`
 	// Loopback address of metrics, /healthz and /readyz; empty is off.
 	Admin string `yaml:"admin"`
+	// Traces of what the agent does.
+	Tracing *tracing.Config `yaml:"tracing"`
 }
 
 // Default is the configuration before a file is read.
@@ -114,6 +117,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 			fail("admin", "want a loopback address with a port, as in 127.0.0.1:9092, got %q", c.Admin)
 		}
 	}
+	c.Tracing.Validate(fail)
 	return errors.Join(errs...)
 }
 

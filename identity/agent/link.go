@@ -167,6 +167,7 @@ func (a *Agent) dial(l *link, config *tls.Config) (*session, error) {
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),
 	}
+	options = append(options, a.opt.Tracer.DialOptions()...)
 	target := a.nextServer()
 	if a.opt.Dial != nil {
 		target = "passthrough:///" + target

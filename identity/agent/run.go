@@ -12,6 +12,8 @@ import (
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"google.golang.org/grpc"
+
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // schedule is when the agent does what next.
@@ -94,7 +96,9 @@ func (s *schedule) next(c *cache) time.Time {
 }
 
 // step does what is due. Its errors are final.
-func (a *Agent) step(ctx context.Context, s *schedule) error {
+func (a *Agent) step(ctx context.Context, s *schedule) (err error) {
+	ctx, span := a.opt.Tracer.Begin(ctx, "refresh")
+	defer func() { span.End(err) }()
 	now := time.Now()
 	if !now.Before(s.renew) {
 		if err := a.renew(ctx); err != nil {
@@ -159,7 +163,9 @@ func (a *Agent) renewAt() time.Time {
 //
 // Where the issuer says that the node can be attested again, that is the way: it
 // shows that the node is still what it was.
-func (a *Agent) renew(ctx context.Context) error {
+func (a *Agent) renew(ctx context.Context) (err error) {
+	ctx, span := tracing.Start(ctx, "renew the agent's SVID")
+	defer func() { span.End(err) }()
 	if a.reattest.Load() {
 		p, err := a.newProof(ctx)
 		if err != nil {

@@ -10,6 +10,8 @@ import (
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // signBatch is how many SVIDs are asked for at once: stock issuers refuse more
@@ -29,7 +31,12 @@ func (a *Agent) sign(ctx context.Context) error {
 	return nil
 }
 
-func (a *Agent) signBatch(ctx context.Context, batch []signing) error {
+func (a *Agent) signBatch(ctx context.Context, batch []signing) (err error) {
+	ctx, span := tracing.Start(ctx, "get SVIDs signed")
+	defer func() { span.End(err) }()
+	span.Int(tracing.Count, len(batch))
+	tracing.List(span, tracing.EntryIDs, batch, func(s signing) string { return s.id })
+	tracing.List(span, tracing.SPIFFEIDs, batch, func(s signing) string { return s.spiffeID.String() })
 	keys := make([]*ecdsa.PrivateKey, len(batch))
 	req := &svidv1.BatchNewX509SVIDRequest{Params: make([]*svidv1.NewX509SVIDParams, len(batch))}
 	for i, s := range batch {
@@ -40,7 +47,7 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing) error {
 		keys[i], req.Params[i] = key, &svidv1.NewX509SVIDParams{EntryId: s.id, Csr: csr}
 	}
 	var reply *svidv1.BatchNewX509SVIDResponse
-	err := a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
+	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
 		reply, err = svidv1.NewSVIDClient(cc).BatchNewX509SVID(ctx, req)
 		return err
 	})
@@ -68,6 +75,7 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing) error {
 	}
 	a.cache.setSigned(out, now)
 	a.stats.signed.Add(uint64(good))
+	span.Int(tracing.Refused, len(batch)-good)
 	if resync {
 		a.stats.signErrors.Add(1)
 		a.syncNow()

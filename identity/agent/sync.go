@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // idsPerRequest is how many entries are asked for at once when only their
@@ -31,12 +33,18 @@ func entryMask() *types.EntryMask {
 }
 
 // sync makes bundle and entries those of the issuer.
-func (a *Agent) sync(ctx context.Context) error {
+func (a *Agent) sync(ctx context.Context) (err error) {
+	ctx, span := tracing.Start(ctx, "sync entries")
+	defer func() { span.End(err) }()
 	serial, err := a.syncWay(ctx)
 	if err != nil {
 		return err
 	}
 	a.stats.lastSync.Store(time.Now().UnixNano())
+	if span.Recorded() {
+		entries, _ := a.cache.count(time.Now())
+		span.Int(tracing.Count, entries)
+	}
 	if serial != a.postedSerial {
 		a.postedSerial = serial
 		a.postStatus(ctx, serial)

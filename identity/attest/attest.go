@@ -13,6 +13,7 @@ import (
 
 	"github.com/writ-dev/writ/identity/attest/cgroup"
 	"github.com/writ-dev/writ/internal/peercred"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // Workload is a method that finds selectors of a process by asking somebody.
@@ -62,6 +63,9 @@ func (w *Workloads) AttestAgain(ctx context.Context, p peercred.Peer, asked func
 	if timeout == 0 {
 		timeout = Timeout
 	}
+	ctx, span := tracing.Start(ctx, "attest workload")
+	defer func() { span.End(err) }()
+	span.Int(tracing.PID, p.PID)
 	found, failed := make([][]string, len(w.Methods)), make([]bool, len(w.Methods))
 	var wg sync.WaitGroup
 	for i, m := range w.Methods {
@@ -71,7 +75,14 @@ func (w *Workloads) AttestAgain(ctx context.Context, p peercred.Peer, asked func
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
+			ctx, span := tracing.Start(ctx, "ask workload attestor")
+			span.String(tracing.Attestation, m.Type())
 			selectors, err := m.Attest(ctx, p.PID)
+			if errors.Is(err, cgroup.ErrNone) {
+				span.End(nil)
+			} else {
+				span.End(err)
+			}
 			switch {
 			case err == nil:
 				found[i] = selectors

@@ -12,6 +12,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // recorder puts an act on record with the transaction that it belongs to.
@@ -28,13 +29,17 @@ func (i *Issuer) recordAll(ctx context.Context, acts []identity.Act) error {
 	if len(acts) == 0 {
 		return nil
 	}
+	ctx, span := tracing.Start(ctx, "put on record")
+	span.Int(tracing.Count, len(acts))
 	actor := callerOf(ctx).Actor()
 	for n := range acts {
 		if acts[n].Actor == "" {
 			acts[n].Actor = actor
 		}
 	}
-	if err := i.emitAll(ctx, acts); err != nil {
+	err := i.emitAll(ctx, acts)
+	span.End(err)
+	if err != nil {
 		i.log.ErrorContext(ctx, "cannot record an act, refusing it", "object", acts[0].Object, "verb", acts[0].Verb, "acts", len(acts), "error", err)
 		return status.Error(codes.Unavailable, "this cannot be put on record now, so it was not done")
 	}
@@ -56,9 +61,11 @@ func (i *Issuer) emitAll(ctx context.Context, acts []identity.Act) error {
 // update runs fn in a transaction of the registry. What fn recorded is emitted
 // together once fn is done, before the commit; if either then fails, the record
 // says so.
-func (i *Issuer) update(ctx context.Context, fn func(*sqlstore.Tx, recorder) error) error {
+func (i *Issuer) update(ctx context.Context, fn func(*sqlstore.Tx, recorder) error) (err error) {
+	ctx, span := tracing.Start(ctx, "registry transaction")
+	defer func() { span.End(err) }()
 	var recorded []identity.Act
-	err := i.store.Update(ctx, func(tx *sqlstore.Tx) error {
+	err = i.store.Update(ctx, func(tx *sqlstore.Tx) error {
 		var acts []identity.Act
 		err := fn(tx, func(act identity.Act) error {
 			acts = append(acts, act)

@@ -244,7 +244,7 @@ func (s *agentService) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRe
 	if err != nil {
 		return nil, s.internal(ctx, "renew the agent", err)
 	}
-	svid, err := s.issueX509(ticket, id)
+	svid, err := s.issueX509(ctx, ticket, id)
 	if err != nil {
 		return nil, s.internal(ctx, "sign the agent's SVID", err)
 	}

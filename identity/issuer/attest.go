@@ -21,6 +21,7 @@ import (
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // attestTimeout is how long an unauthenticated caller may keep an attestation
@@ -63,7 +64,9 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 		return s.attestFailed(ctx, params.GetData().GetType(), &unservedError{
 			method: params.GetData().GetType(), served: slices.Sorted(maps.Keys(s.attestors))})
 	}
-	attested, err := attestor.Attest(ctx, params.GetData().GetPayload(), func(_ context.Context, question []byte) ([]byte, error) {
+	attesting, span := tracing.Start(ctx, "attest node")
+	span.String(tracing.Attestation, attestor.Type())
+	attested, err := attestor.Attest(attesting, params.GetData().GetPayload(), func(_ context.Context, question []byte) ([]byte, error) {
 		err := stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Challenge{Challenge: question}})
 		if err != nil {
 			return nil, fmt.Errorf("%w: the challenge did not reach the caller: %w", server.ErrRefused, err)
@@ -74,6 +77,7 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 		}
 		return answer.GetChallengeResponse(), nil
 	})
+	span.End(err)
 	if err != nil {
 		return s.attestFailed(ctx, attestor.Type(), err)
 	}
@@ -130,7 +134,7 @@ func (s *agentService) admit(ctx context.Context, method string, attested *serve
 	if err != nil {
 		return nil, s.attestFailed(ctx, method, err)
 	}
-	svid, err := s.issueX509(ticket, attested.ID)
+	svid, err := s.issueX509(ctx, ticket, attested.ID)
 	if err != nil {
 		return nil, s.internal(ctx, "sign the agent's SVID", err)
 	}

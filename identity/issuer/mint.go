@@ -44,7 +44,7 @@ func (s *svidService) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVID
 	if err := s.record(ctx, svidAct("minted", "x509-svid", id, ticket.ExpiresAt(), [2]string{"serial", ticket.Serial()})); err != nil {
 		return nil, err
 	}
-	svid, err := s.issueX509(ticket, id)
+	svid, err := s.issueX509(ctx, ticket, id)
 	if err != nil {
 		return nil, s.internal(ctx, "sign an X509-SVID", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // follow keeps the index up with other replicas, until ctx ends.
@@ -30,7 +31,10 @@ func (i *Issuer) fresh() error {
 // refresh looks into the database, before something is refused that another
 // replica may have allowed a moment ago.
 func (i *Issuer) refresh(ctx context.Context) error {
-	if err := i.store.Refresh(ctx); err != nil {
+	reading, span := tracing.Start(ctx, "read the registry again")
+	err := i.store.Refresh(reading)
+	span.End(err)
+	if err != nil {
 		i.log.ErrorContext(ctx, "cannot read the registry", "error", err)
 		return status.Error(codes.Unavailable, "the database does not answer: ask another replica, or again later")
 	}

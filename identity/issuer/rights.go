@@ -25,6 +25,7 @@ import (
 	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // right is who may call a method.
@@ -142,6 +143,9 @@ func (i *Issuer) register(s grpc.ServiceRegistrar, caller CallerFunc, desc *grpc
 				err = status.Error(codes.Unauthenticated, "caller is not known")
 			}
 			return nil, err
+		}
+		if span := tracing.Current(ctx); span.Recorded() {
+			span.String(tracing.Caller, c.Actor())
 		}
 		if err := i.authorize(ctx, c, "/"+desc.ServiceName+"/"+method); err != nil {
 			return nil, err
@@ -274,6 +278,7 @@ func (i *Issuer) checkAgent(ctx context.Context, c Caller) error {
 
 // activate makes the agent's renewed SVID its current one.
 func (i *Issuer) activate(ctx context.Context, c Caller) error {
+	ctx, span := tracing.Start(ctx, "activate the agent's SVID")
 	err := i.store.Update(ctx, func(tx *sqlstore.Tx) error {
 		a, err := tx.Agent(c.id)
 		switch {
@@ -293,6 +298,7 @@ func (i *Issuer) activate(ctx context.Context, c Caller) error {
 		next.NewSerial, next.NewExpiresAt = "", time.Time{}
 		return tx.PutAgent(next)
 	})
+	span.End(err)
 	if err != nil {
 		return i.internal(ctx, "activate the agent's renewed SVID", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 const (
@@ -68,7 +70,7 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	if err := s.recordAll(ctx, acts); err != nil {
 		return nil, err
 	}
-	if err := s.onAllCores(ctx, len(params), func(n int) error { return s.signX509(ctx, batch, n) }); err != nil {
+	if err := s.signAll(ctx, batch); err != nil {
 		return nil, err
 	}
 	return &svidv1.BatchNewX509SVIDResponse{Results: batch.results}, nil
@@ -150,12 +152,26 @@ func (s *svidService) prepareX509(ctx context.Context, b *x509Batch, n int) erro
 	return nil
 }
 
+// signAll signs what is on record. An error fails the whole batch.
+func (s *svidService) signAll(ctx context.Context, b *x509Batch) (err error) {
+	ctx, span := tracing.Start(ctx, "sign X509-SVIDs")
+	defer func() { span.End(err) }()
+	if span.Recorded() {
+		granted := slices.DeleteFunc(slices.Clone(b.entries), func(e *registry.Entry) bool { return e == nil })
+		span.Int(tracing.Count, len(granted))
+		span.Int(tracing.Refused, len(b.entries)-len(granted))
+		tracing.List(span, tracing.EntryIDs, granted, func(e *registry.Entry) string { return e.ID })
+		tracing.List(span, tracing.SPIFFEIDs, granted, func(e *registry.Entry) string { return e.SPIFFEID.String() })
+	}
+	return s.onAllCores(ctx, len(b.params), func(n int) error { return s.signX509(ctx, b, n) })
+}
+
 // signX509 signs an item that is on record. An error fails the whole batch.
 func (s *svidService) signX509(ctx context.Context, b *x509Batch, n int) error {
 	if b.tickets[n] == nil {
 		return nil // refused
 	}
-	svid, err := s.issueX509(b.tickets[n], b.entries[n].SPIFFEID)
+	svid, err := s.issued(b.tickets[n], b.entries[n].SPIFFEID)
 	if err != nil {
 		return s.internal(ctx, "sign an X509-SVID", err)
 	}
@@ -164,7 +180,17 @@ func (s *svidService) signX509(ctx context.Context, b *x509Batch, n int) error {
 	return nil
 }
 
-func (i *Issuer) issueX509(ticket *ca.X509Ticket, id spiffeid.ID) (*types.X509SVID, error) {
+// issueX509 signs a single SVID that is on record.
+func (i *Issuer) issueX509(ctx context.Context, ticket *ca.X509Ticket, id spiffeid.ID) (svid *types.X509SVID, err error) {
+	_, span := tracing.Start(ctx, "sign X509-SVID")
+	defer func() { span.End(err) }()
+	if span.Recorded() {
+		span.String(tracing.SPIFFEID, id.String())
+	}
+	return i.issued(ticket, id)
+}
+
+func (i *Issuer) issued(ticket *ca.X509Ticket, id spiffeid.ID) (*types.X509SVID, error) {
 	chain, err := i.ca.IssueX509(ticket)
 	if err != nil {
 		return nil, err
@@ -184,6 +210,7 @@ func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	if e == nil {
 		return nil, status.Error(codes.NotFound, "entry not found, or not authorized for this agent")
 	}
+	tracing.Current(ctx).String(tracing.EntryID, e.ID)
 	if err := s.waitToSign(ctx, 1); err != nil {
 		return nil, err
 	}
@@ -216,7 +243,12 @@ func (s *svidService) newJWT(ctx context.Context, verb string, r ca.JWTRequest, 
 	if err := s.record(ctx, svidAct(verb, "jwt-svid", r.ID, ticket.ExpiresAt(), details...)); err != nil {
 		return nil, err
 	}
+	_, span := tracing.Start(ctx, "sign JWT-SVID")
+	if span.Recorded() {
+		span.String(tracing.SPIFFEID, r.ID.String())
+	}
 	token, err := s.ca.IssueJWT(ticket)
+	span.End(err)
 	if err != nil {
 		return nil, s.internal(ctx, "sign a JWT-SVID", err)
 	}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/internal/peercred"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 const (
@@ -60,6 +61,8 @@ type Config struct {
 	Log                  *slog.Logger
 	// Observe, if given, is told of each call that ended.
 	Observe func(method string, code codes.Code)
+	// Tracer, if given, traces calls; of those that last, the first answer.
+	Tracer *tracing.Tracer
 }
 
 // errStopping ends streams, which would never end by themselves.
@@ -97,7 +100,7 @@ func NewServer(c Config) (*Server, error) {
 		streams:  newPerUID(c.MaxStreamsPerUID),
 		stopping: make(chan struct{}),
 	}
-	s.grpc = grpc.NewServer(
+	s.grpc = grpc.NewServer(append(c.Tracer.ServerOptions(),
 		grpc.Creds(limited{TransportCredentials: peercred.Credentials(), conns: s.conns, log: c.Log}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
@@ -112,7 +115,7 @@ func NewServer(c Config) (*Server, error) {
 		grpc.ReadBufferSize(readBuffer),
 		grpc.WriteBufferSize(writeBuffer),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-	)
+	)...)
 	workloadpb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
 	return s, nil
 }
@@ -120,6 +123,16 @@ func NewServer(c Config) (*Server, error) {
 // Registrar takes further services, before Serve. Their calls count like those
 // of the Workload API; who calls they ask Caller.
 func (s *Server) Registrar() grpc.ServiceRegistrar { return s.grpc }
+
+// Answer begins the trace of the first answer to a call that lasts; the call
+// itself may last for months. The context is for what that answer takes.
+func (s *Server) Answer(ctx context.Context) (context.Context, tracing.Span) {
+	if s.c.Tracer == nil {
+		return ctx, tracing.Span{}
+	}
+	method, _ := grpc.Method(ctx)
+	return s.c.Tracer.Serve(ctx, strings.TrimPrefix(method, "/"))
+}
 
 // Stopping is closed when Stop begins: streams are to end then.
 func (s *Server) Stopping() <-chan struct{} { return s.stopping }

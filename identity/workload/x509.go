@@ -6,6 +6,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // FetchX509SVID implements the Workload API.
@@ -55,8 +57,9 @@ func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream grpc.
 func follow[M any, P interface {
 	*M
 	proto.Message
-}](s *Server, stream grpc.ServerStreamingServer[M], make func(Grant) (P, error)) error {
-	ctx := stream.Context()
+}](s *Server, stream grpc.ServerStreamingServer[M], make func(Grant) (P, error)) (err error) {
+	ctx, answer := s.Answer(stream.Context())
+	defer func() { answer.End(err) }()
 	caller, err := s.Caller(ctx)
 	if err != nil {
 		return err
@@ -76,6 +79,11 @@ func follow[M any, P interface {
 			}
 			if err := stream.Send(msg); err != nil {
 				return err
+			}
+			if last == nil {
+				tracing.List(answer, tracing.SPIFFEIDs, g.Identities, func(id *Identity) string { return id.ID.String() })
+				answer.End(nil)
+				ctx = stream.Context()
 			}
 			last = msg
 		}

@@ -12,16 +12,19 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"path"
 	"reflect"
 	"strings"
 	"time"
 )
 
 // section is one file that is documented: a title, the package directory, the struct at
-// the root of the file, and its defaults.
+// the root of the file, and its defaults. more are the directories of other
+// packages that parts of the file are from.
 type section struct {
 	title, intro, dir, root string
 	defaults                any
+	more                    []string
 }
 
 func main() {
@@ -51,7 +54,8 @@ func run(file string) error {
 	return os.WriteFile(file, out.Bytes(), 0o644)
 }
 
-// structs are the struct declarations of a package, by name.
+// structs are the struct declarations of a package, by name; those of other
+// packages by package and name, as in sds.Names.
 type structs map[string]*ast.StructType
 
 func parse(dir string) (structs, error) {
@@ -86,6 +90,15 @@ func (s section) write(out *bytes.Buffer) error {
 	if err != nil {
 		return err
 	}
+	for _, dir := range s.more {
+		others, err := parse(dir)
+		if err != nil {
+			return err
+		}
+		for name, decl := range others {
+			decls[path.Base(dir)+"."+name] = decl
+		}
+	}
 	if decls[s.root] == nil {
 		return fmt.Errorf("no struct %s in %s", s.root, s.dir)
 	}
@@ -118,6 +131,9 @@ func (d structs) rows(out *bytes.Buffer, name, prefix string, defaults reflect.V
 
 func (d structs) row(out *bytes.Buffer, f *ast.Field, key string, tag reflect.StructTag, def reflect.Value) error {
 	kind, nested, suffix := describe(f.Type)
+	if _, ok := d[nested]; ok && strings.Contains(nested, ".") {
+		kind = "section"
+	}
 	if enum := tag.Get("enum"); enum != "" {
 		kind = strings.ReplaceAll(enum, "|", " \\| ")
 	}
@@ -153,14 +169,14 @@ func describe(e ast.Expr) (kind, nested, suffix string) {
 		if t.Sel.Name == "Duration" {
 			return "duration", "", ""
 		}
-		return strings.ToLower(t.Sel.Name), "", ""
+		return strings.ToLower(t.Sel.Name), t.X.(*ast.Ident).Name + "." + t.Sel.Name, ""
 	case *ast.Ident:
 		switch t.Name {
 		case "string":
 			return "text", "", ""
 		case "bool":
 			return "true or false", "", ""
-		case "int", "int64", "uint64", "uint16", "uint32":
+		case "int", "int64", "uint64", "uint16", "uint32", "float64":
 			return "number", "", ""
 		}
 		return "section", t.Name, ""

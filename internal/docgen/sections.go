@@ -9,9 +9,9 @@ import (
 
 func sections() []section {
 	return []section{
-		{"writd", "The file of `writd --config`; each key is also a flag, but for the lists of sections.", "internal/writdconf", "Config", writdconf.Default()},
-		{"writ-agent", "The file of `writ-agent --config`; each key is also a flag.", "identity/agent", "Config", agent.Default()},
-		{"writ-sidecar", "The file of `writ-sidecar --config`.", "proxy", "Config", proxy.Default()},
-		{"mesh file", "The file of `policyctl up -f`. See [its page](../mesh-file.md).", "internal/mesh", "Mesh", mesh.Mesh{}},
+		{"writd", "The file of `writd --config`; each key is also a flag, but for the lists of sections.", "internal/writdconf", "Config", writdconf.Default(), []string{"internal/tracing"}},
+		{"writ-agent", "The file of `writ-agent --config`; each key is also a flag, but for the sections.", "identity/agent", "Config", agent.Default(), []string{"internal/tracing", "identity/workload/sds"}},
+		{"writ-sidecar", "The file of `writ-sidecar --config`.", "proxy", "Config", proxy.Default(), nil},
+		{"mesh file", "The file of `policyctl up -f`. See [its page](../mesh-file.md).", "internal/mesh", "Mesh", mesh.Mesh{}, nil},
 	}
 }

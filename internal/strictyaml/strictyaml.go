@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"reflect"
 	"slices"
@@ -295,6 +296,14 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, key, enum string) {
 		if u, err = strconv.ParseUint(n.Value, 10, v.Type().Bits()); err == nil {
 			v.SetUint(u)
 		}
+	case v.CanFloat():
+		var f float64
+		if f, err = strconv.ParseFloat(n.Value, v.Type().Bits()); err == nil {
+			if math.IsNaN(f) || math.IsInf(f, 0) || strings.ContainsAny(n.Value, "xX") {
+				err = errors.New("not a decimal number")
+			}
+			v.SetFloat(f)
+		}
 	default:
 		err = fmt.Errorf("cannot hold a %s", v.Type())
 	}
@@ -313,6 +322,8 @@ func want(t reflect.Type) string {
 		return "true or false"
 	case t.Kind() == reflect.String:
 		return "a text"
+	case t.Kind() == reflect.Float64:
+		return "a number such as 0.5"
 	}
 	return fmt.Sprintf("a whole number that fits %d bits", t.Bits())
 }

@@ -30,6 +30,7 @@ type document struct {
 	Part    *inner         `yaml:"part"`
 	List    []inner        `yaml:"list"`
 	Limits  map[string]int `yaml:"limits"`
+	Share   *float64       `yaml:"share"`
 	Private string
 }
 
@@ -47,10 +48,12 @@ list:
     words: [red, green, red]
   - env: {A: "1", B: x y}
 limits: {a: 1}
+share: .25
 `), &got)
 	if err != nil {
 		t.Fatal(err)
 	}
+	share := 0.25
 	want := document{
 		Name: "before", On: true, Small: 7, Wait: 90 * time.Second,
 		Until:  time.Date(2030, 1, 31, 0, 0, 0, 0, time.UTC),
@@ -58,6 +61,7 @@ limits: {a: 1}
 		Part:   &inner{Port: 80, Mode: "observe"},
 		List:   []inner{{Port: 1, Words: []string{"red", "green", "red"}}, {Env: map[string]string{"A": "1", "B": "x y"}}},
 		Limits: map[string]int{"a": 1},
+		Share:  &share,
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("decoded (-want +got):\n%s", diff)
@@ -76,8 +80,8 @@ func TestNothingToDecode(t *testing.T) {
 func TestRefused(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
 		{"unknown key", "nmae: x", `f:1:1: nmae: unknown key: did you mean "name"?`},
-		{"unknown key, nothing near", "zzzzzzzzzzzz: x", `f:1:1: zzzzzzzzzzzz: unknown key; known here: ip, limits, list, name, on, part, small, until, wait`},
-		{"field without tag", "Private: x", `f:1:1: Private: unknown key; known here: ip, limits, list, name, on, part, small, until, wait`},
+		{"unknown key, nothing near", "zzzzzzzzzzzz: x", `f:1:1: zzzzzzzzzzzz: unknown key; known here: ip, limits, list, name, on, part, share, small, until, wait`},
+		{"field without tag", "Private: x", `f:1:1: Private: unknown key; known here: ip, limits, list, name, on, part, share, small, until, wait`},
 		{"nested", "list:\n  - port: 1\n  - prot: 2", `f:3:5: list[1].prot: unknown key: did you mean "port"?`},
 		{"twice", "name: a\nname: b", `f:2:1: name: given twice`},
 		{"twice in a map", "limits:\n  a: 1\n  a: 2", `f:3:3: limits.a: given twice`},
@@ -85,6 +89,10 @@ func TestRefused(t *testing.T) {
 		{"enum in a list", "list: [{words: [blue]}]", `f:1:17: list[0].words[0]: "blue" is not one of red, green; known here: green, red`},
 		{"text for number", "part: {port: http}", `f:1:14: part.port: want a whole number that fits 64 bits, got "http"`},
 		{"fraction", "part: {port: 1.5}", `f:1:14: part.port: want a whole number that fits 64 bits, got "1.5"`},
+		{"word for a fraction", "share: half", `f:1:8: share: want a number such as 0.5, got "half"`},
+		{"no number", "share: .nan", `f:1:8: share: want a number such as 0.5, got ".nan"`},
+		{"no number either", "share: NaN", `f:1:8: share: want a number such as 0.5, got "NaN"`},
+		{"hexadecimal", "share: 0x1p-2", `f:1:8: share: want a number such as 0.5, got "0x1p-2"`},
 		{"too large", "small: 256", `f:1:8: small: want a whole number that fits 8 bits, got "256"`},
 		{"negative", "small: -1", `f:1:8: small: want a whole number that fits 8 bits, got "-1"`},
 		{"bool as text", `on: "true"`, `f:1:5: on: want true or false, got "true"`},

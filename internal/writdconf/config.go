@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // Config is the configuration file of writd.
@@ -99,6 +101,8 @@ type Config struct {
 	Collector string `yaml:"collector"`
 	// Time that open calls get at shutdown.
 	Drain time.Duration `yaml:"drain"`
+	// Traces of what this control plane does.
+	Tracing *tracing.Config `yaml:"tracing"`
 }
 
 // PolicySource is an OPA bundle behind an URL. It is signed by a publisher, and
@@ -293,6 +297,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	if c.OIDC != nil {
 		c.OIDC.validate(c, bad)
 	}
+	c.Tracing.Validate(bad)
 	if !c.Runs("issuer") && c.WorkloadAPI == "" {
 		bad("workload_api", "missing: without the issuer role the SVID of this control plane comes from a Workload API socket")
 	}

@@ -38,7 +38,9 @@ type stream struct {
 // become another.
 func (s *service) StreamSecrets(grpc secretv3.SecretDiscoveryService_StreamSecretsServer) error {
 	ctx := grpc.Context()
-	caller, err := s.api.Caller(ctx)
+	answer, span := s.api.Answer(ctx)
+	caller, err := s.api.Caller(answer)
+	span.End(err)
 	if err != nil {
 		return err
 	}
