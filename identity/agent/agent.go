@@ -18,6 +18,7 @@ import (
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/revocation"
+	"github.com/writ-dev/writ/internal/skew"
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
@@ -72,6 +73,11 @@ type Agent struct {
 	// firstServer is where this agent begins among the replicas.
 	firstServer int
 	connections atomic.Int64
+	// notKept is why the kept SVID cannot be used, if that is the time.
+	notKept *skew.Error
+	// issuerAhead is how far the issuer's clock was ahead of this one when it was
+	// last heard, a time.Duration.
+	issuerAhead atomic.Int64
 	// kick asks for a sync now.
 	kick     chan struct{}
 	ready    chan struct{}
@@ -132,6 +138,9 @@ type Status struct {
 	// never.
 	Revocations          int
 	RevocationsCurrentAt time.Time
+	// IssuerAhead is how far the issuer's clock was ahead of this machine's when
+	// it was last heard, with what the network took; 0 where it never was.
+	IssuerAhead time.Duration
 
 	Syncs, SyncErrors, Signed, SignErrors, Renewals, JWTSigned uint64
 	// EntriesReceived counts entries that the issuer sent, also those that were
@@ -156,6 +165,7 @@ func (a *Agent) Status() Status {
 	s.Entries, s.SVIDs = a.cache.count(time.Now())
 	list, _ := a.revoked.Now()
 	s.Revocations, s.RevocationsCurrentAt = list.Len(), a.revoked.CurrentAt()
+	s.IssuerAhead = time.Duration(a.issuerAhead.Load())
 	return s
 }
 

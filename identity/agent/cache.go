@@ -361,6 +361,8 @@ type signed struct {
 	chain, key          []byte
 	serial              *big.Int
 	notBefore, notAfter time.Time
+	// apart tells that it failed because of the clocks.
+	apart bool
 }
 
 // setSigned stores SVIDs and tells the workloads, once for all of them.
@@ -374,7 +376,9 @@ func (c *cache) setSigned(batch []signed, now time.Time) {
 			continue // the entry changed meanwhile
 		}
 		if s.chain == nil {
-			r.due = now.Add(r.backoff.next())
+			if r.due = now.Add(r.backoff.next()); s.apart {
+				r.due = now.Add(jitter(clockWait, 0.2))
+			}
 			changed = r.withdraw() || changed
 			continue
 		}

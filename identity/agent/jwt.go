@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,13 +9,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
 
 	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/internal/skew"
 )
 
 // maxTokens is how many JWT-SVIDs are kept. Callers choose audiences, so there
@@ -59,7 +61,8 @@ func (a *Agent) JWTSVID(ctx context.Context, uid uint32, id *workload.Identity, 
 	key := tokenKey(append([]string{id.EntryID, id.ID.String()}, audience...))
 	old, ok := a.jwt.get(key)
 	ok = ok && !a.trusted.Load().taintsKey(old.keyID) && !a.jwtRevoked(old.parsed)
-	if ok && time.Now().Before(old.renew) {
+	// expires is of the wall clock, and renew is not.
+	if now := time.Now(); ok && now.Before(old.renew) && now.Before(old.expires) {
 		return old.svid, nil
 	}
 	// Processes of a user that want the same token share one call. It is not any
@@ -109,13 +112,16 @@ func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identit
 		return "", fmt.Errorf("new JWT-SVID for %s: %w", id.ID, err)
 	}
 	text := reply.GetSvid().GetToken()
+	now := time.Now()
 	svid, err := jwtsvid.ParseInsecure(text, audience)
+	if off := tokenOff(reply.GetSvid(), now); off != nil {
+		err = fmt.Errorf("it %w", off)
+	}
+	if err == nil && !now.Before(svid.Expiry) {
+		err = fmt.Errorf("it %w", &skew.Error{NotAfter: svid.Expiry, Now: now})
+	}
 	if err == nil && svid.ID != id.ID {
 		err = fmt.Errorf("it is of %s", svid.ID)
-	}
-	now := time.Now()
-	if err == nil && !now.Before(svid.Expiry) {
-		err = errors.New("it has expired")
 	}
 	if err != nil {
 		return "", fmt.Errorf("JWT-SVID from the issuer for %s: %w", id.ID, err)
@@ -123,6 +129,16 @@ func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identit
 	a.stats.jwtSigned.Add(1)
 	a.jwt.put(key, token{entryID: id.EntryID, keyID: keyIDOf(text), svid: text, parsed: svid, expires: svid.Expiry, renew: now.Add(svid.Expiry.Sub(now) / 2)})
 	return text, nil
+}
+
+// tokenOff is skew.Of for a JWT-SVID. What is issued up to a minute from now is
+// taken, as by those who validate it.
+func tokenOff(t *types.JWTSVID, now time.Time) *skew.Error {
+	issued, expires := time.Unix(t.GetIssuedAt(), 0), time.Unix(t.GetExpiresAt(), 0)
+	if now.Add(jwt.DefaultLeeway).Before(issued) || t.GetExpiresAt() > 0 && !now.Before(expires) {
+		return &skew.Error{NotBefore: issued, NotAfter: expires, Now: now}
+	}
+	return nil
 }
 
 func (t *tokens) get(key string) (token, bool) {

@@ -205,9 +205,13 @@ func (a *Agent) issuerTLS(bundle x509bundle.Source) *tls.Config {
 		MinVersion:         tls.VersionTLS12,
 		InsecureSkipVerify: true, // SPIFFE IDs are verified instead of host names, below
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			id, _, err := x509svid.Verify(cs.PeerCertificates, bundle)
-			if err == nil && id != a.issuerID {
-				err = fmt.Errorf("it is %s", id)
+			err := verify(cs.PeerCertificates, bundle)
+			if off := ofClocks(err); off != nil {
+				err = fmt.Errorf("its certificate %w", off)
+			} else if err == nil {
+				if id, _ := x509svid.IDFromCert(cs.PeerCertificates[0]); id != a.issuerID {
+					err = fmt.Errorf("it is %s", id)
+				}
 			}
 			if err != nil {
 				return &distrust{fmt.Errorf("who answers at %s does not prove to be %s: %w", a.cfg.ServerAddress, a.issuerID, err)}

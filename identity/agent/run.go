@@ -37,6 +37,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if kept {
 		a.log.Info("going on with the kept SVID", "spiffe_id", agentName(a.self.svid.Load().ID))
 	} else if err := a.attestUntilDone(ctx); err != nil {
+		if a.notKept != nil {
+			err = fmt.Errorf("%w (the SVID of before %w)", err, a.notKept)
+		}
 		return ignoreDone(ctx, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -73,6 +76,16 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
+		}
+	}
+}
+
+// slow has nothing tried again too soon while the clocks are apart.
+func (s *schedule) slow() {
+	until := time.Now().Add(jitter(clockWait, 0.2))
+	for _, due := range []*time.Time{&s.renew, &s.sync, &s.sign} {
+		if due.Before(until) {
+			*due = until
 		}
 	}
 }
@@ -213,15 +226,28 @@ func (a *Agent) onFailure(ctx context.Context, s *schedule, cause error) error {
 		types.PermissionDeniedDetails_AGENT_NOT_ACTIVE,
 		types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
 	case types.PermissionDeniedDetails_AGENT_EXPIRED:
+		if own := a.self.svid.Load().Certificates[0]; !a.self.expired(time.Now()) {
+			a.log.Error("the issuer takes the agent's SVID for expired, which it is not by this machine's clock: check both clocks; trying again",
+				append(a.clockNote(), "svid_expires", own.NotAfter, "now", time.Now().UTC(), "error", cause)...)
+			s.slow()
+			return nil
+		}
 		final = !a.isReady()
 	default:
+		if off := ofClocks(cause); off != nil || ofClocks(a.link.distrusted()) != nil {
+			// No proof helps as long as the clocks are apart, and what there is
+			// may be good by the right one.
+			a.log.Error("what the issuer shows is not valid by this machine's clock: trying again", append(a.clockNote(), "error", cause)...)
+			s.slow()
+			return nil
+		}
 		expired := a.self.expired(time.Now())
 		// An SVID that has expired is refused in the handshake, and an issuer
 		// that began anew neither knows ours nor can prove itself by the kept
 		// bundle. Only a token helps, if there is one. It may as well be
 		// somebody on the network: nothing stops for that.
 		if !expired && a.link.distrusted() == nil {
-			a.log.Warn("the issuer does not answer as it should: trying again", "error", cause)
+			a.log.Warn("the issuer does not answer as it should: trying again", append(a.clockNote(), "error", cause)...)
 			return nil
 		}
 		final = expired && !a.isReady()
@@ -235,7 +261,7 @@ func (a *Agent) onFailure(ctx context.Context, s *schedule, cause error) error {
 	case final && !passing(err):
 		return fmt.Errorf("the node must be attested again (%w): %w", cause, err)
 	default:
-		a.log.Error("the node must be attested again; what was issued is served until it expires", "cause", cause, "error", err)
+		a.log.Error("the node must be attested again; what was issued is served until it expires", append(a.clockNote(), "cause", cause, "error", err)...)
 	}
 	return nil
 }
@@ -292,6 +318,8 @@ func (a *Agent) afterAttest(err error) error {
 	switch {
 	case denial(err) == types.PermissionDeniedDetails_AGENT_BANNED:
 		return fmt.Errorf("%w (%w)", ErrBanned, err)
+	case ofClocks(err) != nil:
+		// It ends when the clocks agree, and costs no token.
 	case errors.As(err, &d), !passing(err):
 		return fmt.Errorf("attest the node: %w", err)
 	}

@@ -65,7 +65,8 @@ func newKey() (*ecdsa.PrivateKey, []byte, error) {
 }
 
 // acceptSVID checks an SVID from the issuer: it must be for the key, for the ID
-// if one is given, still valid, and lead to the bundle.
+// if one is given, still valid, and lead to the bundle. Where only the time is
+// wrong it is returned with a *skew.Error.
 func acceptSVID(got *types.X509SVID, key *ecdsa.PrivateKey, want spiffeid.ID, bundle x509bundle.Source) (*x509svid.SVID, error) {
 	if got == nil || len(got.CertChain) == 0 {
 		return nil, errors.New("the issuer answered without an SVID")
@@ -85,7 +86,9 @@ func acceptSVID(got *types.X509SVID, key *ecdsa.PrivateKey, want spiffeid.ID, bu
 	if !want.IsZero() && svid.ID != want {
 		return nil, fmt.Errorf("the SVID is of %s, not of %s", svid.ID, want)
 	}
-	if _, _, err := x509svid.Verify(svid.Certificates, bundle); err != nil {
+	if err := verify(svid.Certificates, bundle); ofClocks(err) != nil {
+		return svid, fmt.Errorf("the SVID %w", err)
+	} else if err != nil {
 		return nil, err
 	}
 	return svid, nil
@@ -94,13 +97,17 @@ func acceptSVID(got *types.X509SVID, key *ecdsa.PrivateKey, want spiffeid.ID, bu
 // renewal is when to renew what arrived at received and ends at notAfter: at
 // half of that time, less or more a tenth, so that what was issued together is
 // not renewed together. The part of a life before it arrived is backdating, or
-// the delay of the network, and does not count.
+// the delay of the network, and does not count. Where the clocks are so far apart
+// that next to nothing was left, it is not asked for again and again.
 func renewal(received, notAfter time.Time) time.Time {
-	half := notAfter.Sub(received) / 2
+	half := max(notAfter.Sub(received)/2, leastRenewal)
 	// By the wall clock, like notAfter: the monotonic one stands still while
 	// the machine sleeps.
 	return received.Add(jitter(half, 0.1)).Round(0)
 }
+
+// leastRenewal is less than half of the shortest life there is.
+const leastRenewal = 4 * time.Second
 
 // jitter returns d less or more a random part of it.
 func jitter(d time.Duration, part float64) time.Duration {

@@ -60,6 +60,7 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing) (err error) {
 	now := time.Now()
 	out := make([]signed, len(batch))
 	good, resync := 0, false
+	var apart error
 	for i, r := range reply.Results {
 		out[i].signing = batch[i]
 		err := a.acceptSigned(&out[i], r, keys[i])
@@ -68,6 +69,10 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing) (err error) {
 			continue
 		}
 		out[i] = signed{signing: batch[i]}
+		if ofClocks(err) != nil {
+			out[i].apart, apart = true, err
+			continue
+		}
 		a.log.Warn("no SVID for an entry", "entry_id", batch[i].id, "spiffe_id", batch[i].spiffeID.String(), "error", err)
 		// The entry is gone, or the bundle is older than the authority that
 		// signed: the issuer knows what this agent does not.
@@ -80,7 +85,7 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing) (err error) {
 		a.stats.signErrors.Add(1)
 		a.syncNow()
 	}
-	return nil
+	return apart
 }
 
 func (a *Agent) acceptSigned(out *signed, r *svidv1.BatchNewX509SVIDResponse_Result, key *ecdsa.PrivateKey) error {

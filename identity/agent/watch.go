@@ -77,6 +77,7 @@ func (a *Agent) watchOnce(ctx context.Context, works func()) error {
 		}
 		works()
 		a.watching.Store(true)
+		a.hearClock(change.Revocations)
 		a.tellRevoked(change.Revocations)
 		if !change.Unchanged {
 			a.log.Debug("change announced", "revision", change.Revision, "bundle", change.Bundle)

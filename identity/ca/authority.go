@@ -42,6 +42,9 @@ type authority struct {
 	chain []*x509.Certificate
 	// tainted: nothing that it signed should be relied on much longer.
 	tainted bool
+	// ended: its time was seen to be over, and its key is gone. It signs no more,
+	// wherever the clock goes from there.
+	ended bool
 }
 
 // publicID is the ID under which others know the authority: the kid of a JWT
@@ -75,6 +78,18 @@ func (s *slots) all() []*authority {
 }
 
 func (a *authority) expired(now time.Time) bool { return !now.Before(a.notAfter) }
+
+// An authority stays in the bundle for a while after its time: a clock that was
+// ahead must not take from others what they still verify by theirs.
+const (
+	retention = 24 * time.Hour
+	// maxEnded bounds how many of a kind there are then.
+	maxEnded = 6
+)
+
+// foreignRetention is that of authorities of others, whose number is not ours to
+// choose.
+func (c *CA) foreignRetention() time.Duration { return min(retention, 3*c.cfg.Life) }
 
 func (c *CA) newAuthority(ctx context.Context, kind Kind, now time.Time) (a *authority, roots []Root, err error) {
 	now = now.UTC().Truncate(time.Second) // certificates know no fractions

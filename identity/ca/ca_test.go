@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -123,8 +124,8 @@ func issue(t *testing.T, c *ca.CA, r ca.X509Request) *x509.Certificate {
 	return cert
 }
 
-// The schedule: prepared at half life, activated with a sixth left, dropped at
-// the end; published before use; the sequence grows with every change only.
+// The schedule: prepared at half life, activated with a sixth left, without a key
+// at the end, dropped a day later; published before use; the sequence grows with every change only.
 func TestRotation(t *testing.T) {
 	f := newFixture(t)
 	c := f.open()
@@ -177,8 +178,8 @@ func TestRotation(t *testing.T) {
 	f.now = start.Add(24 * time.Hour)
 	f.rotate(c)
 	third, _ := c.Bundle()
-	if len(third.X509Authorities) != 2 || third.Sequence != 3 || string(third.X509Authorities[0].SubjectKeyId) != b {
-		t.Errorf("third bundle: %d, sequence %d; want the second authority and the third", len(third.X509Authorities), third.Sequence)
+	if len(third.X509Authorities) != 3 || third.Sequence != 3 || string(third.X509Authorities[0].SubjectKeyId) != b {
+		t.Errorf("third bundle: %d, sequence %d; want the second authority, the third, and the first that has ended", len(third.X509Authorities), third.Sequence)
 	}
 	if _, err := f.keys.Load(first.JWTAuthorities[0].KeyID); !errors.Is(err, keys.ErrNotFound) {
 		t.Errorf("key of an expired authority: %v", err)
@@ -187,10 +188,15 @@ func TestRotation(t *testing.T) {
 		"x509-authority prepared", "x509-authority activated", "jwt-authority prepared", "jwt-authority activated",
 		"x509-authority prepared", "jwt-authority prepared",
 		"x509-authority activated", "jwt-authority activated",
-		"x509-authority prepared", "x509-authority expired", "jwt-authority prepared", "jwt-authority expired",
+		"x509-authority expired", "x509-authority prepared", "jwt-authority expired", "jwt-authority prepared",
 	}
 	if diff := cmp.Diff(want, f.acts); diff != "" {
 		t.Error(diff)
+	}
+	f.now = start.Add(48 * time.Hour)
+	f.rotate(c)
+	if fourth, _ := c.Bundle(); slices.ContainsFunc(fourth.X509Authorities, first.X509Authorities[0].Equal) {
+		t.Error("the first authority is in the bundle a day after its end")
 	}
 }
 

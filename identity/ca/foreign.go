@@ -72,15 +72,19 @@ func (c *CA) SetForeign(ctx context.Context, set Foreign, actor string) error {
 	c.rotating.Lock()
 	defer c.rotating.Unlock()
 	ch := c.begin(actor)
-	ch.setForeign(set, c.Now())
+	ch.setForeign(set, c.gone())
 	if err := c.commit(ctx, ch); err != nil {
 		return fmt.Errorf("publish authorities of %s: %w", set.Owner, err)
 	}
 	return nil
 }
 
-// setForeign puts an owner's set into the change, as far as it is new.
-func (ch *change) setForeign(set Foreign, now time.Time) {
+// gone is when an authority must have ended to be left out: see retention.
+func (c *CA) gone() time.Time { return c.Now().Add(-c.foreignRetention()) }
+
+// setForeign puts an owner's set into the change, as far as it is new, without
+// what ended before gone.
+func (ch *change) setForeign(set Foreign, gone time.Time) {
 	old := ch.foreign.of(set.Owner)
 	next := &Foreign{Owner: set.Owner}
 	changed := false
@@ -89,7 +93,7 @@ func (ch *change) setForeign(set Foreign, now time.Time) {
 		changed = true
 	}
 	for _, root := range set.X509 {
-		if root.expired(now) || slices.ContainsFunc(next.X509, root.same) {
+		if root.expired(gone) || slices.ContainsFunc(next.X509, root.same) {
 			continue
 		}
 		if n := slices.IndexFunc(old.X509, root.same); n >= 0 {
@@ -105,7 +109,7 @@ func (ch *change) setForeign(set Foreign, now time.Time) {
 		next.X509 = append(next.X509, root)
 	}
 	for _, a := range set.JWT {
-		if a.expired(now) || slices.ContainsFunc(next.JWT, func(o JWTAuthority) bool { return o.KeyID == a.KeyID }) {
+		if a.expired(gone) || slices.ContainsFunc(next.JWT, func(o JWTAuthority) bool { return o.KeyID == a.KeyID }) {
 			continue
 		}
 		n := slices.IndexFunc(old.JWT, func(o JWTAuthority) bool { return o.KeyID == a.KeyID })
@@ -124,12 +128,12 @@ func (ch *change) setForeign(set Foreign, now time.Time) {
 	}
 	for _, root := range old.X509 {
 		if !slices.ContainsFunc(next.X509, root.same) {
-			act(goneVerb(root.expired(now)), objectX509, KeyID(root.Cert.SubjectKeyId))
+			act(goneVerb(root.expired(gone)), objectX509, KeyID(root.Cert.SubjectKeyId))
 		}
 	}
 	for _, a := range old.JWT {
 		if !slices.ContainsFunc(next.JWT, func(o JWTAuthority) bool { return o.KeyID == a.KeyID }) {
-			act(goneVerb(a.expired(now)), objectJWT, a.KeyID)
+			act(goneVerb(a.expired(gone)), objectJWT, a.KeyID)
 		}
 	}
 	if changed {
@@ -148,13 +152,14 @@ func goneVerb(expired bool) string {
 
 // pruneForeign drops what has expired, and the upstream's where there is none
 // any more and nothing of ours depends on it.
-func (ch *change) pruneForeign(now time.Time, upstream bool) {
+func (ch *change) pruneForeign(now time.Time, retention time.Duration, upstream bool) {
+	gone := now.Add(-retention)
 	for _, set := range ch.foreign {
 		if set.Owner == ownerUpstream && !upstream && !slices.ContainsFunc(ch.x509.all(), func(a *authority) bool { return len(a.chain) > 0 }) {
-			ch.setForeign(Foreign{Owner: ownerUpstream}, now)
+			ch.setForeign(Foreign{Owner: ownerUpstream}, gone)
 			continue
 		}
-		ch.setForeign(*set, now)
+		ch.setForeign(*set, gone)
 	}
 }
 
@@ -215,7 +220,7 @@ func (c *CA) append(ctx context.Context, owner string, roots []Root, keys []JWTA
 			}
 		}
 	}
-	ch.setForeign(set, now)
+	ch.setForeign(set, c.gone())
 	if len(ch.foreign.of(owner).JWT) > maxForeignJWT {
 		return fmt.Errorf("%w: more than %d JWT authorities of %s", ErrBadAuthority, maxForeignJWT, owner)
 	}

@@ -232,7 +232,7 @@ func (c *CA) Ready() bool {
 }
 
 func (a *authority) able(now time.Time) bool {
-	return a != nil && !now.Before(a.notBefore) && !a.expired(now)
+	return a != nil && !a.ended && !now.Before(a.notBefore) && !a.expired(now)
 }
 
 func (c *CA) checkID(id spiffeid.ID) error {

@@ -38,6 +38,9 @@ type journalRecord struct {
 	Chain     [][]byte `json:"chain,omitempty"`
 	PublicKey []byte   `json:"public_key"` // PKIX, DER
 	Tainted   bool     `json:"tainted,omitempty"`
+	// Ended: it has expired, and its key is gone. Builds that do not know of this
+	// go by not_after.
+	Ended bool `json:"ended,omitempty"`
 }
 
 type journalForeign struct {
@@ -69,7 +72,7 @@ func encodeJournal(seq uint64, x, j *slots, others foreign) ([]byte, error) {
 	records := func(s *slots) []journalRecord {
 		var list []journalRecord
 		for _, a := range s.all() {
-			r := journalRecord{ID: a.id, Slot: slotOld, NotBefore: a.notBefore, NotAfter: a.notAfter, Life: a.life, PublicKey: a.pkix, Tainted: a.tainted}
+			r := journalRecord{ID: a.id, Slot: slotOld, NotBefore: a.notBefore, NotAfter: a.notAfter, Life: a.life, PublicKey: a.pkix, Tainted: a.tainted, Ended: a.ended}
 			switch a {
 			case s.active:
 				r.Slot = slotActive
@@ -148,7 +151,7 @@ func restoreForeign(list []journalForeign) (others foreign, err error) {
 
 func (c *CA) restore(records []journalRecord, withCert bool) (s slots, err error) {
 	for _, r := range records {
-		a := &authority{id: r.ID, notBefore: r.NotBefore, notAfter: r.NotAfter, life: r.Life, pkix: r.PublicKey, tainted: r.Tainted}
+		a := &authority{id: r.ID, notBefore: r.NotBefore, notAfter: r.NotAfter, life: r.Life, pkix: r.PublicKey, tainted: r.Tainted, ended: r.Ended}
 		if withCert {
 			if a.cert, err = x509.ParseCertificate(r.Cert); err != nil {
 				return s, fmt.Errorf("authority %s: %w", r.ID, err)
@@ -162,20 +165,16 @@ func (c *CA) restore(records []journalRecord, withCert bool) (s slots, err error
 			a.chain = append(a.chain, cert)
 		}
 		slot := r.Slot
-		a.signer, err = c.cfg.Keys.Load(r.ID)
-		switch {
-		case errors.Is(err, keys.ErrNotFound):
-			// A key store that forgets: the authority still verifies what it
-			// signed, and a new one signs from now on.
-			c.cfg.Log.Warn("the key of an authority is gone, replacing the authority", "id", r.ID)
-			slot = slotOld
-		case err != nil:
-			return s, fmt.Errorf("authority %s: %w", r.ID, err)
-		case !samePublicKey(a, a.signer.Public()):
-			return s, fmt.Errorf("authority %s: its key in the key store is another one", r.ID)
-		default:
-			if err := a.complete(); err != nil {
+		if !a.ended {
+			found, err := c.loadKey(a)
+			if err != nil {
 				return s, fmt.Errorf("authority %s: %w", r.ID, err)
+			}
+			if !found {
+				// A key store that forgets: the authority still verifies what it
+				// signed, and a new one signs from now on.
+				c.cfg.Log.Warn("the key of an authority is gone, replacing the authority", "id", r.ID)
+				slot = slotOld
 			}
 		}
 		switch slot {
@@ -190,6 +189,20 @@ func (c *CA) restore(records []journalRecord, withCert bool) (s slots, err error
 		}
 	}
 	return s, nil
+}
+
+// loadKey completes an authority by its key, if that is in the key store.
+func (c *CA) loadKey(a *authority) (found bool, err error) {
+	a.signer, err = c.cfg.Keys.Load(a.id)
+	switch {
+	case errors.Is(err, keys.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case !samePublicKey(a, a.signer.Public()):
+		return false, errors.New("its key in the key store is another one")
+	}
+	return true, a.complete()
 }
 
 // samePublicKey compares key with what the journal says, and the certificate

@@ -44,7 +44,7 @@ type AuthorityState struct {
 }
 
 // Authorities lists those of this CA: the active one, the prepared one, and the
-// old ones, latest first.
+// old ones, latest first, without those that have expired.
 func (c *CA) Authorities(kind Kind) []AuthorityState {
 	c.mu.RLock()
 	s := c.x509
@@ -60,7 +60,9 @@ func (c *CA) Authorities(kind Kind) []AuthorityState {
 		list = append(list, s.next.state(Prepared))
 	}
 	for _, a := range slices.Backward(s.old) {
-		list = append(list, a.state(Old))
+		if !a.ended || !a.expired(c.Now()) {
+			list = append(list, a.state(Old))
+		}
 	}
 	return list
 }

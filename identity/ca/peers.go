@@ -80,7 +80,7 @@ func (c *CA) readPeers(ctx context.Context) error {
 	next := peers{sequence: state.Sequence, removed: state.Removed, changed: state.Changed, known: true}
 	now := c.Now()
 	for _, p := range state.Peers {
-		sets, signed, err := p.sets(now)
+		sets, signed, err := p.sets(c.gone())
 		if err != nil {
 			// One that cannot be read must not keep the others from rotating.
 			c.cfg.Log.ErrorContext(ctx, "cannot read the authorities of another replica", "replica", p.Name, "error", err)
@@ -113,8 +113,8 @@ func (c *CA) readPeers(ctx context.Context) error {
 
 // sets are the authorities that a replica publishes: its own, and those of
 // others that it was told of. signed tells whether one of its own has ever been
-// active.
-func (p *Peer) sets(now time.Time) (all []*Foreign, signed bool, err error) {
+// active. What ended before gone is left out.
+func (p *Peer) sets(gone time.Time) (all []*Foreign, signed bool, err error) {
 	if len(p.Journal) == 0 {
 		return nil, false, nil
 	}
@@ -141,14 +141,14 @@ func (p *Peer) sets(now time.Time) (all []*Foreign, signed bool, err error) {
 	for _, set := range all {
 		kept := set.X509[:0]
 		for _, root := range set.X509 {
-			if !root.expired(now) {
+			if !root.expired(gone) {
 				kept = append(kept, root)
 			}
 		}
 		set.X509 = kept
 		keys := set.JWT[:0]
 		for _, key := range set.JWT {
-			if !key.expired(now) {
+			if !key.expired(gone) {
 				keys = append(keys, key)
 			}
 		}

@@ -134,7 +134,7 @@ func (c *CA) retract(ctx context.Context, acts []identity.Act, because error) {
 }
 
 // Rotate does whatever is due: prepare and publish successors, activate them,
-// and drop what has expired. What cannot be prepared now does not hold up the
+// end what has expired, and drop it after a while. What cannot be prepared now does not hold up the
 // rest.
 func (c *CA) Rotate(ctx context.Context) error {
 	c.rotating.Lock()
@@ -147,7 +147,7 @@ func (c *CA) Rotate(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("rotate %s authority: %w", kind, err))
 		}
 	}
-	ch.pruneForeign(now, c.cfg.Upstream != nil)
+	ch.pruneForeign(now, c.foreignRetention(), c.cfg.Upstream != nil)
 	if err := c.commit(ctx, ch); err != nil {
 		errs = append(errs, fmt.Errorf("rotate authorities: %w", err))
 	}
@@ -158,16 +158,20 @@ func (c *CA) Rotate(ctx context.Context) error {
 // is good without what failed.
 func (c *CA) turn(ctx context.Context, ch *change, kind Kind, now time.Time) error {
 	s := ch.slots(kind)
+	ch.end(kind, now)
 	// After a long stop the prepared one may have expired, too.
-	if s.next != nil && s.next.expired(now) {
+	if s.next != nil && s.next.ended {
 		s.old, s.next = append(s.old, s.next), nil
 	}
-	// One that is not the configured upstream's, and signed nothing yet.
-	if s.next != nil && c.misplaced(s.next) {
+	// One that is not the configured upstream's, or that was made while the clock
+	// was ahead, and signed nothing yet.
+	if s.next != nil && (c.misplaced(s.next) || now.Before(s.next.notBefore)) {
 		ch.drop("discarded", kind, s.next)
 		s.next = nil
 	}
-	idle := s.active == nil || s.active.expired(now)
+	// One that begins in the future was made while the clock was ahead. It may
+	// not be good before then, and its time comes too late for those who wait.
+	idle := !s.active.able(now)
 	if idle && s.next == nil {
 		// One that nobody knows yet is better than none.
 		if err := c.prepare(ctx, ch, kind, now); err != nil {
@@ -182,13 +186,47 @@ func (c *CA) turn(ctx context.Context, ch *change, kind Kind, now time.Time) err
 	if s.next == nil && !now.Before(c.prepareAt(s.active)) {
 		failed = c.prepare(ctx, ch, kind, now)
 	}
+	ch.withdraw(kind, now)
+	return failed
+}
+
+// withdraw drops from the bundle what ended long ago, or before many others.
+func (ch *change) withdraw(kind Kind, now time.Time) {
+	s := ch.slots(kind)
+	var ended []*authority
 	for _, a := range s.old {
-		if a.expired(now) {
-			ch.drop("expired", kind, a)
+		if a.ended {
+			ended = append(ended, a)
 		}
 	}
-	s.old = slices.DeleteFunc(s.old, func(a *authority) bool { return a.expired(now) })
-	return failed
+	slices.SortFunc(ended, func(a, b *authority) int { return b.notAfter.Compare(a.notAfter) })
+	for n, a := range ended {
+		if n >= maxEnded || a.expired(now.Add(-retention)) {
+			ch.drop("withdrawn", kind, a)
+			s.old = slices.DeleteFunc(s.old, func(o *authority) bool { return o == a })
+		}
+	}
+}
+
+// end takes the keys of the authorities whose time is over. What they signed is
+// verified as before: whether it is over as well is for the clocks of those who
+// ask.
+func (ch *change) end(kind Kind, now time.Time) {
+	s := ch.slots(kind)
+	ended := func(a *authority) *authority {
+		if a == nil || a.ended || !a.expired(now) {
+			return a
+		}
+		over := *a
+		over.ended, over.signer, over.leaf, over.jws, over.es256 = true, nil, nil, nil, nil
+		ch.gone = append(ch.gone, a)
+		ch.actOn("expired", kind, a)
+		return &over
+	}
+	s.active, s.next = ended(s.active), ended(s.next)
+	for n := range s.old {
+		s.old[n] = ended(s.old[n])
+	}
 }
 
 // prepare makes the next authority of a kind.
@@ -203,7 +241,7 @@ func (c *CA) prepare(ctx context.Context, ch *change, kind Kind, now time.Time) 
 	if len(a.chain) == 0 {
 		ch.published = true
 	} else if len(roots) > 0 {
-		ch.addRoots(roots, now)
+		ch.addRoots(roots, c.gone())
 	}
 	return nil
 }
@@ -274,9 +312,13 @@ func (c *CA) nextRotation() time.Time {
 	}
 	for _, s := range []*slots{&c.x509, &c.jwt} {
 		for _, a := range s.old {
-			earlier(a.notAfter)
+			if a.ended {
+				earlier(a.notAfter.Add(retention))
+			} else {
+				earlier(a.notAfter)
+			}
 		}
-		if now := c.Now(); s.next != nil && (s.active == nil || s.active.expired(now)) {
+		if now := c.Now(); s.next != nil && !s.active.able(now) {
 			// It waits to be introduced.
 			if at, ok := c.introducedAt(s.next); ok {
 				earlier(at)
@@ -292,13 +334,14 @@ func (c *CA) nextRotation() time.Time {
 			}
 		}
 	}
+	kept := c.foreignRetention()
 	for _, set := range c.foreign {
 		for _, root := range set.X509 {
-			earlier(root.Cert.NotAfter)
+			earlier(root.Cert.NotAfter.Add(kept))
 		}
 		for _, a := range set.JWT {
 			if !a.ExpiresAt.IsZero() {
-				earlier(a.ExpiresAt)
+				earlier(a.ExpiresAt.Add(kept))
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/internal/skew"
 )
 
 // ErrUpstream: the upstream does not do what it was asked for. What is there
@@ -86,7 +87,9 @@ func (c *CA) checkMinted(a *authority, chain []*x509.Certificate, roots []Root) 
 	case len(cert.URIs) != 1 || cert.URIs[0].String() != want:
 		return fmt.Errorf("its URIs are %v, want %s alone", cert.URIs, want)
 	case now.Before(cert.NotBefore):
-		return fmt.Errorf("it is not valid before %s", cert.NotBefore.UTC().Format(time.RFC3339))
+		return fmt.Errorf("it %s", skew.Of(cert, now))
+	case !now.Before(cert.NotAfter):
+		return fmt.Errorf("it %s", skew.Of(cert, now))
 	case !now.Add(MinLife).Before(cert.NotAfter):
 		return fmt.Errorf("it ends at %s already", cert.NotAfter.UTC().Format(time.RFC3339))
 	case len(cert.SubjectKeyId) == 0:
@@ -191,9 +194,9 @@ func pause(ctx context.Context, d time.Duration) {
 func (c *CA) applyUpstream(ctx context.Context, b UpstreamBundle) error {
 	c.rotating.Lock()
 	defer c.rotating.Unlock()
-	now := c.Now()
+	now, gone := c.Now(), c.gone()
 	ch := c.begin("")
-	set := ch.mergeUpstream(b, now)
+	set := ch.mergeUpstream(b, gone)
 	sound := x509.NewCertPool()
 	for _, root := range set.X509 {
 		if !root.Tainted && !root.revoked {
@@ -219,11 +222,11 @@ func (c *CA) applyUpstream(ctx context.Context, b UpstreamBundle) error {
 				c.discard(ch.made)
 				return fmt.Errorf("%w: it goes on signing with an authority that it has tainted", ErrUpstream)
 			}
-			set = ch.mergeUpstream(UpstreamBundle{X509: append(slices.Clone(set.X509), ch.foreign.of(ownerUpstream).X509...), JWT: set.JWT}, now)
+			set = ch.mergeUpstream(UpstreamBundle{X509: append(slices.Clone(set.X509), ch.foreign.of(ownerUpstream).X509...), JWT: set.JWT}, gone)
 		}
 		ch.activate(X509)
 	}
-	ch.setForeign(set, now)
+	ch.setForeign(set, gone)
 	if err := c.commit(ctx, ch); err != nil {
 		return err
 	}
@@ -241,7 +244,7 @@ func (c *CA) applyUpstream(ctx context.Context, b UpstreamBundle) error {
 // mergeUpstream is the upstream's set to be: what it has, and the roots that it
 // does not list any more while an authority of ours leads to them, unless they
 // are tainted. It may be another upstream than before.
-func (ch *change) mergeUpstream(b UpstreamBundle, now time.Time) Foreign {
+func (ch *change) mergeUpstream(b UpstreamBundle, gone time.Time) Foreign {
 	old := ch.foreign.of(ownerUpstream)
 	set := Foreign{Owner: ownerUpstream}
 	for _, root := range b.X509 {
@@ -253,7 +256,7 @@ func (ch *change) mergeUpstream(b UpstreamBundle, now time.Time) Foreign {
 		}
 	}
 	for _, root := range old.X509 {
-		if !root.Tainted && !root.expired(now) && !slices.ContainsFunc(set.X509, root.same) && ch.leadTo(root) {
+		if !root.Tainted && !root.expired(gone) && !slices.ContainsFunc(set.X509, root.same) && ch.leadTo(root) {
 			set.X509 = append(set.X509, root)
 		}
 	}
@@ -273,14 +276,14 @@ func (ch *change) leadTo(root Root) bool {
 }
 
 // addRoots puts roots that came with a signature into the upstream's set.
-func (ch *change) addRoots(roots []Root, now time.Time) {
+func (ch *change) addRoots(roots []Root, gone time.Time) {
 	old := ch.foreign.of(ownerUpstream)
-	set := ch.mergeUpstream(UpstreamBundle{X509: roots, JWT: old.JWT}, now)
+	set := ch.mergeUpstream(UpstreamBundle{X509: roots, JWT: old.JWT}, gone)
 	// A signature's answer may lack what the bundle says of a tainted root.
 	for _, root := range old.X509 {
 		if root.Tainted && !slices.ContainsFunc(set.X509, root.same) {
 			set.X509 = append(set.X509, root)
 		}
 	}
-	ch.setForeign(set, now)
+	ch.setForeign(set, gone)
 }

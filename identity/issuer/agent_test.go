@@ -287,6 +287,12 @@ func TestExpiredAgents(t *testing.T) {
 	// The connection is from before; the call is refused all the same.
 	_, err = a.agents().PostStatus(ctx, &agentv1.PostStatusRequest{})
 	wantDenied(t, err, types.PermissionDeniedDetails_AGENT_EXPIRED)
+	// It is kept for a day, in case it was the clock.
+	must(t, w.issuer.Prune(ctx))
+	w.clock.advance(-time.Hour)
+	_, err = a.agents().PostStatus(ctx, &agentv1.PostStatusRequest{})
+	must(t, err)
+	w.clock.advance(25 * time.Hour)
 	must(t, w.issuer.Prune(ctx))
 	if agents, entries := w.store.Index().Agents(), w.store.Index().Entries(); len(agents)+len(entries) != 0 {
 		t.Errorf("left over: %v %v", agents, entries)

@@ -99,6 +99,7 @@ type Issuer struct {
 	attestors map[string]server.Attestor
 	attesting *limit.Limits[netip.Prefix]
 	signing   *limit.Limits[spiffeid.ID] // nil: no limit
+	refusing  *limit.Limits[spiffeid.ID] // of logging those whose clock is off
 	self      *selfSVID
 	refresher *federation.Refresher
 	shown     struct {
@@ -163,6 +164,7 @@ func New(cfg Config) (*Issuer, error) {
 	}
 	var err error
 	i.attesting = limit.New[netip.Prefix](cfg.AttestPerSecond, cfg.AttestBurst)
+	i.refusing = limit.New[spiffeid.ID](1.0/60, 1)
 	if cfg.SignPerSecond > 0 {
 		i.signing = limit.New[spiffeid.ID](cfg.SignPerSecond, int(math.Ceil(cfg.SignPerSecond)))
 	}

@@ -6,20 +6,31 @@ import (
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/internal/skew"
 )
 
 // tokenMemory is how long a join token is remembered after its time, so that a
 // late second use still raises an alarm.
 const tokenMemory = 30 * 24 * time.Hour
 
+// agentMemory is how long an agent is kept after its last SVID has expired. It may
+// call nothing, but when it was this machine's clock that was wrong, it goes on
+// without a new token.
+const agentMemory = 24 * time.Hour
+
 // prune removes entries and agents when they expire, until ctx ends.
 func (i *Issuer) prune(ctx context.Context) {
+	clock := newSteady(i.now)
 	for {
 		_, changed := i.index.Revision()
+		now, set := clock.now()
+		if set != 0 {
+			i.clockSet(ctx, set)
+		}
 		// The wall clock may jump, the timer does not.
 		wait := time.Minute
-		if next := i.index.NextExpiry(); !next.IsZero() {
-			wait = max(10*time.Millisecond, min(wait, next.Sub(i.now())))
+		if next := i.index.NextExpiry(agentMemory); !next.IsZero() {
+			wait = max(10*time.Millisecond, min(wait, next.Sub(now)))
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -31,7 +42,10 @@ func (i *Issuer) prune(ctx context.Context) {
 			continue
 		case <-timer.C:
 		}
-		if err := i.Prune(ctx); err != nil && ctx.Err() == nil {
+		if now, set = clock.now(); set != 0 {
+			i.clockSet(ctx, set)
+		}
+		if err := i.pruneBy(ctx, now); err != nil && ctx.Err() == nil {
 			i.log.ErrorContext(ctx, "cannot prune the registry, trying again", "error", err)
 			retry := time.NewTimer(time.Second)
 			select {
@@ -43,11 +57,29 @@ func (i *Issuer) prune(ctx context.Context) {
 	}
 }
 
-// Prune removes what has expired: entries, agents together with the entries
-// that their join tokens' aliases became, revocations, and old join tokens. A banned agent
-// stays, or its ban would end with its SVID.
-func (i *Issuer) Prune(ctx context.Context) error {
-	now := i.now()
+// clockSet puts on record that the wall clock was set while the issuer ran.
+func (i *Issuer) clockSet(ctx context.Context, by time.Duration) {
+	direction := "ahead"
+	if by < 0 {
+		direction = "back"
+	}
+	i.log.ErrorContext(ctx, "the wall clock was set, or the machine slept: what is signed bears its time", "direction", direction, "by", skew.Round(by), "now", i.now())
+	act := identity.Act{
+		Kind: identity.ActAlarm, Verb: "set", Object: "clock", ObjectID: direction,
+		Actor: identity.IssuerID(i.cfg.TrustDomain).String(), Details: [][2]string{{"by", skew.Round(by).String()}},
+		Reason: "the wall clock and the time that passed do not agree: it was set, or the machine slept",
+	}
+	if err := i.record(ctx, act); err != nil && ctx.Err() == nil {
+		i.log.ErrorContext(ctx, "cannot record that the clock was set", "error", err)
+	}
+}
+
+// Prune removes what has expired: entries, revocations, after a while agents
+// together with the entries that their join tokens' aliases became, and old join
+// tokens. A banned agent stays, or its ban would end with its SVID.
+func (i *Issuer) Prune(ctx context.Context) error { return i.pruneBy(ctx, i.now()) }
+
+func (i *Issuer) pruneBy(ctx context.Context, now time.Time) error {
 	self := identity.IssuerID(i.cfg.TrustDomain).String()
 	return i.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
 		for _, e := range i.index.Entries() {
@@ -64,7 +96,7 @@ func (i *Issuer) Prune(ctx context.Context) error {
 			}
 		}
 		for _, a := range i.index.Agents() {
-			if a.Banned || now.Before(a.LastExpiry()) {
+			if a.Banned || now.Before(a.LastExpiry().Add(agentMemory)) {
 				continue
 			}
 			aliases, err := tx.DeleteAgent(a.ID)

@@ -153,8 +153,12 @@ func (i *Issuer) cutoff(now time.Time, r *revocation.Revocation) time.Time {
 	return cutoff
 }
 
-// lastExpiry is when the last SVID there can be has expired: none outlives its
-// authority.
+// clockMargin is how much longer than its time a revocation is kept, for clocks
+// that are ahead: those who forget it too early accept what it ended.
+const clockMargin = 24 * time.Hour
+
+// lastExpiry is when the last SVID there can be has expired, by any clock that is
+// not off by more than clockMargin: none outlives its authority.
 func (i *Issuer) lastExpiry(now time.Time) time.Time {
 	last := now.Add(time.Minute)
 	bundle, _ := i.ca.Bundle()
@@ -168,7 +172,7 @@ func (i *Issuer) lastExpiry(now time.Time) time.Time {
 			last = key.ExpiresAt
 		}
 	}
-	return last.Add(time.Second)
+	return last.Add(clockMargin)
 }
 
 // notBefore is when an SVID of id that is issued through an agent must say that

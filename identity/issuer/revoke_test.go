@@ -217,7 +217,13 @@ func TestRevocationsAreKept(t *testing.T) {
 	if got := open(); got.Len() != 1 {
 		t.Error("pruned while SVIDs that it concerns are valid")
 	}
+	// A day longer, for clocks that are ahead.
 	w.clock.advance(25 * time.Hour)
+	must(t, w.issuer.Prune(t.Context()))
+	if got := open(); got.Len() != 1 {
+		t.Error("pruned while a clock that is two hours behind takes SVIDs that it concerns for valid")
+	}
+	w.clock.advance(24 * time.Hour)
 	must(t, w.issuer.Prune(t.Context()))
 	if got := open(); got.Len() != 0 {
 		t.Errorf("kept for ever: %v", got.All())

@@ -250,7 +250,8 @@ func (i *Issuer) checkAgent(ctx context.Context, c Caller) error {
 		return err
 	}
 	if !i.now().Before(c.expires) {
-		return deny(types.PermissionDeniedDetails_AGENT_EXPIRED, "the agent's SVID has expired")
+		return deny(types.PermissionDeniedDetails_AGENT_EXPIRED, "the agent's SVID has expired: it ended at "+
+			c.expires.UTC().Format(time.RFC3339)+", and the issuer's clock says "+i.now().UTC().Format(time.RFC3339))
 	}
 	if err := i.fresh(); err != nil {
 		return err

@@ -36,7 +36,8 @@ func (s *selfSVID) current() (*x509svid.SVID, time.Time, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.issuer.now()
-	if s.svid != nil && s.issuer.revoked(s.svid.Certificates[0], s.id) != nil {
+	// One that begins in the future was made while the clock was ahead.
+	if s.svid != nil && (s.issuer.revoked(s.svid.Certificates[0], s.id) != nil || now.Before(s.svid.Certificates[0].NotBefore)) {
 		s.svid = nil
 	}
 	bundle, _ := s.issuer.ca.Bundle()

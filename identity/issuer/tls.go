@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"time"
 
@@ -9,6 +10,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/internal/skew"
 )
 
 const (
@@ -45,11 +49,26 @@ func (i *Issuer) TLSConfig() *tls.Config {
 				return nil
 			}
 			bundle, _ := i.ca.Bundle()
-			if _, _, err := x509svid.Verify(state.PeerCertificates, bundle, x509svid.WithTime(i.now())); err != nil {
+			now := i.now()
+			if _, _, err := x509svid.Verify(state.PeerCertificates, bundle, x509svid.WithTime(now)); err != nil {
+				i.refusedClient(state.PeerCertificates, bundle, now)
 				return fmt.Errorf("client certificate: %w", err)
 			}
 			return nil
 		},
+	}
+}
+
+// refusedClient says in the log of a certificate that is ours, but not of this time:
+// its owner hears no more than that it is bad. gRPC logs nothing of handshakes.
+func (i *Issuer) refusedClient(chain []*x509.Certificate, bundle *ca.Bundle, now time.Time) {
+	off := skew.In(chain, now)
+	if off == nil {
+		return
+	}
+	id, _, err := x509svid.Verify(chain, bundle, x509svid.WithTime(chain[0].NotAfter.Add(-time.Second)))
+	if err == nil && i.refusing.Allow(id) {
+		i.log.Warn("a caller was refused whose certificate is not valid by this machine's clock", "spiffe_id", id.String(), "error", off)
 	}
 }
 

@@ -317,8 +317,9 @@ func (x *Index) FindBelow(id spiffeid.ID, wanted func(*Entry) bool) *Entry {
 	return nil
 }
 
-// NextExpiry is when the next entry or agent expires; zero if none does.
-func (x *Index) NextExpiry() time.Time {
+// NextExpiry is when the next entry expires, or has an agent been expired for as
+// long as agents are kept; zero if nothing does.
+func (x *Index) NextExpiry(agentsKept time.Duration) time.Time {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	var next time.Time
@@ -332,7 +333,7 @@ func (x *Index) NextExpiry() time.Time {
 	}
 	for _, a := range x.agents {
 		if !a.Banned {
-			earlier(a.LastExpiry())
+			earlier(a.LastExpiry().Add(agentsKept))
 		}
 	}
 	return next

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -101,6 +102,10 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *workloadpb.ValidateJW
 		bundles.Add(b.jwt)
 	}
 	svid, err := jwtsvid.ParseAndValidate(req.Svid, bundles, []string{req.Audience})
+	if errors.Is(err, jwt.ErrIssuedInTheFuture) {
+		// More than a minute: the library grants as much.
+		return nil, status.Errorf(codes.InvalidArgument, "not a valid JWT-SVID for this audience: it was issued in the future of this machine's clock, which says %s: check it, and that of its issuer", time.Now().UTC().Format(time.RFC3339))
+	}
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "not a valid JWT-SVID for this audience: %v", err)
 	}

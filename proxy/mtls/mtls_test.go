@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,6 +44,53 @@ func listen(t *testing.T, source mtls.Source, change func(*mtls.ListenerConfig))
 	})
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	return l, refused
+}
+
+// A sidecar whose clock is two hours off says so, and accepts again when it is
+// right.
+func TestClockOff(t *testing.T) {
+	ca := testpki.New(t, "example.org")
+	server := testpki.NewSource(ca.SVID(t, "/svc/orders", time.Hour), ca.Bundle())
+	client := testpki.NewSource(ca.SVID(t, "/svc/web", time.Hour), ca.Bundle())
+	var ahead atomic.Int64
+	l, refused := listen(t, server, func(c *mtls.ListenerConfig) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	call := func() error {
+		c, err := tls.Dial("tcp", l.Addr().String(), mtls.Client(mtls.ClientConfig{Source: client, Peer: spiffeid.RequireFromString("spiffe://example.org/svc/orders"), Protocols: []string{mtls.HTTP1}}))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		accepted, err := l.Queue(mtls.HTTP1).Accept()
+		if err != nil {
+			return err
+		}
+		return accepted.Close()
+	}
+	for _, tc := range []struct {
+		ahead time.Duration
+		says  []string
+	}{
+		{2 * time.Hour, []string{"spiffe://example.org/svc/web is not valid now: it ended at", "this machine's clock says", "apart by 1h0m"}},
+		{-2 * time.Hour, []string{"is not valid before", "this machine's clock says", "ahead of it by 1h"}},
+	} {
+		ahead.Store(int64(tc.ahead))
+		c, err := tls.Dial("tcp", l.Addr().String(), mtls.Client(mtls.ClientConfig{Source: client, Peer: spiffeid.RequireFromString("spiffe://example.org/svc/orders"), Protocols: []string{mtls.HTTP1}}))
+		if err == nil {
+			c.Close()
+		}
+		got := <-refused
+		for _, want := range tc.says {
+			if got.Cause != mtls.ExpiredSVID || !strings.Contains(got.Reason, want) {
+				t.Errorf("%v ahead: %s: %q lacks %q", tc.ahead, got.Cause, got.Reason, want)
+			}
+		}
+		ahead.Store(0)
+		if err := call(); err != nil {
+			t.Errorf("with the right clock: %v", err)
+		}
+	}
 }
 
 func TestHandshake(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/writ-dev/writ/internal/skew"
 )
 
 // Cause is why a connection was refused, in one word for metrics.
@@ -72,7 +74,8 @@ func (v *verifier) verify(state tls.ConnectionState) (spiffeid.ID, [][]*x509.Cer
 	if err := v.accept(id); err != nil {
 		return spiffeid.ID{}, nil, err
 	}
-	id, chains, err := x509svid.Verify(certs, v.bundles, x509svid.WithTime(v.now()))
+	now := v.now()
+	id, chains, err := x509svid.Verify(certs, v.bundles, x509svid.WithTime(now))
 	if err == nil && v.revoked != nil {
 		if err := v.revoked(leaf, id); err != nil {
 			return spiffeid.ID{}, nil, refuse(RevokedSVID, "%v", err)
@@ -85,8 +88,10 @@ func (v *verifier) verify(state tls.ConnectionState) (spiffeid.ID, [][]*x509.Cer
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return spiffeid.ID{}, nil, refuse(ExpiredSVID, "the X509-SVID that claims %s is not valid now: it runs from %s to %s",
-			id, leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339))
+		if off := skew.Of(leaf, now); off != nil {
+			return spiffeid.ID{}, nil, refuse(ExpiredSVID, "the X509-SVID that claims %s is not valid now: it %v", id, off)
+		}
+		return spiffeid.ID{}, nil, refuse(ExpiredSVID, "the X509-SVID that claims %s is signed by an authority that is not valid now, at %s by this machine's clock", id, now.UTC().Format(time.RFC3339))
 	case errors.As(err, &unknown):
 		return spiffeid.ID{}, nil, refuse(UnknownCA, "the X509-SVID that claims %s is not signed by the trust bundle", id)
 	}

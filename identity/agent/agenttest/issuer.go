@@ -51,7 +51,8 @@ type Issuer struct {
 	// Dial connects to an issuer of StartInMemory, which has no Address.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 
-	t testing.TB
+	t     testing.TB
+	ahead atomic.Int64 // of the clock, a time.Duration
 	// What outlives a restart.
 	config issuer.Config
 	life   time.Duration
@@ -70,6 +71,11 @@ type Issuer struct {
 
 // Sent counts what went to agents.
 type Sent struct{ Entries, Gone, Bundles int }
+
+// SetClock sets the issuer's clock, which is the tests' at first, ahead by d.
+func (r *Issuer) SetClock(d time.Duration) { r.ahead.Store(int64(d)) }
+
+func (r *Issuer) now() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
 
 // Start runs an issuer whose X509-SVIDs have the given life, until the test
 // ends. Without attestors it takes join tokens.
@@ -259,12 +265,12 @@ func (r *Issuer) start() {
 	ctx := context.WithoutCancel(t.Context())
 	db, err := sqldb.OpenSQLite(ctx, r.file)
 	must(t, err)
-	store, err := sqlstore.Open(ctx, db, time.Now)
+	store, err := sqlstore.Open(ctx, db, r.now)
 	must(t, err)
-	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &r.keys, Journal: store, Emit: r.config.Emit, X509SVIDLife: r.life})
+	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &r.keys, Journal: store, Emit: r.config.Emit, Clock: r.now, X509SVIDLife: r.life})
 	must(t, err)
 	config := r.config
-	config.Store, config.CA = store, authority
+	config.Store, config.CA, config.Clock = store, authority, r.now
 	iss, err := issuer.New(config)
 	must(t, err)
 	r.note(func() {
