@@ -59,7 +59,7 @@ func (a *Agent) hearClock(u *revocationv1.Update) {
 	if u.GetCurrentAt() <= 0 {
 		return
 	}
-	ahead := time.Unix(0, u.GetCurrentAt()).Sub(time.Now())
+	ahead := time.Until(time.Unix(0, u.GetCurrentAt()))
 	before := time.Duration(a.issuerAhead.Swap(int64(ahead)))
 	apart, wasApart := ahead.Abs() >= clockNotable, before.Abs() >= clockNotable
 	switch {

@@ -83,13 +83,23 @@ func (a *authority) expired(now time.Time) bool { return !now.Before(a.notAfter)
 // ahead must not take from others what they still verify by theirs.
 const (
 	retention = 24 * time.Hour
+	// jwtRetention is less: a key, unlike a certificate, says nothing of its end to
+	// those who verify by it.
+	jwtRetention = 3 * time.Hour
 	// maxEnded bounds how many of a kind there are then.
 	maxEnded = 6
 )
 
+func (k Kind) retention() time.Duration {
+	if k == JWT {
+		return jwtRetention
+	}
+	return retention
+}
+
 // foreignRetention is that of authorities of others, whose number is not ours to
 // choose.
-func (c *CA) foreignRetention() time.Duration { return min(retention, 3*c.cfg.Life) }
+func (c *CA) foreignRetention() time.Duration { return min(jwtRetention, 3*c.cfg.Life) }
 
 func (c *CA) newAuthority(ctx context.Context, kind Kind, now time.Time) (a *authority, roots []Root, err error) {
 	now = now.UTC().Truncate(time.Second) // certificates know no fractions

@@ -201,7 +201,7 @@ func (ch *change) withdraw(kind Kind, now time.Time) {
 	}
 	slices.SortFunc(ended, func(a, b *authority) int { return b.notAfter.Compare(a.notAfter) })
 	for n, a := range ended {
-		if n >= maxEnded || a.expired(now.Add(-retention)) {
+		if n >= maxEnded || a.expired(now.Add(-kind.retention())) {
 			ch.drop("withdrawn", kind, a)
 			s.old = slices.DeleteFunc(s.old, func(o *authority) bool { return o == a })
 		}
@@ -310,10 +310,10 @@ func (c *CA) nextRotation() time.Time {
 			due = t
 		}
 	}
-	for _, s := range []*slots{&c.x509, &c.jwt} {
+	for kind, s := range map[Kind]*slots{X509: &c.x509, JWT: &c.jwt} {
 		for _, a := range s.old {
 			if a.ended {
-				earlier(a.notAfter.Add(retention))
+				earlier(a.notAfter.Add(kind.retention()))
 			} else {
 				earlier(a.notAfter)
 			}

@@ -29,7 +29,7 @@ func TestSteady(t *testing.T) {
 			offset += step.sets
 			now, set := s.now()
 			if want := time.Now().Add(offset - step.behind); now.Sub(want).Abs() > 2*time.Second || set.Round(time.Minute) != step.noted {
-				t.Errorf("after %v: %v ahead of time and set by %v, want %v and %v", time.Since(start), now.Sub(time.Now()), set, offset-step.behind, step.noted)
+				t.Errorf("after %v: %v ahead of time and set by %v, want %v and %v", time.Since(start), time.Until(now), set, offset-step.behind, step.noted)
 			}
 		}
 	})
