@@ -199,7 +199,7 @@ func (b *builder) write(it *item) ref {
 }
 
 func (b *builder) atom(a *Atom) atom {
-	x := atom{not: a.Not, memo: -1}
+	x := atom{kind: atomOne, not: a.Not, memo: -1}
 	if len(a.Token) > 0 {
 		x.kind = atomTokens
 		for i := range a.Token {
@@ -221,7 +221,24 @@ func (b *builder) atom(a *Atom) atom {
 	for i := range a.Preds {
 		x.preds = append(x.preds, b.pred(&a.Preds[i]))
 	}
+	if x.kind == atomOne && len(x.preds) == 1 && !ofToken(a.Field.Base) {
+		x.simplify(x.preds[0])
+	}
 	return x
+}
+
+// simplify gives the conditions that most policies are made of a kind of their
+// own.
+func (a *atom) simplify(p pred) {
+	if p.not || p.set != nil {
+		return
+	}
+	switch p.op {
+	case Equal:
+		a.kind, a.texts, a.preds = atomIs, p.texts, nil
+	case Prefix:
+		a.kind, a.texts, a.preds = atomBegins, p.texts, nil
+	}
 }
 
 func (b *builder) pred(p *Pred) pred {

@@ -136,18 +136,20 @@ func (e *engine) name(r *run, out *policy.Decision) {
 
 // walk visits the part of an index that the input leads to.
 func (e *engine) walk(r *run, root uint32) {
-	r.todo = append(r.todo[:0], root)
-	for len(r.todo) > 0 && !r.ask {
-		n := &e.nodes[r.todo[len(r.todo)-1]]
-		r.todo = r.todo[:len(r.todo)-1]
-		if n.rest != 0 {
-			r.todo = append(r.todo, n.rest)
-		}
+	r.todo = r.todo[:0]
+	for at := root; ; {
+		n := &e.nodes[at]
+		r.push(n.rest)
 		if n.kind == leaf {
 			e.scan(r, e.refs[n.at:n.at+n.n])
 		} else {
 			e.descend(r, n)
 		}
+		left := len(r.todo)
+		if left == 0 || r.ask {
+			return
+		}
+		at, r.todo = r.todo[left-1], r.todo[:left-1]
 	}
 }
 
@@ -157,7 +159,11 @@ next:
 	for i := range refs {
 		c := &refs[i]
 		for _, at := range e.conds[c.from : c.from+uint32(c.n)] {
-			if !e.holds(r, &e.atoms[at]) {
+			if a := &e.atoms[at]; a.memo >= 0 {
+				if !e.remembered(r, a) {
+					continue next
+				}
+			} else if !e.test(r, a) {
 				continue next
 			}
 		}

@@ -120,11 +120,7 @@ func (b *builder) texts(kind nodeKind, under []placed) uint32 {
 	}
 	switch kind {
 	case byPath:
-		x := pathIndex{children: map[pathStep]uint32{}, nodes: make([]uint32, 1)}
-		for i, key := range keys {
-			x.nodes[x.add(pathOfKey(key))] = nodes[i]
-		}
-		b.e.paths = append(b.e.paths, x)
+		b.e.paths = append(b.e.paths, newPathIndex(keys, nodes))
 		return uint32(len(b.e.paths) - 1)
 	case byContent:
 		b.e.within = append(b.e.within, newSubstrings(keys, nodes, uint32(b.e.memos)))

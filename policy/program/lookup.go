@@ -2,6 +2,10 @@ package program
 
 import (
 	"bytes"
+	"hash/maphash"
+	"maps"
+	"math/bits"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -28,34 +32,53 @@ const (
 	byContent
 )
 
-// table leads from a text to a node.
+// table leads from a text to a node. Few texts are compared; of more, places
+// holds where each is plus one, by its hash and then in the next place that is
+// free.
 type table struct {
-	// few texts are compared; many are hashed.
-	texts []string
-	nodes []uint32
-	hash  map[string]uint32
+	texts  []string
+	nodes  []uint32
+	places []uint32
 }
 
 // fewTexts is up to how many texts comparing is cheaper than hashing.
-const fewTexts = 6
+const fewTexts = 4
 
-func newTable(keys []string, nodes []uint32) table {
-	if len(keys) <= fewTexts {
-		return table{texts: keys, nodes: nodes}
+// seed is of this process, so that nobody outside knows what collides.
+var seed = maphash.MakeSeed()
+
+func hashOf(s string) int { return int(maphash.String(seed, s) >> 1) }
+
+// newTable makes the table of texts, each once.
+func newTable(texts []string, nodes []uint32) table {
+	t := table{texts: texts, nodes: nodes}
+	if len(texts) <= fewTexts {
+		return t
 	}
-	hash := make(map[string]uint32, len(keys))
-	for i, key := range keys {
-		hash[key] = nodes[i]
+	t.places = make([]uint32, 2<<bits.Len(uint(len(texts))))
+	mask := len(t.places) - 1
+	for i, text := range texts {
+		at := hashOf(text) & mask
+		for t.places[at] != 0 {
+			at = (at + 1) & mask
+		}
+		t.places[at] = uint32(i + 1)
 	}
-	return table{hash: hash}
+	return t
 }
 
 func (t *table) find(s string) uint32 {
-	if t.hash != nil {
-		return t.hash[s]
+	if t.places == nil {
+		for i, text := range t.texts {
+			if text == s {
+				return t.nodes[i]
+			}
+		}
+		return 0
 	}
-	for i, text := range t.texts {
-		if text == s {
+	mask := len(t.places) - 1
+	for at := hashOf(s) & mask; t.places[at] != 0; at = (at + 1) & mask {
+		if i := t.places[at] - 1; t.texts[i] == s {
 			return t.nodes[i]
 		}
 	}
@@ -199,40 +222,49 @@ func (x *intervals) find(v int64) uint32 {
 }
 
 // pathIndex is a trie over the first segments of paths, those that patterns
-// compare as they are.
-type pathIndex struct {
-	children map[pathStep]uint32
-	nodes    []uint32 // by place in the trie; 0 is the root
+// compare as they are. The root is its first place.
+type pathIndex []pathPlace
+
+type pathPlace struct {
+	next table // places
+	node uint32
 }
 
-type pathStep struct {
-	from    uint32
-	segment string
-}
-
-func (x *pathIndex) find(r *run, segments []string) {
-	r.push(x.nodes[0])
+func (x pathIndex) find(r *run, segments []string) {
 	at := uint32(0)
 	for _, s := range segments {
-		var ok bool
-		if at, ok = x.children[pathStep{at, s}]; !ok {
+		r.push(x[at].node)
+		if at = x[at].next.find(s); at == 0 {
 			return
 		}
-		r.push(x.nodes[at])
 	}
+	r.push(x[at].node)
 }
 
-// add makes the place of a pattern that begins with these segments.
-func (x *pathIndex) add(segments []string) uint32 {
-	at := uint32(0)
-	for _, s := range segments {
-		next, ok := x.children[pathStep{at, s}]
-		if !ok {
-			next = uint32(len(x.nodes))
-			x.children[pathStep{at, s}] = next
-			x.nodes = append(x.nodes, 0)
+// newPathIndex makes the trie of what pathKey gave.
+func newPathIndex(keys []string, nodes []uint32) pathIndex {
+	x := make(pathIndex, 1)
+	below := []map[string]uint32{{}}
+	for i, key := range keys {
+		at := uint32(0)
+		for _, s := range pathOfKey(key) {
+			next, ok := below[at][s]
+			if !ok {
+				next = uint32(len(x))
+				below[at][s] = next
+				x, below = append(x, pathPlace{}), append(below, map[string]uint32{})
+			}
+			at = next
 		}
-		at = next
+		x[at].node = nodes[i]
 	}
-	return at
+	for at, children := range below {
+		texts := slices.Sorted(maps.Keys(children))
+		places := make([]uint32, len(texts))
+		for i, s := range texts {
+			places[i] = children[s]
+		}
+		x[at].next = newTable(texts, places)
+	}
+	return x
 }

@@ -18,6 +18,7 @@ type atom struct {
 	// one that a single clause has.
 	memo  int32
 	field uint32
+	texts []string // of atomIs and atomBegins
 	preds []pred
 	token []atom
 }
@@ -25,7 +26,9 @@ type atom struct {
 type atomKind uint8
 
 const (
-	atomOne    atomKind = iota // a field with at most one text
+	atomIs     atomKind = iota // a field of the request is one of few texts
+	atomBegins                 // a field of the request begins with one of few
+	atomOne                    // a field with at most one text
 	atomMany                   // a field with any number of texts
 	atomNumber                 // a number
 	atomList                   // the segments
@@ -46,29 +49,30 @@ type pred struct {
 	other uint32
 }
 
-// holds reports whether the condition is met.
-func (e *engine) holds(r *run, a *atom) bool {
-	if a.memo < 0 {
-		return e.test(r, a)
-	}
+// remembered is test with a memory, for the length of a decision.
+func (e *engine) remembered(r *run, a *atom) bool {
 	m := &r.memo[a.memo]
-	if *m>>1 == r.gen {
-		return *m&1 == 1
+	if *m>>1 != r.gen {
+		*m = r.gen << 1
+		if e.test(r, a) {
+			*m |= 1
+		}
 	}
-	*m = r.gen << 1
-	if e.test(r, a) {
-		*m |= 1
-		return true
-	}
-	return false
+	return *m&1 == 1
 }
 
-// test is holds without a memory.
+// test reports whether the condition is met.
 func (e *engine) test(r *run, a *atom) bool {
 	met := false
 	switch a.kind {
-	case atomOne:
+	case atomIs:
 		s, ok := r.one(&e.fields[a.field], a.field)
+		met = ok && isOneOf(s, a.texts)
+	case atomBegins:
+		s, ok := r.one(&e.fields[a.field], a.field)
+		met = ok && beginsWithOneOf(s, a.texts)
+	case atomOne:
+		s, ok := r.oneOf(&e.fields[a.field], a.field)
 		met = ok && e.meets(r, a.preds, s)
 	case atomMany:
 		f := &e.fields[a.field]
@@ -137,17 +141,9 @@ func (e *engine) meet(r *run, p *pred, s string) bool {
 			_, ok := p.set[s]
 			return ok
 		}
-		for _, t := range p.texts {
-			if s == t {
-				return true
-			}
-		}
+		return isOneOf(s, p.texts)
 	case Prefix:
-		for _, t := range p.texts {
-			if strings.HasPrefix(s, t) {
-				return true
-			}
-		}
+		return beginsWithOneOf(s, p.texts)
 	case Suffix:
 		for _, t := range p.texts {
 			if strings.HasSuffix(s, t) {
@@ -186,8 +182,26 @@ func (e *engine) meet(r *run, p *pred, s string) bool {
 		_, ok := parseAddress(s)
 		return ok
 	case EqualField:
-		t, ok := r.one(&e.fields[p.other], p.other)
+		t, ok := r.oneOf(&e.fields[p.other], p.other)
 		return ok && s == t
+	}
+	return false
+}
+
+func isOneOf(s string, texts []string) bool {
+	for _, t := range texts {
+		if s == t {
+			return true
+		}
+	}
+	return false
+}
+
+func beginsWithOneOf(s string, texts []string) bool {
+	for _, t := range texts {
+		if strings.HasPrefix(s, t) {
+			return true
+		}
 	}
 	return false
 }

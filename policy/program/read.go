@@ -94,22 +94,37 @@ func (r *run) end() {
 	}
 }
 
-// one is the value of a field that has at most one.
+// one is the value of a field that has at most one and is not of a token.
 func (r *run) one(f *field, at uint32) (string, bool) {
+	s := &r.slots[at]
+	if s.state == slotUnread {
+		r.read(f, s)
+		r.loaded = append(r.loaded, at)
+	}
+	return s.text, s.state == slotPresent
+}
+
+func (r *run) read(f *field, s *slot) {
+	s.state = slotAbsent
+	text, ok := f.Field.text(r)
+	if !ok || !r.valid(text) {
+		return
+	}
+	if len(f.Via) > 0 {
+		if text, ok = r.derive(text, true, f.Via); !ok {
+			return
+		}
+	}
+	s.state, s.text = slotPresent, text
+}
+
+// oneOf is one for any field that has at most one value.
+func (r *run) oneOf(f *field, at uint32) (string, bool) {
 	if f.token {
 		text, ok := r.tokenText(f, r.token)
 		return r.derive(text, ok, f.Via)
 	}
-	s := &r.slots[at]
-	if s.state == slotUnread {
-		s.state = slotAbsent
-		text, ok := r.text(f)
-		if text, ok = r.derive(text, ok, f.Via); ok {
-			s.state, s.text = slotPresent, text
-		}
-		r.loaded = append(r.loaded, at)
-	}
-	return s.text, s.state == slotPresent
+	return r.one(f, at)
 }
 
 // all are the values of a field that may have many. Those of a token are good
@@ -179,11 +194,35 @@ func (r *run) collectAll(texts []string, via []Step) {
 
 // valid asks where topdown would see a text with replacement characters.
 func (r *run) valid(s string) bool {
-	if utf8.ValidString(s) {
+	if isASCII(s) || utf8.ValidString(s) {
 		return true
 	}
 	r.ask = true
 	return false
+}
+
+// isASCII looks at eight bytes at a time; the last eight may overlap.
+func isASCII(s string) bool {
+	const high = 0x8080808080808080
+	if len(s) < 8 {
+		var all byte
+		for i := range len(s) {
+			all |= s[i]
+		}
+		return all < utf8.RuneSelf
+	}
+	all := word(s, len(s)-8)
+	for i := 0; i+8 < len(s); i += 8 {
+		all |= word(s, i)
+	}
+	return all&high == 0
+}
+
+// word is the eight bytes of s from i on, which the compiler reads as one.
+func word(s string, i int) uint64 {
+	s = s[i : i+8]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 // text is the one text of f before its steps.
