@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/writ-dev/writ/policy"
 )
@@ -15,8 +16,10 @@ type builder struct {
 	patterns *patterns
 	key      []byte
 	fields   map[string]uint32
-	known    map[string]uint32 // conditions by their encoding
-	conds    []condition
+	// inexact fields, by their encoding, are not only compared byte by byte.
+	inexact map[string]bool
+	known   map[string]uint32 // conditions by their encoding
+	conds   []condition
 	// roots of the tiers that are there, by what they are made of: guardrails
 	// are the same for every unit.
 	roots map[string]uint32
@@ -64,7 +67,7 @@ type residue struct {
 }
 
 func newBuilder(p *patterns) *builder {
-	b := &builder{e: &engine{}, patterns: p, fields: map[string]uint32{}, known: map[string]uint32{}, roots: map[string]uint32{}}
+	b := &builder{e: &engine{}, patterns: p, fields: map[string]uint32{}, inexact: map[string]bool{}, known: map[string]uint32{}, roots: map[string]uint32{}}
 	b.e.nodes = make([]node, 1)
 	b.e.expiry = make([]int64, 1)
 	return b
@@ -153,20 +156,53 @@ func (b *builder) condition(a Atom) uint32 {
 	}
 	n := uint32(len(b.conds))
 	b.known[string(b.key)] = n
+	b.note(&a)
 	c := condition{atom: a, cost: atomCost(&a)}
 	c.options = b.options(&a)
 	b.conds = append(b.conds, c)
 	return n
 }
 
+// note marks the fields of which a asks more than field.exact allows.
+func (b *builder) note(a *Atom) {
+	for i := range a.Token {
+		b.note(&a.Token[i])
+	}
+	exact := len(a.Field.Via) == 0
+	for i := range a.Preds {
+		p := &a.Preds[i]
+		exact = exact && p.bytewise()
+		if p.Other != nil {
+			b.inexact[b.fieldKey(p.Other)] = true
+		}
+	}
+	if !exact {
+		b.inexact[b.fieldKey(&a.Field)] = true
+	}
+}
+
+// bytewise reports whether p compares bytes, none of a replacement character.
+func (p *Pred) bytewise() bool {
+	switch p.Op {
+	case Equal, Prefix, Suffix, Contains:
+		return !slices.ContainsFunc(p.Texts, func(s string) bool { return strings.ContainsRune(s, utf8.RuneError) })
+	}
+	return p.Op == Range
+}
+
+func (b *builder) fieldKey(f *Field) string {
+	b.key = (&encoder{}).field(b.key[:0], f, inlineText)
+	return string(b.key)
+}
+
 // field is the place of f in engine.fields.
 func (b *builder) field(f *Field, overTokens, lenient bool) uint32 {
-	b.key = append((&encoder{}).field(b.key[:0], f, inlineText), flag(overTokens, 1)|flag(lenient, 2))
-	if n, ok := b.fields[string(b.key)]; ok {
+	key := b.fieldKey(f) + string(rune(flag(overTokens, 1)|flag(lenient, 2)))
+	if n, ok := b.fields[key]; ok {
 		return n
 	}
 	n := uint32(len(b.e.fields))
-	b.fields[string(b.key)] = n
+	b.fields[key] = n
 	x := field{Field: *f, shape: shapeOf(f.Base), many: f.many() || overTokens, token: ofToken(f.Base), overTokens: overTokens, lenient: lenient}
 	if named(f.Base) && x.token {
 		x.claim = strings.Split(f.Name, "\x00")
@@ -272,6 +308,10 @@ func (b *builder) pred(p *Pred) pred {
 
 func (b *builder) finish() *engine {
 	e := b.e
+	for i := range e.fields {
+		f := &e.fields[i]
+		f.exact = !f.token && !b.inexact[b.fieldKey(&f.Field)]
+	}
 	e.fields, e.atoms, e.nodes = slices.Clip(e.fields), slices.Clip(e.atoms), slices.Clip(e.nodes)
 	e.refs, e.conds, e.trie, e.first = slices.Clip(e.refs), slices.Clip(e.conds), slices.Clip(e.trie), slices.Clip(e.first)
 	if len(e.names) > fewTexts {

@@ -67,7 +67,7 @@ func TestTiers(t *testing.T) {
 }
 
 func TestAsk(t *testing.T) {
-	host := Atom{Field: Field{Base: Host}, Preds: equal("no")}
+	host := Atom{Field: Field{Base: Host}, Preds: equal("a\uFFFD")}
 	claim := func(base Base, name string, index int32) Atom {
 		return Atom{Token: []Atom{{Field: Field{Base: base, Name: name, Index: index}}}}
 	}
@@ -81,9 +81,17 @@ func TestAsk(t *testing.T) {
 		"time too early": {func(in *policy.Input) { in.Time = time.Unix(-1<<40, 0) }, nil},
 		"service":        {func(in *policy.Input) { in.Destination.Service = "other" }, nil},
 		"UTF-8":          {func(in *policy.Input) { in.Request.Host = "a\xff" }, []Atom{host}},
+		"UTF-8 before a step": {
+			func(in *policy.Input) { in.Request.Host = "a\xff" },
+			[]Atom{{Field: Field{Base: Host, Via: []Step{{Kind: Lower}}}, Preds: equal("b")}},
+		},
+		"UTF-8 of two fields": {
+			func(in *policy.Input) { in.Request.Host, in.Connection.SNI = "a\uFFFD", "a\xff" },
+			[]Atom{{Field: Field{Base: Host}, Preds: []Pred{{Op: EqualField, Other: &Field{Base: SNI}}}}},
+		},
 		"UTF-8 in one of many": {
 			func(in *policy.Input) { in.Request.Headers = policy.MapValues{"h": {"a", "\xff"}} },
-			[]Atom{{Field: Field{Base: Header, Name: "h", Index: Any}, Preds: equal("b")}},
+			[]Atom{{Field: Field{Base: Header, Name: "h", Index: Any}, Preds: []Pred{{Op: Glob, Texts: []string{"\x00b*"}}}}},
 		},
 		"UTF-8 in the path": {
 			func(in *policy.Input) { in.Request.Segments = []string{"a", "\xff"} },
@@ -112,6 +120,10 @@ func TestAsk(t *testing.T) {
 	if holds(t, in, Atom{Field: Field{Base: Method}, Preds: equal("no")}, host) {
 		t.Error("it holds")
 	} // And did not ask about what it did not read.
+	in.Request.Host = "a\xff"
+	if holds(t, in, Atom{Field: Field{Base: Host}, Preds: equal("a")}) || !holds(t, in, Atom{Field: Field{Base: Host}, Preds: []Pred{{Op: Prefix, Texts: []string{"a"}}}}) {
+		t.Error("bytes that topdown replaces count where the policy has no such character")
+	}
 
 	// A claim that is tested to be a text is not asked about, also where an index
 	// looks for it.

@@ -14,7 +14,7 @@ type source struct{ *rand.Rand }
 
 func of[T any](s source, list ...T) T { return list[s.IntN(len(list))] }
 
-var words = []string{"", "a", "b", "ab", "aba", "abab", "/", "/a", "/a/", "/a/b", "/ab", "A", "aB", "é", "GET", "POST", ".a", "b.a", "x.b.a"}
+var words = []string{"", "a", "b", "ab", "aba", "abab", "/", "/a", "/a/", "/a/b", "/ab", "A", "aB", "é", "\uFFFD", "a\uFFFD", "GET", "POST", ".a", "b.a", "x.b.a"}
 
 func (s source) word() string { return words[s.IntN(len(words))] }
 
@@ -312,9 +312,17 @@ func (s source) input() (in *policy.Input, clean bool) {
 		}
 		in.Tokens = append(in.Tokens, t)
 	}
-	if s.IntN(6) == 0 {
+	if s.IntN(4) == 0 {
 		clean = false
-		switch s.IntN(5) {
+		broken := of(s, "a\xff", "\xff", "\xffa", "a\xc3", "\xc3é", "\xe2\x82a", "ab\xed\xa0\x80")
+		switch s.IntN(8) {
+		case 5:
+			in.Source.TrustDomain, in.Source.Path, in.Source.Authn = broken, broken, broken
+		case 6:
+			in.Request.Method, in.Request.Host, in.Connection.SNI = broken, broken, s.word()+broken
+		case 7:
+			in.Request.Segments = []string{broken, "a"}
+			in.Request.Headers = policy.MapValues{"a": {broken}, "b": {"b", broken}}
 		case 0:
 			in.Source.ID = "a\xff"
 		case 1:

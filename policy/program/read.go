@@ -13,6 +13,11 @@ type field struct {
 	Field
 	shape shape
 	many  bool
+	// exact fields are only compared with texts of the policy, byte by byte, and
+	// none of these has a replacement character. What topdown sees of a text
+	// that is not UTF-8, with such characters in it, then compares alike: the
+	// bytes of a character are never part of what is replaced.
+	exact bool
 	// token fields are read of one token at a time, or, overTokens, of all:
 	// only an index does that.
 	token, overTokens bool
@@ -107,7 +112,7 @@ func (r *run) one(f *field, at uint32) (string, bool) {
 func (r *run) read(f *field, s *slot) {
 	s.state = slotAbsent
 	text, ok := f.Field.text(r)
-	if !ok || !r.valid(text) {
+	if !ok || !f.exact && !r.valid(text) {
 		return
 	}
 	if len(f.Via) > 0 {
@@ -169,12 +174,12 @@ func (r *run) collect(f *field) {
 	switch f.Base {
 	case Segment:
 		if r.request {
-			r.collectAll(r.in.Request.Segments, f.Via)
+			r.collectAll(f, r.in.Request.Segments)
 		}
 	case Header, Query:
-		r.collectAll(r.named(f), f.Via)
+		r.collectAll(f, r.named(f))
 	case TokenAudience:
-		r.collectAll(r.token.Audience, f.Via)
+		r.collectAll(f, r.token.Audience)
 	case TokenClaimItem:
 		for i := 0; ; i++ {
 			text, more := r.claimItem(f, r.token, i)
@@ -186,9 +191,9 @@ func (r *run) collect(f *field) {
 	}
 }
 
-func (r *run) collectAll(texts []string, via []Step) {
+func (r *run) collectAll(f *field, texts []string) {
 	for _, text := range texts {
-		r.deriveAll(text, r.valid(text), via)
+		r.deriveAll(text, f.exact || r.valid(text), f.Via)
 	}
 }
 
@@ -231,7 +236,7 @@ func (r *run) text(f *field) (string, bool) {
 		return r.tokenText(f, r.token)
 	}
 	s, ok := f.Field.text(r)
-	return s, ok && r.valid(s)
+	return s, ok && (f.exact || r.valid(s))
 }
 
 func (f *Field) text(r *run) (string, bool) {
