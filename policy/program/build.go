@@ -77,7 +77,7 @@ func (b *builder) unit(u *Unit, ranks []uint32) {
 	built := unit{reason: noRule(u)}
 	built.ask = b.tier(u.Ask, func(*Clause) ref { return ref{ask: true} })
 	for tier := policy.Guardrail; tier <= policy.ServiceAllow; tier++ {
-		built.tiers[tier] = b.tier(u.Clauses[tier], func(c *Clause) ref {
+		node := b.tier(u.Clauses[tier], func(c *Clause) ref {
 			x := ref{rank: ranks[c.Rule], ask: c.Ask}
 			if c.Expires != 0 {
 				x.expires = uint32(len(b.e.expiry))
@@ -85,6 +85,9 @@ func (b *builder) unit(u *Unit, ranks []uint32) {
 			}
 			return x
 		})
+		if node != 0 {
+			built.tiers = append(built.tiers, root{tier, node})
+		}
 	}
 	b.e.names = append(b.e.names, u.Service)
 	b.e.units = append(b.e.units, built)

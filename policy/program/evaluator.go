@@ -43,8 +43,14 @@ type engine struct {
 // unit holds the index of each tier: the node to begin with, 0 for none.
 type unit struct {
 	ask    uint32
-	tiers  [policy.ServiceAllow + 1]uint32
+	tiers  []root // those that have clauses, in their order
 	reason string // of a default deny
+}
+
+// root is where the index of a tier begins.
+type root struct {
+	tier policy.Tier
+	node uint32
 }
 
 // ref is a clause in a leaf of the index: what remains to be tested of it.
@@ -100,18 +106,15 @@ func (e *engine) decide(r *run, u *unit, out *policy.Decision) bool {
 			return false
 		}
 	}
-	for tier := policy.Guardrail; tier <= policy.ServiceAllow; tier++ {
-		if u.tiers[tier] == 0 {
-			continue
-		}
+	for _, t := range u.tiers {
 		// All clauses of the tier, not only until one holds: the decision names
 		// every rule, and any of them may say to ask.
-		e.walk(r, u.tiers[tier])
+		e.walk(r, t.node)
 		if r.ask {
 			return false
 		}
 		if len(r.hits) > 0 {
-			out.Verdict, out.Tier = tierVerdict(tier), tier
+			out.Verdict, out.Tier = tierVerdict(t.tier), t.tier
 			e.name(r, out)
 			return true
 		}

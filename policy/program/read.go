@@ -67,7 +67,8 @@ type run struct {
 
 // begin reports whether the input is one that a Program decides.
 func (r *run) begin(in *policy.Input) bool {
-	if in.Layer != policy.LayerRequest && in.Layer != policy.LayerConnection || in.Time.IsZero() {
+	r.request = in.Layer == policy.LayerRequest
+	if !r.request && in.Layer != policy.LayerConnection || in.Time.IsZero() {
 		return false
 	}
 	// What nanoseconds since 1970 can hold, anywhere in the world.
@@ -75,7 +76,7 @@ func (r *run) begin(in *policy.Input) bool {
 	if s := in.Time.Unix(); s <= math.MinInt64/int64(time.Second)+days || s >= math.MaxInt64/int64(time.Second)-days {
 		return false
 	}
-	r.in, r.request, r.now = in, in.Layer == policy.LayerRequest, in.Time.UnixNano()
+	r.in, r.now = in, in.Time.UnixNano()
 	if r.gen++; r.gen >= 1<<31 {
 		clear(r.memo)
 		r.gen = 1
@@ -91,9 +92,13 @@ func (r *run) end() {
 	for _, i := range r.loaded {
 		r.slots[i] = slot{}
 	}
-	clear(r.values)
 	r.in, r.token, r.ask, r.checked, r.expires = nil, nil, false, false, 0
-	r.loaded, r.values, r.hits, r.todo, r.buf = r.loaded[:0], r.values[:0], r.hits[:0], r.todo[:0], r.buf[:0]
+	r.loaded, r.hits = r.loaded[:0], r.hits[:0]
+	if len(r.values) > 0 {
+		clear(r.values)
+		r.values = r.values[:0]
+	}
+	r.buf = r.buf[:0]
 	if cap(r.buf) > maxKept || cap(r.values) > maxKept/16 {
 		r.buf, r.values = nil, nil
 	}
