@@ -194,7 +194,9 @@ func (l *Ledger) room(n int, reserve bool) error {
 		l.cfg.Log.Error("the audit ledger is full and acknowledges nothing more: raise its cap", "max_bytes", l.cfg.MaxBytes)
 		l.alarmed = false
 	}
-	l.full = l.full || full
+	if l.full = l.full || full; l.full {
+		l.tellTrouble()
+	}
 	if l.full && (!reserve || used > l.cfg.MaxBytes) {
 		return audit.ErrFull
 	}
@@ -255,9 +257,19 @@ func (l *Ledger) fail(err error) error {
 	defer l.mu.Unlock()
 	if l.failed == nil {
 		l.failed = err
+		l.tellTrouble()
 		l.cfg.Log.Error("audit ledger failed", "error", err)
 	}
 	return l.failed
+}
+
+// tellTrouble has those who wait for it ask Err. Hold mu.
+func (l *Ledger) tellTrouble() {
+	select {
+	case <-l.troubled:
+	default:
+		close(l.troubled)
+	}
 }
 
 // publish shows readers and the head signer what is durable now.

@@ -119,6 +119,11 @@ func TestCap(t *testing.T) {
 	f.cfg.MaxBytes = MinBytes
 	l := f.open()
 	rec := l.Recorder()
+	select {
+	case <-l.Troubled():
+		t.Error("in trouble from the beginning")
+	default:
+	}
 	n := uint64(0)
 	for {
 		before := f.at[webs]
@@ -135,6 +140,7 @@ func TestCap(t *testing.T) {
 	if !errors.Is(l.Err(), audit.ErrFull) {
 		t.Errorf("Err: %v, want ErrFull", l.Err())
 	}
+	<-l.Troubled() // or it waits for ever
 	// What the control plane itself does goes on record from the reserve.
 	for _, kind := range []auditv1.Kind{auditv1.Kind_KIND_CREDENTIAL, auditv1.Kind_KIND_POLICY, auditv1.Kind_KIND_ADMIN} {
 		if _, err := rec.Record(&audit.Event{Kind: kind}); err != nil {

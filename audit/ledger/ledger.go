@@ -140,6 +140,8 @@ type Ledger struct {
 	seen     map[audit.Stream]seen
 	failed   error
 	full     bool
+	// troubled is closed when one of them is so.
+	troubled chan struct{}
 	// changed is closed and replaced after each commit.
 	changed  chan struct{}
 	activity chan struct{}
@@ -178,7 +180,7 @@ func open(cfg Config) (_ *Ledger, err error) {
 	}
 	l := &Ledger{
 		cfg: cfg, queue: make(chan request, 256), stop: make(chan struct{}),
-		changed: make(chan struct{}), activity: make(chan struct{}, 1), seen: make(map[audit.Stream]seen),
+		changed: make(chan struct{}), troubled: make(chan struct{}), activity: make(chan struct{}, 1), seen: make(map[audit.Stream]seen),
 	}
 	l.keys, _ = Keys(cfg.VerifierKey)
 	if l.lock, err = lockDir(cfg.Dir); err != nil {
@@ -353,6 +355,10 @@ func (l *Ledger) Err() error {
 	}
 	return l.failed
 }
+
+// Troubled is closed when Err is not nil any more, which lasts until the ledger is
+// opened again.
+func (l *Ledger) Troubled() <-chan struct{} { return l.troubled }
 
 func (l *Ledger) failure() error {
 	l.mu.Lock()

@@ -83,6 +83,7 @@ func newRootCmd(a *app) *cobra.Command {
 	root.AddCommand(
 		newUpCmd(a),
 		newStatusCmd(a),
+		newHealthcheckCmd(a),
 		newEntryCmd(a),
 		newTokenCmd(a),
 		newAgentCmd(a),

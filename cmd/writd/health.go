@@ -2,12 +2,15 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/writ-dev/writ/internal/health"
 )
 
 // healthHandler serves /metrics, /healthz and /readyz.
@@ -68,14 +71,38 @@ func (w *writd) healthHandler() http.Handler {
 	return mux
 }
 
+// addConditions adds to health what every control plane needs. The issuer adds its
+// own.
+func (w *writd) addConditions() {
+	w.health.Add(func() health.State {
+		// There is no other reader of Updated.
+		s := health.State{Changed: w.source.Updated()}
+		svid, err := w.source.GetX509SVID()
+		switch {
+		case err != nil:
+			s.Problem = fmt.Errorf("identity: %w", err)
+		case !time.Now().Before(svid.Certificates[0].NotAfter):
+			s.Problem = fmt.Errorf("identity: the X509-SVID of this control plane has expired, at %s", svid.Certificates[0].NotAfter.UTC().Format(time.RFC3339))
+		default:
+			s.Until = svid.Certificates[0].NotAfter
+		}
+		return s
+	})
+	if l := w.record.ledger; l != nil {
+		w.health.Add(func() health.State {
+			if err := l.Err(); err != nil {
+				return health.State{Problem: fmt.Errorf("audit: %w", err)}
+			}
+			return health.State{Changed: l.Troubled()}
+		})
+	}
+}
+
 // problems say why this control plane is not fit to serve.
 func (w *writd) problems() []string {
 	var list []string
-	if _, err := w.source.GetX509SVID(); err != nil {
-		list = append(list, "identity: "+err.Error())
-	}
-	if l := w.record.ledger; l != nil && l.Err() != nil {
-		list = append(list, "audit: "+l.Err().Error())
+	for _, err := range w.health.Problems() {
+		list = append(list, err.Error())
 	}
 	return list
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -169,6 +170,8 @@ func (w *writd) listenAdmin() (*listener, error) {
 func (w *writd) registerAdmin(s *grpc.Server, caller issuer.CallerFunc) {
 	if w.issuer != nil {
 		w.issuer.Register(s, caller)
+	} else {
+		healthv1.RegisterHealthServer(s, w.health)
 	}
 	if w.decision != nil {
 		w.decision.RegisterAdmin(s)

@@ -28,6 +28,7 @@ import (
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/internal/atomicfile"
 	"github.com/writ-dev/writ/internal/daemon"
+	"github.com/writ-dev/writ/internal/health"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/tracing/otlp"
 	"github.com/writ-dev/writ/internal/version"
@@ -46,6 +47,7 @@ type writd struct {
 	log           *slog.Logger
 	level         *slog.LevelVar
 	traces        *otlp.Exporter // nil where nothing is traced
+	health        *health.Server
 	lock          *os.File
 	db            *sql.DB
 	held          map[string]*sqldb.Held // what one process may be on a shared database
@@ -95,6 +97,7 @@ func (w *writd) open(ctx context.Context) (err error) {
 	if err := w.openTraces(); err != nil {
 		return err
 	}
+	w.health = health.New()
 	if err := w.openDataDir(); err != nil {
 		return err
 	}
@@ -115,6 +118,7 @@ func (w *writd) open(ctx context.Context) (err error) {
 	if err := w.openIdentity(ctx); err != nil {
 		return err
 	}
+	w.addConditions()
 	if w.cfg.Runs("decision") {
 		if err := w.openDecision(ctx); err != nil {
 			return err
@@ -186,7 +190,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		return err
 	}
 	w.issuer, err = issuer.New(issuer.Config{
-		TrustDomain: w.td, Store: store, CA: authorities, Replica: w.replica(), Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level,
+		TrustDomain: w.td, Store: store, CA: authorities, Replica: w.replica(), Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level, Health: w.health,
 		AdminPolicy:     w.restrictAdmins(),
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
 		SignPerSecond: signRate(w.cfg.SignRate), Attestors: attestors,
@@ -264,6 +268,7 @@ func (w *writd) run(ctx context.Context) error {
 		group.Go(func() error { return w.issuer.Run(running) })
 		group.Go(func() error { return w.publishBundles(running) })
 	}
+	group.Go(func() error { w.health.Run(running); return nil })
 	group.Go(func() error { return w.record.run(running) })
 	group.Go(func() error { return w.keepRoles(running) })
 	if w.member != nil {

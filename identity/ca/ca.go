@@ -131,6 +131,8 @@ type CA struct {
 	seq     uint64
 	bundle  *Bundle
 	changed chan struct{}
+	// turned is closed when Readiness may have become another.
+	turned chan struct{}
 }
 
 // Open loads the authorities, and makes them if there are none or if they are
@@ -140,7 +142,7 @@ func Open(ctx context.Context, cfg Config) (*CA, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	c := &CA{cfg: cfg, changed: make(chan struct{})}
+	c := &CA{cfg: cfg, changed: make(chan struct{}), turned: make(chan struct{})}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("open ca: %w", err)
 	}

@@ -200,6 +200,32 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// Readiness tells until when the CA can sign if nothing happens, and is told of
+// what does.
+func TestReadiness(t *testing.T) {
+	f := newFixture(t)
+	c := f.open()
+	until, turned, err := c.Readiness()
+	want := f.now.Add(f.life)
+	for _, kind := range []ca.Kind{ca.X509, ca.JWT} {
+		if end := c.Authorities(kind)[0].ExpiresAt; end.Before(want) {
+			want = end
+		}
+	}
+	if err != nil || !until.Equal(want) {
+		t.Fatalf("until %v, %v, want %v", until, err, want)
+	}
+	f.now = until
+	if until, _, err := c.Readiness(); !errors.Is(err, ca.ErrNotReady) || !until.IsZero() || c.Ready() {
+		t.Errorf("past its time: until %v, %v", until, err)
+	}
+	f.rotate(c)
+	<-turned // or it waits for ever
+	if until, _, err := c.Readiness(); err != nil || !until.After(f.now) || !c.Ready() {
+		t.Errorf("after a rotation: until %v, %v", until, err)
+	}
+}
+
 func TestRestart(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "keys")
 	f := newFixture(t)

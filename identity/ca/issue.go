@@ -225,10 +225,40 @@ func (c *CA) IssueJWT(t *JWTTicket) (string, error) {
 
 // Ready says whether both authorities are able to sign.
 func (c *CA) Ready() bool {
+	_, _, err := c.Readiness()
+	return err == nil
+}
+
+// Readiness is why the CA cannot sign, nil where it can, with how long that
+// stands if nothing happens (zero is for ever) and a channel that is closed when
+// something has happened.
+func (c *CA) Readiness() (until time.Time, changed <-chan struct{}, err error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	now := c.Now()
-	return c.signing(&c.x509).able(now) && c.signing(&c.jwt).able(now)
+	for _, kind := range []struct {
+		slots *slots
+		of    Kind
+	}{{&c.x509, X509}, {&c.jwt, JWT}} {
+		a := c.signing(kind.slots)
+		switch {
+		case c.peers.removed:
+			return time.Time{}, c.turned, ErrRemoved
+		case a != nil && now.Before(a.notBefore):
+			return a.notBefore, c.turned, fmt.Errorf("the %s authority is not valid yet: %w", kind.of, ErrNotReady)
+		case !a.able(now):
+			return time.Time{}, c.turned, fmt.Errorf("no %s authority: %w", kind.of, ErrNotReady)
+		case until.IsZero() || a.notAfter.Before(until):
+			until = a.notAfter
+		}
+	}
+	return until, c.turned, nil
+}
+
+// turnedNow has Readiness asked again. Hold mu.
+func (c *CA) turnedNow() {
+	close(c.turned)
+	c.turned = make(chan struct{})
 }
 
 func (a *authority) able(now time.Time) bool {

@@ -100,6 +100,7 @@ func (c *CA) readPeers(ctx context.Context) error {
 	changed := next.sequence != c.peers.sequence
 	c.mu.Lock()
 	c.peers = next
+	c.turnedNow()
 	c.mu.Unlock()
 	if !changed {
 		return nil

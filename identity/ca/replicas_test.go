@@ -190,8 +190,19 @@ func TestRemovedReplica(t *testing.T) {
 	pulse(t, second)
 	first.await(t, "nothing tainted", func(b *ca.Bundle) bool { return b.Sound([]*x509.Certificate{cert}) })
 
+	if _, _, err := second.ca.Readiness(); err != nil {
+		t.Error(err)
+	}
 	if err := first.store.Update(t.Context(), func(tx *sqlstore.Tx) error { return tx.RemoveReplica("b") }); err != nil {
 		t.Fatal(err)
+	}
+	// It is told, and need not ask again and again.
+	for {
+		_, turned, err := second.ca.Readiness()
+		if errors.Is(err, ca.ErrRemoved) {
+			break
+		}
+		<-turned
 	}
 	first.await(t, "what was removed tainted", func(b *ca.Bundle) bool {
 		return len(b.Tainted) > 0 && !b.Sound([]*x509.Certificate{cert}) && verifies(b, cert)

@@ -358,6 +358,7 @@ func (c *CA) install(x, j slots, others foreign, seq uint64) {
 	b := c.newBundle(&x, &j, append(slices.Clone(others), c.peers.published...), seq)
 	published := c.bundle == nil || c.bundle.Sequence != seq
 	c.x509, c.jwt, c.foreign = x, j, others
+	c.turnedNow()
 	if c.cfg.Peers == nil {
 		c.seq = seq
 	}

@@ -82,6 +82,13 @@ func TestAgentLife(t *testing.T) {
 	if health.Status != healthv1.HealthCheckResponse_SERVING {
 		t.Errorf("health is %v", health.Status)
 	}
+	watched, err := healthv1.NewHealthClient(anon).Watch(ctx, &healthv1.HealthCheckRequest{})
+	must(t, err)
+	// Not serving is what it says until it has asked itself.
+	for health.Status = healthv1.HealthCheckResponse_UNKNOWN; health.Status != healthv1.HealthCheckResponse_SERVING; {
+		health, err = watched.Recv()
+		must(t, err)
+	}
 }
 
 func TestRenewActivatesOnFirstUse(t *testing.T) {

@@ -1,39 +1,25 @@
 package issuer
 
 import (
-	"context"
+	"fmt"
 
-	"google.golang.org/grpc/codes"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
+	"github.com/writ-dev/writ/internal/health"
 )
 
-// healthService is grpc.health.v1.Health.
-type healthService struct {
-	*Issuer
-	healthv1.UnimplementedHealthServer
-}
+// An issuer serves while it is able to sign, and sure of what to sign.
 
-// Check implements healthv1.HealthServer: serving means able to sign, and sure
-// of what to sign.
-func (s *healthService) Check(context.Context, *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
-	state := healthv1.HealthCheckResponse_SERVING
-	if !s.ca.Ready() || s.store.Fresh() != nil {
-		state = healthv1.HealthCheckResponse_NOT_SERVING
-	}
-	return &healthv1.HealthCheckResponse{Status: state}, nil
-}
-
-// List implements healthv1.HealthServer.
-func (s *healthService) List(ctx context.Context, _ *healthv1.HealthListRequest) (*healthv1.HealthListResponse, error) {
-	whole, err := s.Check(ctx, nil)
+func (i *Issuer) canSign() health.State {
+	until, changed, err := i.ca.Readiness()
 	if err != nil {
-		return nil, err
+		err = fmt.Errorf("issuer: %w", err)
 	}
-	return &healthv1.HealthListResponse{Statuses: map[string]*healthv1.HealthCheckResponse{"": whole}}, nil
+	return health.State{Problem: err, Until: until, Changed: changed}
 }
 
-// Watch implements healthv1.HealthServer.
-func (s *healthService) Watch(*healthv1.HealthCheckRequest, healthv1.Health_WatchServer) error {
-	return status.Error(codes.Unimplemented, "ask again with Check")
+func (i *Issuer) isFresh() health.State {
+	until, answered, err := i.store.Freshness()
+	if err != nil {
+		err = fmt.Errorf("registry: %w", err)
+	}
+	return health.State{Problem: err, Until: until, Changed: answered}
 }

@@ -42,6 +42,7 @@ import (
 	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/health"
 )
 
 // Config of an Issuer. TrustDomain, Store, CA and Emit are required.
@@ -83,6 +84,9 @@ type Config struct {
 	// FederationRoots verify bundle endpoints of profile https_web; the
 	// system's if nil.
 	FederationRoots *x509.CertPool
+	// Health, if given, gets the issuer's conditions added to what else it knows of
+	// this program, and is run by its maker. Without it the issuer has its own.
+	Health *health.Server
 	// Attestors are the methods by which nodes may be attested; join tokens alone
 	// if empty.
 	Attestors []server.Attestor
@@ -109,6 +113,7 @@ type Issuer struct {
 	// toldBundle is the trust bundle as agents were last told of it.
 	toldBundle atomic.Pointer[taggedBundle]
 	started    time.Time
+	health     *health.Server
 	// launchLevel is what LogLevel was at the start.
 	launchLevel slog.Level
 	// closing ends the streams that would never end by themselves.
@@ -173,6 +178,11 @@ func New(cfg Config) (*Issuer, error) {
 	}
 	i.self = &selfSVID{issuer: i, id: identity.IssuerID(cfg.TrustDomain)}
 	i.refresher = i.newRefresher()
+	if i.health = cfg.Health; i.health == nil {
+		i.health = health.New()
+	}
+	i.health.Add(i.canSign)
+	i.health.Add(i.isFresh)
 	return i, nil
 }
 
@@ -192,7 +202,7 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
 	i.register(s, caller, &replicav1.Admin_ServiceDesc, &replicaService{Issuer: i})
 	i.register(s, caller, &revocationv1.Admin_ServiceDesc, &revocationService{Issuer: i})
-	i.register(s, caller, &healthv1.Health_ServiceDesc, &healthService{Issuer: i})
+	i.register(s, caller, &healthv1.Health_ServiceDesc, i.health)
 }
 
 // Run rotates authorities and prunes what has expired, until ctx ends. Then it
@@ -203,6 +213,9 @@ func (i *Issuer) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if i.cfg.Health == nil {
+		wg.Go(func() { i.health.Run(ctx) })
+	}
 	wg.Go(func() { i.prune(ctx) })
 	wg.Go(func() { i.refresher.Run(ctx) })
 	wg.Go(func() { i.follow(ctx) })

@@ -44,8 +44,34 @@ func (s *Store) Fresh() error {
 	return nil
 }
 
+// Freshness is Fresh, with how long that stands if nothing happens (zero is for
+// ever) and, of a store that is not fresh, a channel that is closed when the
+// database has answered.
+func (s *Store) Freshness() (until time.Time, answered <-chan struct{}, err error) {
+	if !s.shared {
+		return time.Time{}, nil, nil
+	}
+	s.confirmMu.Lock()
+	defer s.confirmMu.Unlock()
+	if err := s.Fresh(); err != nil {
+		if s.confirming == nil {
+			s.confirming = make(chan struct{})
+		}
+		return time.Time{}, s.confirming, err
+	}
+	return s.confirmed.Load().Add(MaxStale), nil, nil
+}
+
 // confirm notes that the index was the database's content at that time.
-func (s *Store) confirm(at time.Time) { s.confirmed.Store(&at) }
+func (s *Store) confirm(at time.Time) {
+	s.confirmed.Store(&at)
+	s.confirmMu.Lock()
+	defer s.confirmMu.Unlock()
+	if s.confirming != nil {
+		close(s.confirming)
+		s.confirming = nil
+	}
+}
 
 // Follow applies what other processes commit, as they commit it, until ctx
 // ends. Where the database has one process it does nothing.

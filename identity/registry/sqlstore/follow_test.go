@@ -293,16 +293,26 @@ func TestFresh(t *testing.T) {
 		if err := s.Fresh(); err != nil {
 			t.Fatal(err)
 		}
+		until, answered, err := s.Freshness()
+		if ends := time.Until(until); err != nil || answered != nil || until.IsZero() == s.Shared() || ends > sqlstore.MaxStale {
+			t.Errorf("fresh until %v, %v", until, err)
+		}
 		s.ConfirmAt(time.Now().Add(-sqlstore.MaxStale - time.Second))
 		var stale *sqlstore.StaleError
 		if err := s.Fresh(); errors.As(err, &stale) != s.Shared() {
 			t.Errorf("not heard of for too long: %v", err)
+		}
+		if until, answered, err = s.Freshness(); errors.As(err, &stale) != s.Shared() || (answered != nil) != s.Shared() || !until.IsZero() {
+			t.Errorf("not heard of for too long: until %v, %v", until, err)
 		}
 		if err := s.Refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Fresh(); s.Shared() && err != nil {
 			t.Errorf("heard of again: %v", err)
+		}
+		if s.Shared() {
+			<-answered // or it waits for ever
 		}
 	})
 }
