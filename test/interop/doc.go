@@ -1,4 +1,5 @@
 // Package interop runs Writ against software that others wrote: SPIRE, OPA,
-// Envoy, h2spec. It holds tests only; run.sh builds what they need and runs them, and
+// Envoy, nginx, h2spec. It holds tests only; run.sh builds what they need and runs
+// them, and
 // they stay out of `go test ./...` by their build tag.
 package interop

@@ -3,7 +3,7 @@
 # once, into ${XDG_CACHE_HOME:-~/.cache}/writ-interop, and again when the version
 # asked for changes. Prints the directory.
 #
-#   test/interop/install.sh [spire] [opa] [h2spec] [kube] [envoy]
+#   test/interop/install.sh [spire] [opa] [h2spec] [kube] [envoy] [nginx]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/writ-interop
@@ -73,9 +73,11 @@ envoy() {
 	rm -rf "$venv"
 }
 
+nginx() { type -P nginx >/dev/null || { say "nginx is missing (Debian: nginx-light)"; exit 1; }; }
+
 for what in "$@"; do
 	case $what in
-	spire | opa | h2spec | kube | envoy) $what ;;
+	spire | opa | h2spec | kube | envoy | nginx) $what ;;
 	*) say "no recipe for $what"; exit 2 ;;
 	esac
 done
