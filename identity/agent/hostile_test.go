@@ -5,14 +5,17 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 )
@@ -110,6 +113,25 @@ func TestParseBundleRefuses(t *testing.T) {
 	expired.JwtAuthorities[0].ExpiresAt = time.Now().Add(-time.Minute).Unix()
 	if b, err := parseBundle(expired, testTD); err != nil || !b.served.Equal(need(parseBundle(&types.Bundle{TrustDomain: testTD.Name(), X509Authorities: expired.X509Authorities}, testTD)).served) {
 		t.Errorf("a key that has expired is not left out: %v", err)
+	}
+}
+
+// endless is an issuer's stream that never says that it has ended.
+type endless struct {
+	grpc.BidiStreamingClient[entryv1.SyncAuthorizedEntriesRequest, entryv1.SyncAuthorizedEntriesResponse]
+	page  *entryv1.SyncAuthorizedEntriesResponse
+	pages int
+}
+
+func (e *endless) Recv() (*entryv1.SyncAuthorizedEntriesResponse, error) {
+	e.pages++
+	return e.page, nil
+}
+
+func TestEndlessAnswer(t *testing.T) {
+	e := &endless{page: &entryv1.SyncAuthorizedEntriesResponse{More: true, Entries: []*types.Entry{entryOf("e", "/"+strings.Repeat("x", 4<<20), "unix:uid:1")}}}
+	if _, err := receive(e); !errors.Is(err, errEndless) || e.pages > 65 {
+		t.Errorf("after %d pages: %v", e.pages, err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/identity/held"
 	"github.com/writ-dev/writ/identity/watchv1"
@@ -114,6 +115,7 @@ func (a *Agent) ask(ctx context.Context, has holding, listed bool) (replies []*w
 	}
 	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
 		replies = nil
+		size := 0
 		stream, err := watchv1.NewEntryWatchClient(cc).Sync(ctx, req)
 		if err != nil {
 			return err
@@ -126,7 +128,10 @@ func (a *Agent) ask(ctx context.Context, has holding, listed bool) (replies []*w
 			if err != nil {
 				return err
 			}
-			if replies = append(replies, reply); !reply.More {
+			if replies, size = append(replies, reply), size+proto.Size(reply); size > maxAnswer {
+				return errEndless
+			}
+			if !reply.More {
 				return nil
 			}
 		}
@@ -163,9 +168,12 @@ func (a *Agent) merge(has holding, replies []*watchv1.SyncReply) ([]entry, error
 			if err != nil {
 				a.log.Warn("entry ignored", "entry_id", changed.GetEntry().GetId(), "error", err)
 			}
+			a.stats.received.Add(1)
+			if e.id == "" {
+				continue
+			}
 			e.tag = string(changed.Tag)
 			all[e.id] = e
-			a.stats.received.Add(1)
 		}
 		for _, id := range reply.Gone {
 			delete(all, id)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/internal/tracing"
 )
@@ -22,6 +23,12 @@ import (
 // idsPerRequest is how many entries are asked for at once when only their
 // revisions were sent.
 const idsPerRequest = 500
+
+// maxAnswer bounds one answer of an issuer, in bytes, in however many messages:
+// about a million entries.
+const maxAnswer = 256 << 20
+
+var errEndless = fmt.Errorf("the issuer's answer has more than %d MB: what there is stays in force", maxAnswer>>20)
 
 // entryMask is what the agent needs of an entry. The revision is part of it:
 // issuers refuse a mask without.
@@ -150,7 +157,7 @@ func (a *Agent) syncEntries(ctx context.Context, client entryv1.EntryClient) ([]
 // receive reads the pages of one answer.
 func receive(stream grpc.BidiStreamingClient[entryv1.SyncAuthorizedEntriesRequest, entryv1.SyncAuthorizedEntriesResponse]) ([]*entryv1.SyncAuthorizedEntriesResponse, error) {
 	var pages []*entryv1.SyncAuthorizedEntriesResponse
-	for {
+	for size := 0; ; {
 		page, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			return nil, errors.New("the issuer ended the sync early")
@@ -158,7 +165,9 @@ func receive(stream grpc.BidiStreamingClient[entryv1.SyncAuthorizedEntriesReques
 		if err != nil {
 			return nil, err
 		}
-		pages = append(pages, page)
+		if pages, size = append(pages, page), size+proto.Size(page); size > maxAnswer {
+			return nil, errEndless
+		}
 		if !page.More {
 			return pages, nil
 		}

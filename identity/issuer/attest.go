@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -272,6 +273,9 @@ func receive(stream agentv1.Agent_AttestAgentServer) (*agentv1.AttestAgentReques
 	defer timer.Stop()
 	select {
 	case r := <-done:
+		if errors.Is(r.err, io.EOF) {
+			r.err = status.Error(codes.InvalidArgument, "the stream ended, and a message was awaited")
+		}
 		return r.req, r.err
 	case <-timer.C:
 		return nil, status.Errorf(codes.DeadlineExceeded, "no message for %v", attestTimeout)

@@ -40,7 +40,9 @@ func (s *entryService) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorized
 	ctx := stream.Context()
 	caller := callerOf(ctx)
 	first, err := stream.Recv()
-	if err != nil {
+	if errors.Is(err, io.EOF) {
+		return status.Error(codes.InvalidArgument, "the stream ended without a message")
+	} else if err != nil {
 		return err
 	}
 	mask := first.GetOutputMask()
@@ -112,15 +114,21 @@ func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, entries []*
 }
 
 // sendEntries answers a request by IDs, in as many pages as it takes. What the
-// agent may not have, or has lost meanwhile, is left out.
+// agent may not have, or has lost meanwhile, is left out, and what it names twice is
+// sent once: a reply is many times as large as its ID.
 func (s *entryService) sendEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer, caller Caller, ids []string, mask *types.EntryMask) error {
 	resp := &entryv1.SyncAuthorizedEntriesResponse{}
 	size := 0
+	sent := make(map[string]bool, min(len(ids), syncPage))
 	for _, id := range ids {
+		if sent[id] {
+			continue
+		}
 		e := s.index.Lookup(caller.id, id, s.now())
 		if e == nil {
 			continue
 		}
+		sent[id] = true
 		pb := entryToProto(e, mask)
 		if n := proto.Size(pb) + 8; len(resp.Entries) == syncPage || len(resp.Entries) > 0 && size+n > maxReply {
 			resp.More = true

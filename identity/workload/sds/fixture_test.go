@@ -121,7 +121,7 @@ func (s *source) JWTSVID(context.Context, uint32, *workload.Identity, []string) 
 }
 
 // serve starts the service on a socket of its own and connects to it.
-func serve(t *testing.T, g workload.Grant, c Config) (*source, *workload.Server, secretv3.SecretDiscoveryServiceClient) {
+func serve(t testing.TB, g workload.Grant, c Config) (*source, *workload.Server, secretv3.SecretDiscoveryServiceClient) {
 	t.Helper()
 	src := &source{grant: g, changed: make(chan struct{})}
 	src.looked = sync.NewCond(&src.mu)
