@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
@@ -34,7 +35,16 @@ type svidWrite struct {
 	federated bool
 	command   string
 	pidFile   string
+	token     tokenFile
 	log       *slog.Logger
+}
+
+// tokenFile is the JWT-SVID that was got last, and the bundle to validate others by.
+type tokenFile struct {
+	id      spiffeid.ID
+	text    string
+	bundle  []byte
+	renewal time.Time
 }
 
 func newSVIDWriteCmd(a *app) *cobra.Command {
@@ -48,6 +58,8 @@ func newSVIDWriteCmd(a *app) *cobra.Command {
   key.pem      its private key, mode 0600
   pair.pem     both in one file, mode 0600
   bundle.pem   the trust bundle of its trust domain
+  jwt.token    with --jwt-audience: a JWT-SVID, mode 0600
+  jwks.json    with --jwt-audience: the keys that JWT-SVIDs are validated by
 
 They are replaced as a set: DIR/current is a link to the newest, the names in DIR
 lead through it. With --watch this goes on at each rotation, until it is told to
@@ -67,6 +79,7 @@ stop. When the agent is away the files stay as they are, and the log says so.`,
 	flags.DurationVar(&w.timeout, "timeout", 10*time.Second, "how long to wait for the agent, without --watch")
 	flags.BoolVar(&w.watch, "watch", false, "go on, and write again at each change")
 	flags.BoolVar(&w.federated, "federated", false, "also write the federated bundles, as bundle.TRUST-DOMAIN.pem")
+	flags.StringSliceVar(&w.audiences, "jwt-audience", nil, "also write a JWT-SVID for this audience (repeatable, all in one token), renewed at half of its life")
 	flags.StringVar(&w.command, "reload-command", "", "run this by sh -c after each write")
 	flags.StringVar(&w.pidFile, "reload-signal", "", "send SIGHUP to the process that this file names after each write")
 	cmd.MarkFlagsMutuallyExclusive("reload-command", "reload-signal")
@@ -97,6 +110,9 @@ func (w *svidWrite) run(ctx context.Context, a *app) error {
 	got, err := client.FetchX509Context(once)
 	if err != nil {
 		return explainWorkloadAPI(err, address)
+	}
+	if err := w.newToken(once, client, got, want); err != nil {
+		return err
 	}
 	svid, paths, err := w.store(got, want)
 	if err != nil {
@@ -144,7 +160,7 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 	go func() { ended <- client.WatchX509Context(watching, u) }()
 	var state *workloadapi.X509Context // what is not yet written and told
 	var expires time.Time
-	var retry <-chan time.Time
+	var retry, renewal <-chan time.Time
 	ready := false
 	for {
 		select {
@@ -167,9 +183,22 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 			continue
 		case state = <-u.got:
 		case <-retry:
+		case <-renewal:
+			before := w.token.text
+			tokenErr := w.newToken(ctx, client, state, want)
+			if renewal = w.renewal(tokenErr); w.token.text == before {
+				continue
+			}
 		}
 		retry = nil
-		svid, _, err := w.store(state, want)
+		// Only the first set waits for a token.
+		tokenErr := w.newToken(ctx, client, state, want)
+		renewal = w.renewal(tokenErr)
+		var svid *x509svid.SVID
+		err := tokenErr
+		if err == nil || ready {
+			svid, _, err = w.store(state, want)
+		}
 		if err == nil {
 			expires = svid.Certificates[0].NotAfter
 			w.log.Info("SVID written", "spiffe_id", svid.ID.String(), "serial", serialOf(svid.Certificates[0]), "expires", expires)
@@ -187,20 +216,73 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 	}
 }
 
+// choose is the SVID that is wanted.
+func choose(got *workloadapi.X509Context, want spiffeid.ID) (*x509svid.SVID, error) {
+	if want.IsZero() {
+		return got.DefaultSVID(), nil
+	}
+	for _, s := range got.SVIDs {
+		if s.ID == want {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("the agent gives this process %s, not %s", got.DefaultSVID().ID, want)
+}
+
+// newToken gets a JWT-SVID of the same identity when there is none yet or half of
+// its life is over. After an error the one before stays.
+func (w *svidWrite) newToken(ctx context.Context, client *workloadapi.Client, got *workloadapi.X509Context, want spiffeid.ID) error {
+	if len(w.audiences) == 0 {
+		return nil
+	}
+	svid, err := choose(got, want)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if w.token.id == svid.ID && now.Before(w.token.renewal) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	token, err := client.FetchJWTSVID(ctx, jwtsvid.Params{Subject: svid.ID, Audience: w.audiences[0], ExtraAudiences: w.audiences[1:]})
+	if err != nil {
+		return fmt.Errorf("JWT-SVID: %w", err)
+	}
+	bundles, err := client.FetchJWTBundles(ctx)
+	if err != nil {
+		return fmt.Errorf("JWT bundle: %w", err)
+	}
+	bundle, err := bundles.GetJWTBundleForTrustDomain(svid.ID.TrustDomain())
+	if err != nil {
+		return err
+	}
+	keys, err := bundle.Marshal()
+	if err != nil {
+		return err
+	}
+	w.token = tokenFile{svid.ID, token.Marshal(), keys, now.Add(token.Expiry.Sub(now) / 2)}
+	return nil
+}
+
+// renewal is when to get the next JWT-SVID, after what newToken returned.
+func (w *svidWrite) renewal(err error) <-chan time.Time {
+	switch {
+	case len(w.audiences) == 0:
+		return nil
+	case err != nil:
+		w.log.Warn("no new JWT-SVID: the one in the files stays", "error", err)
+		return time.After(retryTime)
+	}
+	// The agent may give the same one again until it has renewed it.
+	return time.After(max(time.Until(w.token.renewal), time.Second))
+}
+
 // store writes one SVID and its bundles as a set.
 func (w *svidWrite) store(got *workloadapi.X509Context, want spiffeid.ID) (*x509svid.SVID, []string, error) {
-	svid := got.DefaultSVID()
-	if !want.IsZero() {
-		svid = nil
-		for _, s := range got.SVIDs {
-			if s.ID == want {
-				svid = s
-				break
-			}
-		}
-		if svid == nil {
-			return nil, nil, fmt.Errorf("the agent gives this process %s, not %s", got.DefaultSVID().ID, want)
-		}
+	svid, err := choose(got, want)
+	if err != nil {
+		return nil, nil, err
 	}
 	chain, key, err := svid.Marshal()
 	if err != nil {
@@ -210,6 +292,11 @@ func (w *svidWrite) store(got *workloadapi.X509Context, want spiffeid.ID) (*x509
 		{Name: "svid.pem", Data: chain, Mode: 0o644},
 		{Name: "key.pem", Data: key, Mode: 0o600},
 		{Name: "pair.pem", Data: append(append([]byte{}, chain...), key...), Mode: 0o600},
+	}
+	if w.token.id == svid.ID {
+		files = append(files,
+			fileset.File{Name: "jwt.token", Data: []byte(w.token.text), Mode: 0o600},
+			fileset.File{Name: "jwks.json", Data: w.token.bundle, Mode: 0o644})
 	}
 	own := false
 	for _, b := range got.Bundles.Bundles() {

@@ -335,8 +335,19 @@ func (r *Issuer) Create(path, parent string, selectors ...string) string {
 // SetHint changes an entry.
 func (r *Issuer) SetHint(entryID, hint string) {
 	r.t.Helper()
+	r.update(&types.Entry{Id: entryID, Hint: hint}, &types.EntryMask{Hint: true})
+}
+
+// SetJWTLife changes how long JWT-SVIDs of an entry live.
+func (r *Issuer) SetJWTLife(entryID string, life time.Duration) {
+	r.t.Helper()
+	r.update(&types.Entry{Id: entryID, JwtSvidTtl: int32(life.Seconds())}, &types.EntryMask{JwtSvidTtl: true})
+}
+
+func (r *Issuer) update(e *types.Entry, mask *types.EntryMask) {
+	r.t.Helper()
 	resp, err := entryv1.NewEntryClient(r.Admin).BatchUpdateEntry(r.t.Context(), &entryv1.BatchUpdateEntryRequest{
-		Entries: []*types.Entry{{Id: entryID, Hint: hint}}, InputMask: &types.EntryMask{Hint: true},
+		Entries: []*types.Entry{e}, InputMask: mask,
 	})
 	must(r.t, err)
 	if resp.Results[0].Status.Code != 0 {
