@@ -41,7 +41,7 @@ func newRegistrar(t *testing.T) *registrar {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if r.store, err = sqlstore.Open(t.Context(), db, time.Now); err != nil {
+	if r.store, err = sqlstore.Open(t.Context(), db, sqlstore.Config{KeyFile: filepath.Join(r.dir, "registry.key"), Record: func(context.Context, []identity.Act) error { return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	authorities, err := ca.Open(t.Context(), ca.Config{TrustDomain: td, Keys: &keys.Memory{}, Journal: r.store, Emit: emit})

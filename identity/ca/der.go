@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,6 +17,8 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/writ-dev/writ/identity"
 )
 
 // x509.CreateCertificate verifies each signature that it made, by a signer that
@@ -212,10 +215,26 @@ func (c *CA) signX509(t *X509Ticket) ([]byte, error) {
 		return nil, err
 	}
 	if err := sameCertificate(der, theirs, t.by.cert); err != nil {
-		c.distrusted.Store(true)
-		c.cfg.Log.Error("our own encoding of certificates is not the library's: only the library is used from now on", "error", err)
+		c.distrust(err)
 	}
 	return theirs, nil
+}
+
+// distrust has nothing but the library used from now on, and says so where an
+// operator sees it. What differs was not given out.
+func (c *CA) distrust(why error) {
+	if c.distrusted.Swap(true) {
+		return
+	}
+	c.cfg.Log.Error("our own encoding of certificates is not the library's: only the library is used from now on", "error", why)
+	act := identity.Act{
+		Kind: identity.ActAlarm, Verb: "diverged", Actor: identity.IssuerID(c.cfg.TrustDomain).String(), Object: "certificate encoder", ObjectID: c.cfg.TrustDomain.Name(),
+		Reason: "an X509-SVID as we encode it is not as the library does: only the library is used from now on; the log has both",
+	}
+	// It cannot fail the SVID, which is the library's and on record.
+	if err := c.cfg.Emit(context.Background(), act); err != nil {
+		c.cfg.Log.Error("cannot record that our own encoding of certificates diverged", "error", err)
+	}
 }
 
 // sameCertificate says whether two certificates differ in their signature alone,

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -23,7 +24,22 @@ import (
 	"github.com/writ-dev/writ/internal/sqldb"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+// keyFile holds the key of the registries of these tests.
+var keyFile string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "ca")
+	if err != nil {
+		panic(err)
+	}
+	keyFile = filepath.Join(dir, "registry.key")
+	if err := keys.SaveSecret(keyFile, keys.NewSecret()); err != nil {
+		panic(err)
+	}
+	code := pgtest.Main(m)
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
 
 // replica is one of several CAs on a database.
 type replica struct {
@@ -52,7 +68,7 @@ func joinReplica(t *testing.T, dsn, name string) (*replica, error) {
 	t.Cleanup(func() { db.Close() })
 	log := slog.New(slog.DiscardHandler)
 	r := &replica{db: db, stop: func() {}}
-	if r.store, err = sqlstore.Open(t.Context(), db, time.Now); err != nil {
+	if r.store, err = sqlstore.Open(t.Context(), db, sqlstore.Config{KeyFile: keyFile, Record: func(context.Context, []identity.Act) error { return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	if r.member, err = r.store.Join(t.Context(), name, log); err != nil {

@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"time"
 
@@ -98,6 +99,9 @@ func (i *Issuer) internal(ctx context.Context, what string, err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
+	if foreign := (*sqlstore.ForeignError)(nil); errors.As(err, &foreign) {
+		return status.Error(codes.FailedPrecondition, "cannot "+what+": the database of this control plane is not as it left it; its alarms say more")
+	}
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
@@ -105,10 +109,13 @@ func (i *Issuer) internal(ctx context.Context, what string, err error) error {
 	return status.Error(codes.Internal, "cannot "+what)
 }
 
+// entryAct says what was done to an entry, and by its digest what exactly it is
+// now, or was.
 func entryAct(verb string, e *registry.Entry) identity.Act {
+	digest := e.Digest()
 	return identity.Act{
 		Kind: identity.ActAdmin, Verb: verb, Object: "entry", ObjectID: e.ID,
-		Details: [][2]string{{"spiffe_id", e.SPIFFEID.String()}, {"parent_id", e.ParentID.String()}},
+		Details: [][2]string{{"spiffe_id", e.SPIFFEID.String()}, {"parent_id", e.ParentID.String()}, {"digest", hex.EncodeToString(digest[:])}},
 	}
 }
 

@@ -219,7 +219,7 @@ func (s *entryService) deleteEntry(ctx context.Context, tx *sqlstore.Tx, record 
 	}
 	old, err := tx.Entry(id)
 	if errors.Is(err, registry.ErrNotFound) {
-		return codes.NotFound, errors.New("entry not found")
+		return s.deleteWithheld(ctx, tx, record, id)
 	} else if err != nil {
 		return codes.Internal, err
 	}

@@ -42,6 +42,7 @@ import (
 	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/identity/withheldv1"
 	"github.com/writ-dev/writ/internal/health"
 )
 
@@ -201,6 +202,7 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &localauthorityv1.LocalAuthority_ServiceDesc, &localAuthorityService{Issuer: i})
 	i.register(s, caller, &watchv1.EntryWatch_ServiceDesc, &watchService{Issuer: i})
 	i.register(s, caller, &replicav1.Admin_ServiceDesc, &replicaService{Issuer: i})
+	i.register(s, caller, &withheldv1.Admin_ServiceDesc, &withheldService{Issuer: i})
 	i.register(s, caller, &revocationv1.Admin_ServiceDesc, &revocationService{Issuer: i})
 	i.register(s, caller, &healthv1.Health_ServiceDesc, i.health)
 }
@@ -219,6 +221,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 	wg.Go(func() { i.prune(ctx) })
 	wg.Go(func() { i.refresher.Run(ctx) })
 	wg.Go(func() { i.follow(ctx) })
+	wg.Go(func() { i.store.RunCheck(ctx) })
 	return i.ca.Run(ctx)
 }
 

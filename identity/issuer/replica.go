@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
@@ -22,7 +24,12 @@ func (i *Issuer) follow(ctx context.Context) {
 // fresh refuses to answer by a registry that others may have changed without
 // this replica knowing: what is banned or deleted there would live on here.
 func (i *Issuer) fresh() error {
-	if err := i.store.Fresh(); err != nil {
+	err := i.store.Fresh()
+	var foreign *sqlstore.ForeignError
+	switch {
+	case errors.As(err, &foreign):
+		return status.Error(codes.Unavailable, "the database of this control plane is not as it left it, so that nothing of it is served: its alarms say more")
+	case err != nil:
 		return status.Error(codes.Unavailable, "this replica is cut off from its database: ask another, or again later")
 	}
 	return nil

@@ -204,7 +204,7 @@ func TestRevocationsAreKept(t *testing.T) {
 		db, err := sqldb.OpenSQLite(t.Context(), filepath.Clean(w.file))
 		must(t, err)
 		defer db.Close()
-		store, err := sqlstore.Open(t.Context(), db, w.clock.now)
+		store, err := sqlstore.Open(t.Context(), db, w.storeConfig(filepath.Dir(w.file)))
 		must(t, err)
 		list, _ := store.Revocations().Now()
 		return list

@@ -25,6 +25,7 @@ import (
 	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/identity/withheldv1"
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
@@ -122,6 +123,9 @@ func methodRights() map[string]right {
 
 		replicav1.Admin_List_FullMethodName:   admin,
 		replicav1.Admin_Remove_FullMethodName: admin,
+
+		withheldv1.Admin_List_FullMethodName:   admin,
+		withheldv1.Admin_Accept_FullMethodName: admin,
 
 		revocationv1.Admin_Revoke_FullMethodName: admin,
 		revocationv1.Admin_List_FullMethodName:   admin,

@@ -158,7 +158,7 @@ func TestRestart(t *testing.T) {
 			must(t, err)
 			defer db.Close()
 			w := &world{t: t, clock: &clock{}, keys: store}
-			w.store, err = sqlstore.Open(ctx, db, w.clock.now)
+			w.store, err = sqlstore.Open(ctx, db, w.storeConfig(dir))
 			must(t, err)
 			w.ca, err = ca.Open(ctx, ca.Config{TrustDomain: td, Keys: store, Journal: w.store, Emit: w.emit})
 			must(t, err)

@@ -87,7 +87,7 @@ func newWorld(t testing.TB, options ...option) *world {
 		t.Helper()
 		db, err := sqldb.OpenSQLite(ctx, w.file)
 		must(t, err)
-		w.store, err = sqlstore.Open(ctx, db, w.clock.now)
+		w.store, err = sqlstore.Open(ctx, db, w.storeConfig(filepath.Dir(w.file)))
 		must(t, err)
 		caConfig := ca.Config{TrustDomain: td, Keys: w.keys, Journal: w.store, Emit: w.emit, Clock: w.clock.now}
 		config := issuer.Config{TrustDomain: td, Store: w.store, Emit: w.emit, Clock: w.clock.now, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1}
@@ -108,6 +108,18 @@ func newWorld(t testing.TB, options ...option) *world {
 	w.begin()
 	t.Cleanup(func() { w.end() })
 	return w
+}
+
+// storeConfig is of a store whose key is in dir. What it records is among the acts.
+func (w *world) storeConfig(dir string) sqlstore.Config {
+	return sqlstore.Config{Clock: w.clock.now, KeyFile: filepath.Join(dir, "registry.key"), Record: func(ctx context.Context, acts []identity.Act) error {
+		for _, act := range acts {
+			if err := w.emit(ctx, act); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
 }
 
 // serve opens both listeners; what it returns closes them.

@@ -43,7 +43,7 @@ func TestVerifierTakesJWTSVIDs(t *testing.T) {
 	defer db.Close()
 	offset := time.Duration(0)
 	now := func() time.Time { return time.Now().Add(offset) }
-	store, err := sqlstore.Open(ctx, db, now)
+	store, err := sqlstore.Open(ctx, db, sqlstore.Config{Clock: now, KeyFile: filepath.Join(t.TempDir(), "registry.key"), Record: func(context.Context, []identity.Act) error { return nil }})
 	must(t, err)
 	td := spiffeid.RequireTrustDomainFromString("example.org")
 	authorities, err := ca.Open(ctx, ca.Config{

@@ -265,7 +265,7 @@ func (r *Issuer) start() {
 	ctx := context.WithoutCancel(t.Context())
 	db, err := sqldb.OpenSQLite(ctx, r.file)
 	must(t, err)
-	store, err := sqlstore.Open(ctx, db, r.now)
+	store, err := sqlstore.Open(ctx, db, sqlstore.Config{Clock: r.now, KeyFile: filepath.Join(filepath.Dir(r.file), "registry.key"), Record: func(context.Context, []identity.Act) error { return nil }})
 	must(t, err)
 	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &r.keys, Journal: store, Emit: r.config.Emit, Clock: r.now, X509SVIDLife: r.life})
 	must(t, err)

@@ -26,24 +26,31 @@ const (
 // that is in the tables.
 type changed struct {
 	Entries []string `json:"entries,omitempty"`
+	// Digests are those of Entries, in the same order; empty for what is deleted.
+	Digests [][]byte `json:"digests,omitempty"`
 	Agents  []string `json:"agents,omitempty"`
 	// Federation is few rows, which are read again together.
 	Federation bool `json:"federation,omitempty"`
 	// Revocations have the revision as their number.
 	Revocations bool `json:"revocations,omitempty"`
 	Replicas    bool `json:"replicas,omitempty"`
+
+	// digests is what Entries and Digests say together, nil for what is deleted;
+	// nil where they do not say it.
+	digests map[string]*digest
 }
 
 // announce puts the transaction's change into the log and tells the others,
 // once it is committed.
 func (t *Tx) announce() error {
 	c := changed{Federation: len(t.change.Bundles)+len(t.change.Relationships) > 0, Revocations: len(t.revoked) > 0, Replicas: t.replicasChanged}
-	for _, e := range t.change.Entries {
-		if e.New != nil {
-			c.Entries = append(c.Entries, e.New.ID)
-		} else {
-			c.Entries = append(c.Entries, e.Old.ID)
+	for id, w := range t.written {
+		c.Entries = append(c.Entries, id)
+		var d []byte
+		if w.digest != nil {
+			d = w.digest[:]
 		}
+		c.Digests = append(c.Digests, d)
 	}
 	for _, a := range t.change.Agents {
 		if a.New != nil {
@@ -57,7 +64,7 @@ func (t *Tx) announce() error {
 		return err
 	}
 	revision := int64(t.change.Revision)
-	if err := t.exec(`INSERT INTO registry_changes (revision, changed) VALUES (?, ?)`, revision, string(doc)); err != nil {
+	if err := t.exec(`INSERT INTO registry_changes (revision, changed) VALUES (?, ?) ON CONFLICT (revision) DO UPDATE SET changed = excluded.changed`, revision, string(doc)); err != nil {
 		return fmt.Errorf("write the log of changes: %w", err)
 	}
 	if floor := revision - logLength; floor > 0 && revision%logSlack == 0 {
@@ -78,6 +85,7 @@ func (t *Tx) changedSince(revision uint64) (all changed, err error) {
 		return all, err
 	}
 	defer rows.Close()
+	all.digests = map[string]*digest{}
 	for rows.Next() {
 		var at int64
 		var doc string
@@ -89,6 +97,7 @@ func (t *Tx) changedSince(revision uint64) (all changed, err error) {
 			return all, fmt.Errorf("log of changes: revision %d: %w", at, err)
 		}
 		all.Entries = append(all.Entries, one.Entries...)
+		all.add(one)
 		all.Agents = append(all.Agents, one.Agents...)
 		all.Federation = all.Federation || one.Federation
 		all.Revocations = all.Revocations || one.Revocations
@@ -100,19 +109,60 @@ func (t *Tx) changedSince(revision uint64) (all changed, err error) {
 	return all, rows.Err()
 }
 
-// changes is what was made of what was touched, as one change to the index.
-func (t *Tx) changes(x *registry.Index, touched changed) (change registry.Change, err error) {
-	for part := range slices.Chunk(touched.Entries, rowsAtOnce) {
-		found, err := t.entriesWhere(`id IN (`+repeat(`?`, len(part))+`)`, anys(part)...)
-		if err != nil {
-			return change, err
+// add takes over the digests of a later change.
+func (c *changed) add(later changed) {
+	if len(later.Digests) != len(later.Entries) {
+		c.digests = nil // written by an older build, or by somebody else
+	}
+	if c.digests == nil {
+		return
+	}
+	for n, id := range later.Entries {
+		switch d := later.Digests[n]; len(d) {
+		case 0:
+			c.digests[id] = nil
+		case len(digest{}):
+			c.digests[id] = (*digest)(d)
+		default:
+			c.digests = nil
+			return
 		}
-		now := make(map[string]*registry.Entry, len(found))
-		for _, e := range found {
-			now[e.ID] = e
+	}
+}
+
+// changes is what was made of what was touched, as one change to the index, and
+// what of it is withheld: nil for what no longer is.
+func (t *Tx) changes(x *registry.Index, touched changed) (change registry.Change, held map[string]*Withheld, err error) {
+	fail := func(err error) (registry.Change, map[string]*Withheld, error) { return change, nil, err }
+	held = map[string]*Withheld{}
+	before, now := *t.s.withheld.Load(), t.s.clock()
+	for part := range slices.Chunk(touched.Entries, rowsAtOnce) {
+		found, err := t.rowsWhere(`id IN (`+repeat(`?`, len(part))+`)`, anys(part)...)
+		if err != nil {
+			return fail(err)
+		}
+		there := make(map[string]row, len(found))
+		for _, r := range found {
+			there[r.id] = r
 		}
 		for _, id := range part {
-			if c := (registry.EntryChange{Old: x.Entry(id), New: now[id]}); c.Old != nil || c.New != nil {
+			c := registry.EntryChange{Old: x.Entry(id)}
+			want := touched.digests[id]
+			r, here := there[id]
+			switch {
+			case here && want != nil && r.marked && r.digest == *want:
+				c.New = r.entry
+			case here && want != nil:
+				held[id] = r.withheld(true, *want, now)
+			case here:
+				held[id] = r.withheld(false, digest{}, now)
+			case want != nil:
+				held[id] = missing(id, *want, now)
+			}
+			if held[id] == nil && before[id] != nil {
+				held[id] = nil
+			}
+			if c.Old != nil || c.New != nil {
 				change.Entries = append(change.Entries, c)
 			}
 		}
@@ -120,7 +170,7 @@ func (t *Tx) changes(x *registry.Index, touched changed) (change registry.Change
 	for part := range slices.Chunk(touched.Agents, rowsAtOnce) {
 		found, err := t.agentsWhere(`id IN (`+repeat(`?`, len(part))+`)`, anys(part)...)
 		if err != nil {
-			return change, err
+			return fail(err)
 		}
 		now := make(map[string]*registry.Agent, len(found))
 		for _, a := range found {
@@ -129,7 +179,7 @@ func (t *Tx) changes(x *registry.Index, touched changed) (change registry.Change
 		for _, name := range part {
 			id, err := spiffeid.FromString(name)
 			if err != nil {
-				return change, fmt.Errorf("log of changes: agent: %w", err)
+				return fail(fmt.Errorf("log of changes: agent: %w", err))
 			}
 			if c := (registry.AgentChange{Old: x.Agent(id), New: now[name]}); c.Old != nil || c.New != nil {
 				change.Agents = append(change.Agents, c)
@@ -137,9 +187,11 @@ func (t *Tx) changes(x *registry.Index, touched changed) (change registry.Change
 		}
 	}
 	if touched.Federation {
-		err = t.federationChanges(x, &change)
+		if err := t.federationChanges(x, &change); err != nil {
+			return fail(err)
+		}
 	}
-	return change, err
+	return change, held, nil
 }
 
 // federationChanges adds what differs between the tables and the index.

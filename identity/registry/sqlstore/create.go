@@ -53,13 +53,22 @@ func (t *Tx) createEntries(list []registry.Entry, created []Created) error {
 		list[i].Normalize()
 		similarities[i] = list[i].Similarity()
 	}
+	met := len(t.suspects)
 	byID, bySimilarity, err := t.taken(list, similarities)
 	if err != nil {
+		return err
+	}
+	// A row of the ID of an entry that is to be there is for a person to look at.
+	asked := func(r row) bool {
+		return t.lost(r.id) != nil && slices.ContainsFunc(list, func(e registry.Entry) bool { return e.ID == r.id })
+	}
+	if err := t.clear(slices.DeleteFunc(slices.Clone(t.suspects[met:]), asked)); err != nil {
 		return err
 	}
 	now := t.now.UTC().Truncate(time.Second)
 	var values []any
 	rows := 0
+	var digests []digest
 	for i := range list {
 		e := &list[i]
 		if other := byID[e.ID]; other != nil {
@@ -67,6 +76,10 @@ func (t *Tx) createEntries(list []registry.Entry, created []Created) error {
 			continue
 		}
 		if other := bySimilarity[similarities[i]]; other != nil {
+			created[i].Exists = other
+			continue
+		}
+		if other := t.lost(e.ID); other != nil {
 			created[i].Exists = other
 			continue
 		}
@@ -78,9 +91,11 @@ func (t *Tx) createEntries(list []registry.Entry, created []Created) error {
 			e.ID = id.String()
 		}
 		e.CreatedAt, e.RevisionNumber = now, int64(t.change.Revision)
-		if values, err = entryValues(values, e); err != nil {
+		var d digest
+		if values, d, err = t.s.entryValues(values, e); err != nil {
 			return fmt.Errorf("entry %s: %w", e.ID, err)
 		}
+		digests = append(digests, d)
 		rows++
 		created[i].Entry = e
 		byID[e.ID], bySimilarity[similarities[i]] = e, e
@@ -93,8 +108,37 @@ func (t *Tx) createEntries(list []registry.Entry, created []Created) error {
 	}
 	for _, c := range created {
 		if c.Entry != nil {
+			t.keep(c.Entry.ID, c.Entry, &digests[0])
+			digests = digests[1:]
 			t.change.Entries = append(t.change.Entries, registry.EntryChange{New: c.Entry})
 		}
+	}
+	return nil
+}
+
+// lost is an entry that is to be there by that ID though its row is not, as far
+// as it is known; nil if there is none.
+func (t *Tx) lost(id string) *registry.Entry {
+	if _, own := t.written[id]; id == "" || own {
+		return nil
+	}
+	if e := t.s.index.Entry(id); e != nil {
+		return e
+	}
+	if w := (*t.s.withheld.Load())[id]; w != nil && w.Known {
+		return &registry.Entry{ID: id}
+	}
+	return nil
+}
+
+// clear removes rows that are in the way and that nobody who may make entries
+// wrote. What is to be there by their IDs stays so.
+func (t *Tx) clear(rows []row) error {
+	for _, r := range rows {
+		if err := t.exec(`DELETE FROM registry_entries WHERE id = ?`, r.id); err != nil {
+			return fmt.Errorf("remove row %q, which is no entry: %w", r.id, err)
+		}
+		t.cleared = append(t.cleared, r.id)
 	}
 	return nil
 }

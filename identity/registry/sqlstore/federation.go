@@ -27,7 +27,7 @@ func (s *Store) loadFederation(ctx context.Context) error {
 		return fmt.Errorf("load federation: %w", err)
 	}
 	defer tx.Rollback()
-	bundles, relationships, err := (&Tx{ctx: ctx, tx: tx}).federation()
+	bundles, relationships, err := (&Tx{ctx: ctx, s: s, tx: tx}).federation()
 	if err != nil {
 		return err
 	}

@@ -33,8 +33,12 @@ func (s *Store) Shared() bool { return s.shared }
 
 // Fresh is nil when the index holds what the database holds, but for what was
 // committed elsewhere in the last milliseconds, or MaxStale where notifications
-// do not arrive. Otherwise it is a *StaleError.
+// do not arrive. Otherwise it is a *StaleError, or a *ForeignError where the
+// database is not what replicas left.
 func (s *Store) Fresh() error {
+	if doubt := s.doubt.Load(); doubt != nil {
+		return doubt
+	}
 	if !s.shared {
 		return nil
 	}
@@ -103,10 +107,10 @@ func (s *Store) refresh(ctx context.Context) error {
 		return fmt.Errorf("follow the registry: %w", err)
 	}
 	defer sqlTx.Rollback()
-	t := &Tx{ctx: ctx, tx: sqlTx}
-	revision, floor, err := s.revision(t, "")
+	t := &Tx{ctx: ctx, s: s, tx: sqlTx}
+	st, err := t.state("")
 	if err == nil {
-		err = s.catchUp(t, revision, floor)
+		err = s.catchUp(t, st)
 	}
 	if err != nil {
 		return fmt.Errorf("follow the registry: %w", err)
@@ -124,41 +128,26 @@ func (s *Store) view(ctx context.Context) (*sql.Tx, error) {
 	return s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 }
 
-func (s *Store) revision(t *Tx, suffix string) (revision, floor uint64, err error) {
-	err = t.queryRow(`SELECT revision, log_floor FROM registry_revision`+suffix).Scan(&revision, &floor)
-	return revision, floor, err
-}
-
-// catchUp brings the index to the given revision, which is what t sees and what
-// nobody changes meanwhile.
-func (s *Store) catchUp(t *Tx, revision, floor uint64) error {
+// catchUp brings the index to the state of the database, which is what t sees and
+// what nobody changes meanwhile.
+func (s *Store) catchUp(t *Tx, st state) error {
+	if s.judged.same(st) {
+		return nil
+	}
 	have, _ := s.index.Revision()
-	switch {
-	case have == revision:
-		return nil
-	case have < floor || have > revision:
-		// The log does not reach back, or the database was restored.
-		entries, agents, err := t.everything()
-		if err != nil {
-			return err
-		}
-		bundles, relationships, err := t.federation()
-		if err != nil {
-			return err
-		}
-		if err := s.mergeRevocations(t, 0); err != nil {
-			return err
-		}
-		s.index.LoadFederation(bundles, relationships)
-		s.index.Reload(revision, entries, agents)
-		s.tellReplicas()
-		return nil
+	if have < st.floor || have >= st.revision {
+		// The log does not reach back, or the database was put back.
+		return s.reload(t, st, s.known())
 	}
 	touched, err := t.changedSince(have)
 	if err != nil {
 		return err
 	}
-	change, err := t.changes(s.index, touched)
+	total, fits := s.totalAfter(touched.digests)
+	if !fits || !s.key.seals(st, total) {
+		return s.reload(t, st, s.known())
+	}
+	change, held, err := t.changes(s.index, touched)
 	if err != nil {
 		return err
 	}
@@ -168,10 +157,28 @@ func (s *Store) catchUp(t *Tx, revision, floor uint64) error {
 			return err
 		}
 	}
-	change.Revision = revision
+	change.Revision = st.revision
+	s.judged, s.total = st, total
+	s.doubt.Store(nil)
 	s.index.Apply(change)
+	s.hold(t.ctx, held, nil, false)
+	s.remember(st.revision, touched.digests)
 	if touched.Replicas {
 		s.tellReplicas()
 	}
 	return nil
+}
+
+// totalAfter is the sum of what is to be there after the log of changes.
+func (s *Store) totalAfter(log map[string]*digest) (total sum, known bool) {
+	total = s.total
+	for id, d := range log {
+		if before, known := s.expected(id); known {
+			s.key.toggle(&total, before)
+		}
+		if d != nil {
+			s.key.toggle(&total, *d)
+		}
+	}
+	return total, log != nil
 }

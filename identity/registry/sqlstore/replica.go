@@ -129,7 +129,7 @@ func (s *Store) Replicas(ctx context.Context) ([]*Replica, error) {
 		return nil, fmt.Errorf("read replicas: %w", err)
 	}
 	defer tx.Rollback()
-	return (&Tx{ctx: ctx, tx: tx}).replicas()
+	return (&Tx{ctx: ctx, s: s, tx: tx}).replicas()
 }
 
 // RemoveReplica ends a replica for good. The others taint its authorities, and

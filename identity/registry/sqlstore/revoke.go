@@ -18,7 +18,7 @@ func (s *Store) loadRevocations(ctx context.Context) error {
 		return fmt.Errorf("load revocations: %w", err)
 	}
 	defer tx.Rollback()
-	return s.mergeRevocations(&Tx{ctx: ctx, tx: tx}, 0)
+	return s.mergeRevocations(&Tx{ctx: ctx, s: s, tx: tx}, 0)
 }
 
 // mergeRevocations adds what was revoked after a revision.

@@ -1,7 +1,6 @@
 package sqlstore
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -14,38 +13,21 @@ import (
 )
 
 const (
-	entryColumns = `id, spiffe_id, parent_id, selectors, x509_svid_ttl, jwt_svid_ttl, federates_with, dns_names, admin, downstream, store_svid, hint, expires_at, revision, created_at`
+	// What is before the mark is an entry; similarity follows from it.
+	entryColumns = `id, spiffe_id, parent_id, selectors, x509_svid_ttl, jwt_svid_ttl, federates_with, dns_names, admin, downstream, store_svid, hint, expires_at, revision, created_at, similarity, mark`
 	agentColumns = `id, attestation_type, selectors, can_reattest, banned, serial, expires_at, new_serial, new_expires_at`
 )
 
 type scanner interface{ Scan(dest ...any) error }
 
-func (s *Store) load(ctx context.Context) (revision uint64, entries []*registry.Entry, agents []*registry.Agent, err error) {
-	fail := func(err error) (uint64, []*registry.Entry, []*registry.Agent, error) {
-		return 0, nil, nil, fmt.Errorf("load registry: %w", err)
-	}
-	sqlTx, err := s.view(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	defer sqlTx.Rollback()
-	t := &Tx{ctx: ctx, tx: sqlTx}
-	if revision, _, err = s.revision(t, ""); err != nil {
-		return fail(err)
-	}
-	if entries, agents, err = t.everything(); err != nil {
-		return fail(err)
-	}
-	return revision, entries, agents, nil
-}
-
-// everything is the whole content.
-func (t *Tx) everything() (entries []*registry.Entry, agents []*registry.Agent, err error) {
-	if entries, err = t.entriesWhere(`TRUE`); err != nil {
-		return nil, nil, err
-	}
-	agents, err = t.agentsWhere(`TRUE`)
-	return entries, agents, err
+// row is one of registry_entries, whoever wrote it.
+type row struct {
+	id string
+	// entry is nil where the row is no entry.
+	entry  *registry.Entry
+	digest digest
+	// marked: the issuer wrote it, now or once.
+	marked bool
 }
 
 func (t *Tx) agentsWhere(where string, args ...any) ([]*registry.Agent, error) {
@@ -65,89 +47,178 @@ func (t *Tx) agentsWhere(where string, args ...any) ([]*registry.Agent, error) {
 	return agents, rows.Err()
 }
 
-func (t *Tx) entriesWhere(where string, args ...any) ([]*registry.Entry, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT `+entryColumns+` FROM registry_entries WHERE `+where, args...)
+// rowsWhere reads rows of registry_entries. One that makes no sense is a row too.
+func (t *Tx) rowsWhere(where string, args ...any) ([]row, error) {
+	found, err := t.tx.QueryContext(t.ctx, `SELECT `+entryColumns+` FROM registry_entries WHERE `+where, args...)
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var entries []*registry.Entry
-	for rows.Next() {
-		e, err := scanEntry(rows)
-		if err != nil {
-			return nil, err
-		}
-		entries = append(entries, e)
+	defer found.Close()
+	var rows []row
+	for found.Next() {
+		rows = append(rows, t.s.scanRow(found))
 	}
-	return entries, rows.Err()
+	return rows, found.Err()
+}
+
+// entriesWhere returns the entries among the rows that a query finds. A row that is
+// none is a suspect, and looked after when the transaction ends.
+func (t *Tx) entriesWhere(where string, args ...any) ([]*registry.Entry, error) {
+	rows, err := t.rowsWhere(where, args...)
+	if err != nil {
+		return nil, err
+	}
+	var entries []*registry.Entry
+	for _, r := range rows {
+		if e := t.genuine(r); e != nil {
+			entries = append(entries, e)
+		} else {
+			t.suspects = append(t.suspects, r)
+		}
+	}
+	return entries, nil
+}
+
+// genuine is the entry that a row is, nil if it is not what the issuer left: the
+// index has all that was committed, and the transaction what it wrote itself.
+func (t *Tx) genuine(r row) *registry.Entry {
+	if !r.marked {
+		return nil
+	}
+	if w, ok := t.written[r.id]; ok {
+		if w.entry == nil || *w.digest != r.digest {
+			return nil
+		}
+		return w.entry
+	}
+	e := t.s.index.Entry(r.id)
+	if e == nil || e.Digest() != r.digest {
+		return nil
+	}
+	return e
+}
+
+// written is what a transaction made of an entry; both are nil if it deleted it.
+type written struct {
+	entry  *registry.Entry
+	digest *digest
+}
+
+// keep notes that an entry was written, or deleted if e and d are nil, so that what
+// is sealed is right.
+func (t *Tx) keep(id string, e *registry.Entry, d *digest) {
+	if before, known := t.expected(id); known {
+		t.s.key.toggle(&t.total, before)
+	}
+	if d != nil {
+		t.s.key.toggle(&t.total, *d)
+	}
+	t.written[id] = written{e, d}
+}
+
+// expected is the digest of the entry that is to be there by that ID, in the
+// transaction.
+func (t *Tx) expected(id string) (d digest, known bool) {
+	w, own := t.written[id]
+	switch {
+	case !own:
+		return t.s.expected(id)
+	case w.digest == nil:
+		return d, false
+	}
+	return *w.digest, true
+}
+
+// digests are those of what the transaction wrote, nil for what it deleted.
+func (t *Tx) digests() map[string]*digest {
+	all := make(map[string]*digest, len(t.written))
+	for id, w := range t.written {
+		all[id] = w.digest
+	}
+	return all
 }
 
 func (t *Tx) writeEntry(e *registry.Entry) error {
-	values, err := entryValues(nil, e)
+	values, d, err := t.s.entryValues(nil, e)
 	if err != nil {
 		return err
 	}
-	return t.exec(insertEntries(1)+`
+	err = t.exec(insertEntries(1)+`
 		ON CONFLICT (id) DO UPDATE SET similarity = excluded.similarity, spiffe_id = excluded.spiffe_id, parent_id = excluded.parent_id,
 		selectors = excluded.selectors, x509_svid_ttl = excluded.x509_svid_ttl, jwt_svid_ttl = excluded.jwt_svid_ttl,
 		federates_with = excluded.federates_with, dns_names = excluded.dns_names, admin = excluded.admin, downstream = excluded.downstream,
-		store_svid = excluded.store_svid, hint = excluded.hint, expires_at = excluded.expires_at, revision = excluded.revision`, values...)
+		store_svid = excluded.store_svid, hint = excluded.hint, expires_at = excluded.expires_at, revision = excluded.revision,
+		created_at = excluded.created_at, mark = excluded.mark`, values...)
+	if err == nil {
+		t.keep(e.ID, e, &d)
+	}
+	return err
 }
 
 // insertEntries is the statement that adds a number of rows.
 func insertEntries(rows int) string {
-	return `INSERT INTO registry_entries (similarity, ` + entryColumns + `) VALUES ` + repeat(`(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, rows)
+	return `INSERT INTO registry_entries (` + entryColumns + `) VALUES ` + repeat(`(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, rows)
 }
 
 // repeat is a list of the same, with commas.
 func repeat(what string, times int) string { return strings.Repeat(what+", ", times-1) + what }
 
-// entryValues appends the values of a row in the order of insertEntries.
-func entryValues(values []any, e *registry.Entry) ([]any, error) {
+// entryValues appends the values of a row in the order of insertEntries, and
+// returns the digest of the entry.
+func (s *Store) entryValues(values []any, e *registry.Entry) (_ []any, d digest, err error) {
 	similarity := e.Similarity()
 	selectors, err := encodeSelectors(e.Selectors)
 	if err != nil {
-		return nil, err
+		return nil, d, err
 	}
 	federates, err := encodeStrings(e.FederatesWith)
 	if err != nil {
-		return nil, err
+		return nil, d, err
 	}
 	dns, err := encodeStrings(e.DNSNames)
 	if err != nil {
-		return nil, err
+		return nil, d, err
 	}
-	return append(values, similarity[:], e.ID, e.SPIFFEID.String(), e.ParentID.String(), selectors,
+	d = e.Digest()
+	mark := s.key.mark(d)
+	return append(values, e.ID, e.SPIFFEID.String(), e.ParentID.String(), selectors,
 		int64(e.X509SVIDTTL/time.Second), int64(e.JWTSVIDTTL/time.Second), federates, dns,
-		e.Admin, e.Downstream, e.StoreSVID, e.Hint, unix(e.ExpiresAt), e.RevisionNumber, unix(e.CreatedAt)), nil
+		e.Admin, e.Downstream, e.StoreSVID, e.Hint, unix(e.ExpiresAt), e.RevisionNumber, unix(e.CreatedAt), similarity[:], mark[:]), d, nil
 }
 
-func scanEntry(row scanner) (*registry.Entry, error) {
+// scanRow reads a row of entryColumns.
+func (s *Store) scanRow(found scanner) row {
 	var e registry.Entry
 	var id, parent, selectors, federates, dns string
 	var x509TTL, jwtTTL, expires, created int64
-	err := row.Scan(&e.ID, &id, &parent, &selectors, &x509TTL, &jwtTTL, &federates, &dns, &e.Admin, &e.Downstream, &e.StoreSVID, &e.Hint, &expires, &e.RevisionNumber, &created)
+	var similarity, mark []byte
+	err := found.Scan(&e.ID, &id, &parent, &selectors, &x509TTL, &jwtTTL, &federates, &dns, &e.Admin, &e.Downstream, &e.StoreSVID, &e.Hint, &expires, &e.RevisionNumber, &created, &similarity, &mark)
+	r := row{id: e.ID} // the first column is read even where another makes no sense
 	if err != nil {
-		return nil, err
+		return r
 	}
 	if e.SPIFFEID, err = spiffeid.FromString(id); err != nil {
-		return nil, fmt.Errorf("entry %s: spiffe_id: %w", e.ID, err)
+		return r
 	}
 	if e.ParentID, err = spiffeid.FromString(parent); err != nil {
-		return nil, fmt.Errorf("entry %s: parent_id: %w", e.ID, err)
+		return r
 	}
 	if e.Selectors, err = decodeSelectors(selectors); err != nil {
-		return nil, fmt.Errorf("entry %s: selectors: %w", e.ID, err)
+		return r
 	}
 	if e.FederatesWith, err = decodeStrings(federates); err != nil {
-		return nil, fmt.Errorf("entry %s: federates_with: %w", e.ID, err)
+		return r
 	}
 	if e.DNSNames, err = decodeStrings(dns); err != nil {
-		return nil, fmt.Errorf("entry %s: dns_names: %w", e.ID, err)
+		return r
 	}
 	e.X509SVIDTTL, e.JWTSVIDTTL = time.Duration(x509TTL)*time.Second, time.Duration(jwtTTL)*time.Second
 	e.ExpiresAt, e.CreatedAt = fromUnix(expires), fromUnix(created)
-	return &e, nil
+	e.Normalize()
+	r.entry, r.digest = &e, e.Digest()
+	alike := e.Similarity()
+	r.marked = string(similarity) == string(alike[:]) && s.key.marked(r.digest, mark)
+	return r
 }
 
 func (t *Tx) writeAgent(a *registry.Agent) error {

@@ -10,10 +10,12 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/internal/sqldb"
@@ -26,10 +28,31 @@ var migrations embed.FS
 // it. A database that does not answer at all must not hold everything up.
 const patience = 30 * time.Second
 
-// Store is a registry in a SQL database.
+// Config of a Store. KeyFile and Record are required.
+type Config struct {
+	// Clock is time.Now if nil.
+	Clock func() time.Time
+	// KeyFile holds the key that authenticates what is in the database. It is
+	// made where there is none and the database was never sealed.
+	KeyFile string
+	// SeenFile keeps what this process has seen of the registry, so that what
+	// happens to the database while it does not run is found, row by row. Empty:
+	// only the seal is relied on.
+	SeenFile string
+	// Adopt is the digest of the entries of a database that is to be taken as it
+	// is, as a *ForeignError names it.
+	Adopt string
+	// Record puts alarms, and that a database was sealed, on record.
+	Record identity.EmitAll
+	Log    *slog.Logger
+}
+
+// Store is a registry in a SQL database. What is there is served only if it is
+// what a Store with the same key left; see docs/design/store.md.
 type Store struct {
 	db      *sql.DB
 	shared  bool // there may be other processes
+	cfg     Config
 	clock   func() time.Time
 	index   *registry.Index
 	revoked revocation.Set
@@ -42,34 +65,90 @@ type Store struct {
 	replicaMu     sync.Mutex
 	replicaSignal chan struct{}
 	// mu makes transactions and their application to the index one step, so
-	// that the index sees changes in the order of their revisions.
+	// that the index sees changes in the order of their revisions. It guards what
+	// follows.
 	mu sync.Mutex
 	// broken is set when the outcome of a commit is not known and the content
 	// could not be read again.
 	broken error
+	key    *sealer
+	// total is the sum of the entries that are to be there: those of the index,
+	// and those that are withheld.
+	total sum
+	// judged is the state of the database that total and index were made of.
+	judged state
+	memory *memory
+	unsaid []identity.Act // alarms that are not on record yet
+	swept  string         // ID of the entry that was looked at last
+	// withheld is replaced, never changed; it is written under mu.
+	withheld atomic.Pointer[map[string]*Withheld]
+	// more is how many rows are none and are not in withheld, of which there
+	// would be too many.
+	more atomic.Int64
+	// alarms counts the withheld of all time.
+	alarms atomic.Uint64
+	// doubt is why nothing can be said about the database; nil if it can.
+	doubt atomic.Pointer[ForeignError]
 }
 
 // Open brings the schema up to date and loads the registry. The database stays
-// the caller's to close.
-func Open(ctx context.Context, db *sql.DB, clock func() time.Time) (*Store, error) {
+// the caller's to close, and so is the Store. A *ForeignError says that the
+// database is not one that a store with this key left.
+func Open(ctx context.Context, db *sql.DB, cfg Config) (*Store, error) {
+	if cfg.KeyFile == "" || cfg.Record == nil {
+		return nil, errors.New("open registry: key file and record are required")
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	if err := sqldb.Migrate(ctx, db, "registry", migrations, "migrations"); err != nil {
 		return nil, err
 	}
-	s := &Store{db: db, shared: sqldb.Shared(db), clock: clock, replicaSignal: make(chan struct{})}
-	asked := time.Now()
-	revision, entries, agents, err := s.load(ctx)
+	s := &Store{db: db, shared: sqldb.Shared(db), cfg: cfg, clock: cfg.Clock, replicaSignal: make(chan struct{})}
+	s.withheld.Store(&map[string]*Withheld{})
+	s.index = registry.NewIndex(0, nil, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.memory.close())
+	}
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) error {
+	was, err := s.openKey(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s.index = registry.NewIndex(revision, entries, agents)
-	if err := s.loadFederation(ctx); err != nil {
-		return nil, err
+	asked := time.Now()
+	if err := s.load(ctx, was); err != nil {
+		return err
 	}
-	if err := s.loadRevocations(ctx); err != nil {
-		return nil, err
+	doubt := s.doubt.Load()
+	if doubt != nil && s.cfg.Adopt != "" {
+		if err := s.adopt(ctx); err != nil {
+			return err
+		}
+		if err := s.load(ctx, seen{}); err != nil {
+			return err
+		}
+		doubt = s.doubt.Load()
+	}
+	if doubt != nil {
+		return doubt
 	}
 	s.confirm(asked)
-	return s, nil
+	return nil
+}
+
+// Close ends what the store keeps beside its database.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.memory.close()
 }
 
 // Index is the content of the store, kept current.
@@ -91,22 +170,31 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if err := s.mend(ctx); err != nil {
 		return err
 	}
+	tx := &Tx{ctx: ctx, s: s, now: s.clock(), total: s.total, written: map[string]written{}}
+	err := s.update(tx, fn)
+	// Whatever became of it: it met what nobody should have written.
+	s.suspect(ctx, tx)
+	return err
+}
+
+func (s *Store) update(tx *Tx, fn func(*Tx) error) error {
 	begun := time.Now()
-	sqlTx, err := s.db.BeginTx(ctx, nil)
+	sqlTx, err := s.db.BeginTx(tx.ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin registry transaction: %w", err)
 	}
 	defer sqlTx.Rollback()
-	tx := &Tx{ctx: ctx, tx: sqlTx, now: s.clock()}
+	tx.tx = sqlTx
 	if err := s.takeTurn(tx); err != nil {
 		return fmt.Errorf("begin registry transaction: %w", err)
 	}
 	if err := fn(tx); err != nil {
 		return err
 	}
-	changed := !tx.change.Empty() || len(tx.revoked) > 0 || tx.replicasChanged
-	if changed {
-		if err := tx.exec(`UPDATE registry_revision SET revision = ?`, int64(tx.change.Revision)); err != nil {
+	next := s.judged
+	if tx.changed() {
+		next = state{revision: tx.change.Revision, keyID: s.key.id, seal: s.key.seal(tx.change.Revision, tx.total)}
+		if err := tx.exec(`UPDATE registry_revision SET revision = ?, key_id = ?, seal = ?`, int64(next.revision), next.keyID, []byte(next.seal)); err != nil {
 			return fmt.Errorf("write registry revision: %w", err)
 		}
 		if s.shared {
@@ -118,10 +206,13 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if err := sqlTx.Commit(); err != nil {
 		failed := &CommitError{Err: err}
 		s.broken = failed // until mended; what is returned is the failure in any case
-		return errors.Join(failed, s.mend(ctx))
+		return errors.Join(failed, s.mend(tx.ctx))
 	}
-	if changed {
+	tx.committed = true
+	if tx.changed() {
+		s.judged, s.total = next, tx.total
 		s.index.Apply(tx.change)
+		s.remember(next.revision, tx.digests())
 	}
 	if tx.replicasChanged {
 		s.tellReplicas()
@@ -141,15 +232,25 @@ func (s *Store) takeTurn(tx *Tx) error {
 	if s.shared {
 		suffix = ` FOR UPDATE`
 	}
-	revision, floor, err := s.revision(tx, suffix)
+	st, err := tx.state(suffix)
 	if err != nil {
 		return err
 	}
-	tx.change.Revision = revision + 1
-	if !s.shared {
-		return nil
+	if s.shared {
+		if err := s.catchUp(tx, st); err != nil {
+			return err
+		}
+	} else {
+		s.checkState(tx.ctx, st)
 	}
-	return s.catchUp(tx, revision, floor)
+	tx.total = s.total
+	if doubt := s.doubt.Load(); doubt != nil {
+		return doubt
+	}
+	// Not below what was seen, whatever the database says.
+	have, _ := s.index.Revision()
+	tx.change.Revision = max(st.revision, have) + 1
+	return nil
 }
 
 // CommitError is a commit that failed: nobody knows whether the change was
@@ -171,15 +272,7 @@ func (s *Store) mend(ctx context.Context) error {
 	if s.shared {
 		return s.refresh(ctx)
 	}
-	revision, entries, agents, err := s.load(ctx)
-	if err != nil {
-		return err
-	}
-	if err := s.loadFederation(ctx); err != nil {
-		return err
-	}
-	s.index.Reload(revision, entries, agents)
-	if err := s.loadRevocations(ctx); err != nil {
+	if err := s.load(ctx, s.known()); err != nil {
 		return err
 	}
 	s.broken = nil

@@ -18,12 +18,29 @@ import (
 // are committed. It ends with the function that got it.
 type Tx struct {
 	ctx     context.Context
+	s       *Store
 	tx      *sql.Tx
 	now     time.Time
 	change  registry.Change
 	revoked []*revocation.Revocation
 	// replicasChanged: what the replicas publish, or know of each other.
 	replicasChanged bool
+	// written are the entries that it wrote, by ID; total is the sum of all that
+	// are to be there with it.
+	written map[string]written
+	total   sum
+	// suspects are rows that it met and that are not what the issuer left; gone
+	// are entries that it did not meet where they are to be.
+	suspects []row
+	gone     []string
+	// cleared are IDs of rows that it removed because they were in the way.
+	cleared   []string
+	committed bool
+}
+
+// changed says whether there is something to commit under a revision.
+func (t *Tx) changed() bool {
+	return !t.change.Empty() || len(t.written) > 0 || len(t.revoked) > 0 || t.replicasChanged
 }
 
 func (t *Tx) queryRow(query string, args ...any) *sql.Row {
@@ -37,15 +54,22 @@ func (t *Tx) exec(query string, args ...any) error {
 
 // Entry returns an entry, or registry.ErrNotFound.
 func (t *Tx) Entry(id string) (*registry.Entry, error) {
-	return t.entryWhere(`id = ?`, id)
+	e, err := t.entryWhere(`id = ?`, id)
+	if _, own := t.written[id]; errors.Is(err, registry.ErrNotFound) && !own && t.s.index.Entry(id) != nil {
+		t.gone = append(t.gone, id)
+	}
+	return e, err
 }
 
 func (t *Tx) entryWhere(where string, arg any) (*registry.Entry, error) {
-	e, err := scanEntry(t.queryRow(`SELECT `+entryColumns+` FROM registry_entries WHERE `+where, arg))
-	if errors.Is(err, sql.ErrNoRows) {
+	found, err := t.entriesWhere(where, arg)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(found) == 0:
 		return nil, registry.ErrNotFound
 	}
-	return e, err
+	return found[0], nil
 }
 
 // clash returns the entry, other than the one called self, that is similar to e.
@@ -76,7 +100,11 @@ func (t *Tx) UpdateEntry(e registry.Entry) (*registry.Entry, error) {
 	if equalEntries(old, &e) {
 		return old, nil
 	}
+	met := len(t.suspects)
 	if err := t.clash(&e, e.ID); err != nil {
+		return nil, err
+	}
+	if err := t.clear(t.suspects[met:]); err != nil {
 		return nil, err
 	}
 	e.RevisionNumber = int64(t.change.Revision)
@@ -96,6 +124,7 @@ func (t *Tx) DeleteEntry(id string) (*registry.Entry, error) {
 	if err := t.exec(`DELETE FROM registry_entries WHERE id = ?`, id); err != nil {
 		return nil, fmt.Errorf("delete entry %s: %w", id, err)
 	}
+	t.keep(id, nil, nil)
 	t.change.Entries = append(t.change.Entries, registry.EntryChange{Old: old})
 	return old, nil
 }
