@@ -29,10 +29,10 @@ func newEntryCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "entry",
 		Aliases: []string{"entries"},
-		Short:   "Create, list, show and delete registration entries",
+		Short:   "Create, list, show, accept and delete registration entries",
 		Long:    entryHelp,
 	}
-	cmd.AddCommand(newEntryCreateCmd(a), newEntryListCmd(a), newEntryShowCmd(a), newEntryDeleteCmd(a))
+	cmd.AddCommand(newEntryCreateCmd(a), newEntryListCmd(a), newEntryShowCmd(a), newEntryAcceptCmd(a), newEntryDeleteCmd(a))
 	return cmd
 }
 
@@ -157,15 +157,20 @@ func (a *app) createEntry(ctx context.Context, e *types.Entry) (made *types.Entr
 
 func newEntryListCmd(a *app) *cobra.Command {
 	var spiffeID, parentID, hint string
+	var withheld bool
 	var selectorList []string
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List registration entries",
 		Example: `  policyctl entry list
   policyctl entry list --parent-id spiffe://example.org/node/laptop
-  policyctl entry list --selector unix:uid:1000 --output json`,
+  policyctl entry list --selector unix:uid:1000 --output json
+  policyctl entry list --withheld`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if withheld {
+				return a.showWithheld(cmd.Context())
+			}
 			filter := &entryv1.ListEntriesRequest_Filter{}
 			var err error
 			if spiffeID != "" {
@@ -196,6 +201,7 @@ func newEntryListCmd(a *app) *cobra.Command {
 			for _, e := range entries {
 				infos = append(infos, entryInfoFrom(e))
 			}
+			a.warnWithheld(cmd.Context())
 			result := struct {
 				Entries []entryInfo `json:"entries"`
 			}{infos}
@@ -207,6 +213,10 @@ func newEntryListCmd(a *app) *cobra.Command {
 	fl.StringVar(&parentID, "parent-id", "", "only entries below this parent")
 	fl.StringArrayVar(&selectorList, "selector", nil, "only entries with this selector (and others)")
 	fl.StringVar(&hint, "hint", "", "only entries with this hint")
+	fl.BoolVar(&withheld, "withheld", false, "entries that are not served, since the database does not hold what was written")
+	for _, filter := range []string{"spiffe-id", "parent-id", "selector", "hint"} {
+		cmd.MarkFlagsMutuallyExclusive("withheld", filter)
+	}
 	_ = cmd.RegisterFlagCompletionFunc("selector", selectorKinds)
 	return cmd
 }
@@ -321,6 +331,8 @@ type entryInfo struct {
 	ExpiresAt     *time.Time `json:"expires_at,omitempty"`
 	CreatedAt     *time.Time `json:"created_at,omitempty"`
 	Revision      int64      `json:"revision"`
+	// Digest is what acts on record name the entry by.
+	Digest string `json:"digest,omitempty"`
 }
 
 func entryInfoFrom(e *types.Entry) entryInfo {
@@ -328,7 +340,7 @@ func entryInfoFrom(e *types.Entry) entryInfo {
 		ID: e.GetId(), SPIFFEID: idText(e.GetSpiffeId()), ParentID: idText(e.GetParentId()), Selectors: notNil(selectors(e)),
 		X509SVIDTTL: e.GetX509SvidTtl(), JWTSVIDTTL: e.GetJwtSvidTtl(), DNSNames: e.GetDnsNames(), FederatesWith: e.GetFederatesWith(),
 		Hint: e.GetHint(), Admin: e.GetAdmin(), Downstream: e.GetDownstream(), StoreSVID: e.GetStoreSvid(),
-		ExpiresAt: secondsTime(e.GetExpiresAt()), CreatedAt: secondsTime(e.GetCreatedAt()), Revision: e.GetRevisionNumber(),
+		ExpiresAt: secondsTime(e.GetExpiresAt()), CreatedAt: secondsTime(e.GetCreatedAt()), Revision: e.GetRevisionNumber(), Digest: entryDigest(e),
 	}
 }
 
@@ -342,11 +354,18 @@ func writeEntries(w io.Writer, entries []entryInfo) error {
 }
 
 func writeEntry(w io.Writer, pb *types.Entry) error {
-	e := entryInfoFrom(pb)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, line := range entryInfoFrom(pb).lines() {
+		fmt.Fprintf(tw, "%s\t%s\n", line[0], terminalSafe(line[1]))
+	}
+	return tw.Flush()
+}
+
+// lines are what there is to say about an entry: name and value.
+func (e entryInfo) lines() (lines [][2]string) {
 	row := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(tw, "%s\t%s\n", name, terminalSafe(value))
+			lines = append(lines, [2]string{name, value})
 		}
 	}
 	row("entry", e.ID)
@@ -375,7 +394,8 @@ func writeEntry(w io.Writer, pb *types.Entry) error {
 		row("created", e.CreatedAt.Format(time.RFC3339))
 	}
 	row("revision", fmt.Sprint(e.Revision))
-	return tw.Flush()
+	row("digest", e.Digest)
+	return lines
 }
 
 // completeEntries offers the IDs of entries, if the control plane answers.

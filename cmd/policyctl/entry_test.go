@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -96,7 +97,7 @@ func TestEntryCommands(t *testing.T) {
 	want := entryInfo{
 		ID: made.ID, SPIFFEID: "spiffe://example.org/svc/web", ParentID: "spiffe://example.org/node/a",
 		Selectors: []string{"unix:path:/usr/bin/web", "unix:uid:1000"}, X509SVIDTTL: 600, DNSNames: []string{"web"}, Hint: "internal",
-		CreatedAt: made.CreatedAt, Revision: made.Revision,
+		CreatedAt: made.CreatedAt, Revision: made.Revision, Digest: made.Digest,
 	}
 	if diff := cmp.Diff(want, made); diff != "" || made.ID == "" {
 		t.Error(diff)
@@ -156,6 +157,74 @@ func TestEntryCommandErrors(t *testing.T) {
 		if code != 1 || out != "" || !strings.Contains(errs, want) {
 			t.Errorf("%v: exit %d, stdout %q, stderr %q; want %q", args, code, out, errs, want)
 		}
+	}
+}
+
+// What somebody wrote into the database is shown as such, and is accepted or
+// deleted.
+func TestWithheldEntries(t *testing.T) {
+	r := newRegistrar(t)
+	create := func(name string) (e entryInfo) {
+		t.Helper()
+		out := r.ok("entry", "create", "--spiffe-id", "spiffe://example.org/svc/"+name, "--parent-id", "spiffe://example.org/node/a", "--selector", "unix:uid:1", "-o", "json")
+		if err := json.Unmarshal([]byte(out), &e); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	a, b, c := create("a"), create("b"), create("c")
+	if digest := r.store.Index().Entry(a.ID).Digest(); a.Digest != hex.EncodeToString(digest[:]) {
+		t.Errorf("digest %s, want %x", a.Digest, digest)
+	}
+	if out := r.ok("entry", "list", "--withheld"); out != "every entry is as it was written\n" {
+		t.Errorf("nothing is withheld: %q", out)
+	}
+	db, err := sqldb.OpenSQLite(t.Context(), filepath.Join(r.dir, "writ.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for id, statement := range map[string]string{
+		a.ID: `UPDATE registry_entries SET hint = 'mine' WHERE id = ?`, b.ID: `DELETE FROM registry_entries WHERE id = ?`, c.ID: `UPDATE registry_entries SET admin = 1 WHERE id = ?`,
+	} {
+		if _, err := db.Exec(statement, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.store.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := r.run("entry", "list"); code != 0 || !strings.Contains(errs, "3 entries are not served") {
+		t.Errorf("list: exit %d, %q", code, errs)
+	}
+	out := r.ok("entry", "list", "--withheld")
+	for _, want := range []string{a.ID, "unmarked: its row in the database was not written by the issuer", "in the database: hint", "mine", "missing: its row", a.Digest} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	var list struct{ Withheld []withheldInfo }
+	if err := json.Unmarshal([]byte(r.ok("entry", "list", "--withheld", "-o", "json")), &list); err != nil || len(list.Withheld) != 3 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if code, _, errs := r.run("entry", "accept"); code != 1 || !strings.Contains(errs, "name entries, or give --all") {
+		t.Errorf("accept nothing: exit %d, %q", code, errs)
+	}
+	if code, _, errs := r.run("entry", "accept", "x"); code != 1 || !strings.Contains(errs, "x: it is not withheld") {
+		t.Errorf("accept what is not: exit %d, %q", code, errs)
+	}
+	if out := r.ok("entry", "accept", a.ID); out != "accepted "+a.ID+": spiffe://example.org/svc/a for unix:uid:1 below spiffe://example.org/node/a\n" {
+		t.Errorf("accept says %q", out)
+	}
+	r.ok("entry", "delete", c.ID)
+	if out := r.ok("entry", "accept", "--all"); out != "deleted "+b.ID+"\n" {
+		t.Errorf("accept all says %q", out)
+	}
+	if out := r.ok("entry", "show", a.ID); !strings.Contains(out, "mine") {
+		t.Errorf("accepted as\n%s", out)
+	}
+	if out := r.ok("entry", "list", "--withheld"); out != "every entry is as it was written\n" {
+		t.Errorf("still withheld: %q", out)
 	}
 }
 

@@ -57,5 +57,6 @@ func flags(f *pflag.FlagSet, cfg *writdconf.Config) {
 	f.Int64Var(&cfg.AuditMaxBytes, "audit-max-bytes", cfg.AuditMaxBytes, "bytes that the audit ledger may take")
 	f.IntVar(&cfg.RecheckSample, "recheck-sample", cfg.RecheckSample, "one in this many recorded decisions is decided again and compared; 0 is none")
 	f.StringVar(&cfg.Collector, "collector", cfg.Collector, "control listener of the writd that keeps the record, without the audit role")
+	f.StringVar(&cfg.AdoptEntries, "adopt-entries", cfg.AdoptEntries, "digest of the entries of a database that was refused, to take them as they are, once")
 	f.DurationVar(&cfg.Drain, "drain", cfg.Drain, "time that open calls get at shutdown")
 }

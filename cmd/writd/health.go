@@ -54,7 +54,7 @@ func (w *writd) healthHandler() http.Handler {
 	w.recheckMetrics(reg)
 	w.traces.Register(reg, "writd_")
 	if w.issuer != nil {
-		reg.MustRegister(federationMetrics{w})
+		reg.MustRegister(federationMetrics{w}, registryMetrics{w})
 	}
 	gauge("svid_expires_seconds", "Unix time at which the own X509-SVID expires.", func() float64 {
 		svid, err := w.source.GetX509SVID()
@@ -103,6 +103,9 @@ func (w *writd) problems() []string {
 	var list []string
 	for _, err := range w.health.Problems() {
 		list = append(list, err.Error())
+	}
+	if w.issuer != nil && w.issuer.Doubt() != nil {
+		list = append(list, w.registryProblems()...)
 	}
 	return list
 }

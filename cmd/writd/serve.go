@@ -56,6 +56,7 @@ type writd struct {
 	alarms        *alarms
 
 	record   *record
+	store    *sqlstore.Store
 	registry *registry.Index
 	issuer   *issuer.Issuer
 	decision *server.Server
@@ -170,10 +171,11 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		w.source = source
 		return w.followRevocations(ctx)
 	}
-	store, err := sqlstore.Open(ctx, w.db, time.Now)
+	store, err := w.openStore(ctx)
 	if err != nil {
 		return err
 	}
+	w.store = store
 	if err := w.join(ctx, store); err != nil {
 		return err
 	}
@@ -355,6 +357,9 @@ func (w *writd) close() error {
 	}
 	if w.upstream != nil {
 		errs = append(errs, w.upstream.Close())
+	}
+	if w.store != nil {
+		errs = append(errs, w.store.Close())
 	}
 	if w.record != nil {
 		errs = append(errs, w.record.close())

@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
 	mathrand "math/rand/v2"
@@ -292,8 +293,16 @@ func TestLibraryKeepsWatch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := openCA(t)
 			damage(c.x509.active.leaf)
+			var alarms []identity.Act
+			c.cfg.Emit = func(_ context.Context, act identity.Act) error {
+				alarms = append(alarms, act)
+				return errors.New("and if it cannot be put on record, SVIDs are issued all the same")
+			}
 			for n := range 5 {
 				issued(t, c, n)
+			}
+			if len(alarms) != 1 || alarms[0].Kind != identity.ActAlarm || alarms[0].Verb != "diverged" || alarms[0].Actor != "spiffe://example.org/spire/server" {
+				t.Errorf("on record: %+v", alarms)
 			}
 			if !c.distrusted.Load() || c.signed.Load() != 1 {
 				t.Errorf("distrusted %v after %d", c.distrusted.Load(), c.signed.Load())

@@ -103,6 +103,9 @@ type Config struct {
 	Drain time.Duration `yaml:"drain"`
 	// Traces of what this control plane does.
 	Tracing *tracing.Config `yaml:"tracing"`
+
+	// AdoptEntries is a flag only, since it is for one start.
+	AdoptEntries string `yaml:"-"`
 }
 
 // PolicySource is an OPA bundle behind an URL. It is signed by a publisher, and

@@ -16,6 +16,10 @@ type Database struct {
 	Postgres string `yaml:"postgres"`
 	// File that holds what postgres would, mode 0600.
 	DSNFile string `yaml:"dsn_file"`
+	// File of the key that authenticates the entries in the database, mode 0600;
+	// keys/registry.key in the data directory when left out. It is made where the
+	// database is new; replicas all need the same.
+	RegistryKeyFile string `yaml:"registry_key_file"`
 }
 
 // LogValue leaves out what may hold a password.

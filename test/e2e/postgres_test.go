@@ -33,7 +33,7 @@ func TestAllRolesOnPostgres(t *testing.T) {
 		return programs.ServerConfig{
 			Path: filepath.Join(bin, "writd"), Dir: filepath.Join(dir, fmt.Sprint(n)), TrustDomain: "example.org",
 			IssuerPort: ports[2*n], ControlPort: ports[2*n+1],
-			More: fmt.Sprintf("replica: r%d\nallow_unsigned_policy: true\nca_ttl: 36s\nsvid_ttl: 15s\ndatabase:\n  postgres: %q\n", n, dsn),
+			More: fmt.Sprintf("replica: r%d\nallow_unsigned_policy: true\nca_ttl: 36s\nsvid_ttl: 15s\ndatabase:\n  postgres: %q\n  registry_key_file: %s\n", n, dsn, filepath.Join(dir, "registry.key")),
 		}
 	}
 	first := config(0)

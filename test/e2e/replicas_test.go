@@ -108,7 +108,7 @@ func startReplicas(t *testing.T, count int) *replicas {
 			Path: filepath.Join(bin, "writd"), Dir: filepath.Join(dir, fmt.Sprint(n)), TrustDomain: "example.org",
 			IssuerPort: ports[2*n], ControlPort: ports[2*n+1],
 			// The life of an authority also says how long a new one waits.
-			More: fmt.Sprintf("roles: [issuer, audit]\nreplica: r%d\nca_ttl: 36s\nsvid_ttl: 15s\nattest_rate: 1000\ndatabase:\n  postgres: %q\n", n, dsn),
+			More: fmt.Sprintf("roles: [issuer, audit]\nreplica: r%d\nca_ttl: 36s\nsvid_ttl: 15s\nattest_rate: 1000\ndatabase:\n  postgres: %q\n  registry_key_file: %s\n", n, dsn, filepath.Join(dir, "registry.key")),
 		})
 	}
 	c.start(t, 0)

@@ -95,7 +95,7 @@ func (s *Store) suspect(ctx context.Context, tx *Tx) {
 		held := *s.withheld.Load()
 		var replaced []*Withheld
 		for id := range tx.written {
-			if w := changes[id]; w != nil {
+			if w := changes[id]; w != nil && !w.same(held[id]) {
 				replaced = append(replaced, w)
 			}
 			delete(changes, id)
@@ -105,8 +105,10 @@ func (s *Store) suspect(ctx context.Context, tx *Tx) {
 		}
 		for _, id := range tx.cleared {
 			if w := changes[id]; w != nil && !w.Known {
-				replaced = append(replaced, w)
-				delete(changes, id)
+				if !w.same(held[id]) {
+					replaced = append(replaced, w)
+				}
+				changes[id] = nil
 			}
 		}
 		s.alarm(ctx, replaced...)
