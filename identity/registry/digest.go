@@ -40,13 +40,6 @@ func (e *Entry) appendCanonical(doc []byte) []byte {
 			doc = append(doc, 0)
 		}
 	}
-	date := func(t time.Time) {
-		if t.IsZero() {
-			number(0)
-		} else {
-			number(t.Unix())
-		}
-	}
 	doc = append(doc, digestVersion...)
 	text(e.ID)
 	text(e.SPIFFEID.String())
@@ -64,8 +57,8 @@ func (e *Entry) appendCanonical(doc []byte) []byte {
 	flag(e.Downstream)
 	flag(e.StoreSVID)
 	text(e.Hint)
-	date(e.ExpiresAt)
+	number(unixOrZero(e.ExpiresAt))
 	number(e.RevisionNumber)
-	date(e.CreatedAt)
+	number(unixOrZero(e.CreatedAt))
 	return doc
 }

@@ -3,7 +3,6 @@ package registry
 import (
 	"crypto/sha256"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -17,44 +16,8 @@ const TagSize = 16
 // Tag stands for everything that the entry says. Its ID, revision and time would
 // not do: after a backup was restored, the same revision comes a second time.
 func (e *Entry) Tag() [TagSize]byte {
-	doc := make([]byte, 0, 512)
-	field := func(s string) {
-		doc = append(strconv.AppendInt(doc, int64(len(s)), 10), ':')
-		doc = append(doc, s...)
-	}
-	number := func(n int64) { doc = append(strconv.AppendInt(doc, n, 10), ';') }
-	flag := func(b bool) {
-		if b {
-			number(1)
-		} else {
-			number(0)
-		}
-	}
-	field(e.ID)
-	field(e.SPIFFEID.String())
-	field(e.ParentID.String())
-	number(int64(len(e.Selectors)))
-	for _, s := range e.Selectors {
-		field(s.Type)
-		field(s.Value)
-	}
-	number(int64(e.X509SVIDTTL))
-	number(int64(e.JWTSVIDTTL))
-	for _, list := range [][]string{e.FederatesWith, e.DNSNames} {
-		number(int64(len(list)))
-		for _, s := range list {
-			field(s)
-		}
-	}
-	flag(e.Admin)
-	flag(e.Downstream)
-	flag(e.StoreSVID)
-	field(e.Hint)
-	number(unixOrZero(e.ExpiresAt))
-	number(e.RevisionNumber)
-	number(unixOrZero(e.CreatedAt))
-	sum := sha256.Sum256(doc)
-	return [TagSize]byte(sum[:])
+	digest := e.Digest()
+	return [TagSize]byte(digest[:])
 }
 
 // Holding is what an agent may sign for, in short.

@@ -78,17 +78,28 @@ func judge(k *sealer, st state, rows []row, was seen, log map[string]*digest, no
 	if !v.settled {
 		return v
 	}
-	there := make(map[string]struct{}, len(rows))
+	there := 0
+	v.entries = make([]*registry.Entry, 0, len(rows))
 	for _, r := range rows {
-		there[r.id] = struct{}{}
-		if want, known := expected[r.id]; known && r.marked && r.digest == want {
+		want, known := expected[r.id]
+		if known {
+			there++
+		}
+		if known && r.marked && r.digest == want {
 			v.entries = append(v.entries, r.entry)
 		} else {
 			v.withheld[r.id] = r.withheld(known, want, now)
 		}
 	}
+	if there == len(expected) {
+		return v
+	}
+	found := make(map[string]struct{}, len(rows))
+	for _, r := range rows {
+		found[r.id] = struct{}{}
+	}
 	for id, want := range expected {
-		if _, ok := there[id]; !ok {
+		if _, ok := found[id]; !ok {
 			v.withheld[id] = missing(id, want, now)
 		}
 	}

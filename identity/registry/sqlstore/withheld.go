@@ -75,6 +75,9 @@ func (s *Store) known() seen {
 // suspect looks after the rows that a transaction met and that are not what the
 // issuer left, and forgets those that it replaced.
 func (s *Store) suspect(ctx context.Context, tx *Tx) {
+	if len(tx.suspects)+len(tx.gone)+len(*s.withheld.Load()) == 0 {
+		return
+	}
 	changes := map[string]*Withheld{}
 	now := s.clock()
 	for _, r := range tx.suspects {
