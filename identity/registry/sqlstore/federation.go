@@ -1,7 +1,6 @@
 package sqlstore
 
 import (
-	"context"
 	"crypto/x509"
 	"database/sql"
 	"encoding/json"
@@ -20,20 +19,6 @@ const (
 	bundleColumns       = `trust_domain, x509_authorities, jwt_authorities, refresh_hint, sequence`
 	relationshipColumns = `trust_domain, endpoint_url, profile, endpoint_spiffe_id`
 )
-
-func (s *Store) loadFederation(ctx context.Context) error {
-	tx, err := s.view(ctx)
-	if err != nil {
-		return fmt.Errorf("load federation: %w", err)
-	}
-	defer tx.Rollback()
-	bundles, relationships, err := (&Tx{ctx: ctx, s: s, tx: tx}).federation()
-	if err != nil {
-		return err
-	}
-	s.index.LoadFederation(bundles, relationships)
-	return nil
-}
 
 // federation is all that is known of other trust domains.
 func (t *Tx) federation() (bundles []*registry.FederatedBundle, relationships []*registry.Relationship, err error) {

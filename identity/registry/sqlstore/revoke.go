@@ -1,7 +1,6 @@
 package sqlstore
 
 import (
-	"context"
 	"fmt"
 	"time"
 
@@ -10,16 +9,6 @@ import (
 
 // Revocations is what is revoked, kept current.
 func (s *Store) Revocations() *revocation.Set { return &s.revoked }
-
-// loadRevocations adds what the database has to what is known.
-func (s *Store) loadRevocations(ctx context.Context) error {
-	tx, err := s.view(ctx)
-	if err != nil {
-		return fmt.Errorf("load revocations: %w", err)
-	}
-	defer tx.Rollback()
-	return s.mergeRevocations(&Tx{ctx: ctx, s: s, tx: tx}, 0)
-}
 
 // mergeRevocations adds what was revoked after a revision.
 func (s *Store) mergeRevocations(t *Tx, after uint64) error {

@@ -247,9 +247,10 @@ func (s *Store) takeTurn(tx *Tx) error {
 	if doubt := s.doubt.Load(); doubt != nil {
 		return doubt
 	}
-	// Not below what was seen, whatever the database says.
+	// The index is now at the database's revision. Where it is not, somebody else
+	// wrote that, and it does not count.
 	have, _ := s.index.Revision()
-	tx.change.Revision = max(st.revision, have) + 1
+	tx.change.Revision = have + 1
 	return nil
 }
 
