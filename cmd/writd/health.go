@@ -104,9 +104,6 @@ func (w *writd) problems() []string {
 	for _, err := range w.health.Problems() {
 		list = append(list, err.Error())
 	}
-	if w.issuer != nil && w.issuer.Doubt() != nil {
-		list = append(list, w.registryProblems()...)
-	}
 	return list
 }
 

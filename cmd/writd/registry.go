@@ -36,13 +36,11 @@ func (w *writd) openStore(ctx context.Context) (*sqlstore.Store, error) {
 	return store, err
 }
 
-// registryProblems say what of the registry is not served.
+// registryProblems say what of the registry is not served. That nothing is, is
+// among the conditions of health.
 func (w *writd) registryProblems() []string {
 	if w.issuer == nil {
 		return nil
-	}
-	if err := w.issuer.Doubt(); err != nil {
-		return []string{"registry: " + err.Error()}
 	}
 	list, more := w.issuer.Withheld()
 	if len(list) == 0 {

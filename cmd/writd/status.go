@@ -97,10 +97,7 @@ func (w *writd) selfComponent(resp *policyv1.StatusResponse) *policyv1.Component
 	if svid, err := w.source.GetX509SVID(); err == nil {
 		c.SvidExpires = svid.Certificates[0].NotAfter.UnixNano()
 	}
-	c.Problems = append(w.problems(), append(w.policySourceProblems(), w.federationProblems()...)...)
-	if w.issuer != nil && w.issuer.Doubt() == nil { // otherwise it is among the problems already
-		c.Problems = append(c.Problems, w.registryProblems()...)
-	}
+	c.Problems = append(w.problems(), slices.Concat(w.policySourceProblems(), w.federationProblems(), w.registryProblems())...)
 	if s := w.record.status(); s != nil && s.MaxBytes > 0 && s.Bytes > s.MaxBytes/10*9 {
 		c.NotEnforced = append(c.NotEnforced, fmt.Sprintf("audit ledger holds %d of %d bytes: it stops acknowledging at the cap", s.Bytes, s.MaxBytes))
 	}

@@ -49,21 +49,36 @@ func (s *Store) Fresh() error {
 }
 
 // Freshness is Fresh, with how long that stands if nothing happens (zero is for
-// ever) and, of a store that is not fresh, a channel that is closed when the
-// database has answered.
-func (s *Store) Freshness() (until time.Time, answered <-chan struct{}, err error) {
-	if !s.shared {
-		return time.Time{}, nil, nil
-	}
+// ever) and a channel that is closed when something does: the database has
+// answered, of a store that is not fresh; otherwise, it is not what was left.
+func (s *Store) Freshness() (until time.Time, changed <-chan struct{}, err error) {
 	s.confirmMu.Lock()
 	defer s.confirmMu.Unlock()
-	if err := s.Fresh(); err != nil {
-		if s.confirming == nil {
-			s.confirming = make(chan struct{})
-		}
-		return time.Time{}, s.confirming, err
+	signal := &s.doubting
+	if err = s.Fresh(); err != nil {
+		signal = &s.confirming
+	} else if s.shared {
+		until = s.confirmed.Load().Add(MaxStale)
 	}
-	return s.confirmed.Load().Add(MaxStale), nil, nil
+	if *signal == nil {
+		*signal = make(chan struct{})
+	}
+	return until, *signal, err
+}
+
+// setDoubt says why nothing can be said about the database, nil if it can.
+func (s *Store) setDoubt(doubt *ForeignError) {
+	s.confirmMu.Lock()
+	defer s.confirmMu.Unlock()
+	if s.doubt.Swap(doubt) == doubt {
+		return
+	}
+	for _, signal := range []*chan struct{}{&s.doubting, &s.confirming} {
+		if *signal != nil {
+			close(*signal)
+			*signal = nil
+		}
+	}
 }
 
 // confirm notes that the index was the database's content at that time.
@@ -159,7 +174,7 @@ func (s *Store) catchUp(t *Tx, st state) error {
 	}
 	change.Revision = st.revision
 	s.judged, s.total = st, total
-	s.doubt.Store(nil)
+	s.setDoubt(nil)
 	s.index.Apply(change)
 	s.hold(t.ctx, held, nil, false)
 	s.remember(st.revision, touched.digests)

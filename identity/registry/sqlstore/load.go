@@ -87,7 +87,7 @@ func (s *Store) reload(t *Tx, st state, was seen) error {
 		s.doubtful(t.ctx, st, rows)
 		return nil
 	}
-	s.doubt.Store(nil)
+	s.setDoubt(nil)
 	s.total = v.total
 	// Not below what was seen, whatever the database says.
 	revision := max(st.revision, was.revision)

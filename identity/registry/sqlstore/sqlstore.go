@@ -58,9 +58,10 @@ type Store struct {
 	revoked revocation.Set
 	// confirmed is when the index last was what the database holds.
 	confirmed atomic.Pointer[time.Time]
-	// confirming is closed when it is set, where somebody waits for that.
-	confirmMu  sync.Mutex
-	confirming chan struct{}
+	// confirming is closed when it is set, doubting when doubt is, where somebody
+	// waits for that.
+	confirmMu            sync.Mutex
+	confirming, doubting chan struct{}
 	// replicaSignal is closed when the replicas change.
 	replicaMu     sync.Mutex
 	replicaSignal chan struct{}

@@ -559,10 +559,19 @@ func TestTamperingAcrossReplicas(t *testing.T) {
 	a.create("f")
 	both([]string{"a", "b", "d", "e", "f"}, nil)
 
+	_, changed, err := b.Freshness()
+	if err != nil {
+		t.Error(err)
+	}
 	// A row with its change in the log, and without its seal.
 	statements(t, a.db, fmt.Sprintf(copyRow, aMark), `UPDATE registry_revision SET revision = revision + 1`,
 		`INSERT INTO registry_changes SELECT revision, '{"entries": ["forged"], "digests": ["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]}' FROM registry_revision`, `NOTIFY writ_registry`)
 	both([]string{"a", "b", "d", "e", "f"}, []string{"refused registry"})
+	<-changed
+	_, changed, err = b.Freshness()
+	if err == nil {
+		t.Error("fresh")
+	}
 	for _, p := range []*process{a, b} {
 		var foreign *sqlstore.ForeignError
 		if err := p.Fresh(); !errors.As(err, &foreign) {
@@ -574,6 +583,7 @@ func TestTamperingAcrossReplicas(t *testing.T) {
 	}
 	statements(t, a.db, `UPDATE registry_revision SET revision = revision - 1`, `DELETE FROM registry_changes WHERE revision = (SELECT revision + 1 FROM registry_revision)`)
 	both([]string{"a", "b", "d", "e", "f"}, []string{"withheld entry forged unmarked"})
+	<-changed
 	if err := errors.Join(a.Fresh(), b.Fresh()); err != nil {
 		t.Error(err)
 	}

@@ -253,7 +253,7 @@ func (s *Store) doubtful(ctx context.Context, st state, rows []row) {
 	if st.keyID != s.key.id {
 		why = fmt.Sprintf("it is sealed with key %q, and %s holds key %s", st.keyID, s.cfg.KeyFile, s.key.id)
 	}
-	s.doubt.Store(s.refuse(ctx, why, rows))
+	s.setDoubt(s.refuse(ctx, why, rows))
 }
 
 // refuse raises the alarm that none of a database is served.
