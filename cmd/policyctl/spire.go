@@ -31,7 +31,8 @@ entries, bundles of other trust domains, and federation relationships. The other
 server is only read. Agents are listed, since each has to attest anew.
 
 What is here already and equal is left alone, so that the same command can be
-given again and again; what differs is updated. What is only here is listed, and
+given again and again; what differs is updated. An entry is here already if one has
+its ID, or its SPIFFE ID, parent and selectors under another ID. What is only here is listed, and
 removed with --prune alone.
 
 The other way round works too: --from the socket of writd, and --server that of
@@ -152,6 +153,8 @@ type spireImport struct {
 	Changes     []spireChange `json:"changes"`
 	// Agents of the other server, which do not move by themselves.
 	Agents []agentInfo `json:"agents"`
+
+	batches []batch
 }
 
 // spireChange is one thing that differs.
@@ -168,8 +171,6 @@ type spireChange struct {
 	// Note says what this control plane does otherwise than SPIRE.
 	Note  string `json:"note,omitempty"`
 	Error string `json:"error,omitempty"`
-
-	apply func(context.Context, *grpc.ClientConn) error
 }
 
 func (a *app) importSPIRE(ctx context.Context, from string, dryRun, prune bool) (*spireImport, error) {
@@ -197,16 +198,11 @@ func (a *app) importSPIRE(ctx context.Context, from string, dryRun, prune bool) 
 	result := planImport(there, here, prune)
 	result.DryRun = dryRun
 	if !dryRun {
-		for i := range result.Changes {
-			c := &result.Changes[i]
-			if c.apply == nil {
-				continue
+		result.apply(ctx, target, func(done, of int) {
+			if of > importBatch {
+				fmt.Fprintf(a.stderr, "%d of %d changes made\n", done, of)
 			}
-			if err := c.apply(ctx, target); err != nil {
-				c.Error = err.Error()
-				result.Failed++
-			}
-		}
+		})
 	}
 	return result, nil
 }
@@ -233,10 +229,8 @@ func (r *spireImport) write(w io.Writer) error {
 		done = "would change"
 	}
 	changes := 0
-	for _, c := range r.Changes {
-		if c.apply != nil {
-			changes++
-		}
+	for _, b := range r.batches {
+		changes += len(b.changes)
 	}
 	_, err := fmt.Fprintf(w, "%d equal, %d %s, %d agents have to attest here (policyctl token create)\n", r.Equal, changes-r.Failed, done, len(r.Agents))
 	return err

@@ -3,8 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -33,52 +33,112 @@ func planImport(there, here *registration, prune bool) *spireImport {
 
 // comparison is one kind of thing on two servers.
 type comparison[T proto.Message] struct {
-	kind   string
-	there  []T
-	here   []T
-	key    func(T) string
-	name   func(T) string
-	plain  func(T) T // without what no client sets
-	create func(context.Context, *grpc.ClientConn, T) error
-	update func(context.Context, *grpc.ClientConn, T) error
-	remove func(context.Context, *grpc.ClientConn, T) error
+	kind  string
+	there []T
+	here  []T
+	key   func(T) string
+	name  func(T) string
+	plain func(T) T // without what no client sets
+	// twin, if there is one, is equal for what a server takes for the same under
+	// another key; as makes it the one with that key.
+	twin func(T) string
+	as   func(v T, key string) T
+	note func(T) string
+
+	create, update, remove batchCall[T]
+}
+
+// batchCall changes many at a server that answers with a status for each.
+type batchCall[T proto.Message] func(context.Context, *grpc.ClientConn, []T) ([]*types.Status, error)
+
+// importBatch is how many go in one call.
+const importBatch = 500
+
+// batch are changes that one call makes.
+type batch struct {
+	changes []int // in spireImport.Changes
+	call    func(context.Context, *grpc.ClientConn) ([]*types.Status, error)
 }
 
 func (c *comparison[T]) run(r *spireImport, prune bool) {
-	left := map[string]T{}
+	left, twins := map[string]T{}, map[string]string{}
 	for _, v := range c.here {
 		left[c.key(v)] = v
 	}
+	if c.twin != nil {
+		byKey := map[string]bool{}
+		for _, v := range c.there {
+			byKey[c.key(v)] = true
+		}
+		for _, v := range c.here {
+			if !byKey[c.key(v)] {
+				twins[c.twin(v)] = c.key(v)
+			}
+		}
+	}
+	var creates, updates, removes pending[T]
 	for _, v := range c.there {
 		key := c.key(v)
-		change := spireChange{Kind: c.kind, ID: key, Name: c.name(v)}
 		mine, exists := left[key]
+		if !exists && c.twin != nil {
+			if other, ok := twins[c.twin(v)]; ok {
+				if mine, exists = left[other]; exists {
+					key, v = other, c.as(v, other)
+				}
+			}
+		}
 		delete(left, key)
+		change := spireChange{Kind: c.kind, ID: key, Name: c.name(v)}
+		if c.note != nil {
+			change.Note = c.note(v)
+		}
 		want := c.plain(v)
 		switch {
 		case !exists:
 			change.Do = "create"
-			change.apply = func(ctx context.Context, conn *grpc.ClientConn) error { return c.create(ctx, conn, want) }
+			creates.add(r, change, want)
 		case proto.Equal(want, c.plain(mine)):
 			r.Equal++
-			continue
 		default:
 			change.Do, change.Fields = "update", differing(want, c.plain(mine))
-			change.apply = func(ctx context.Context, conn *grpc.ClientConn) error { return c.update(ctx, conn, want) }
+			updates.add(r, change, want)
 		}
-		r.Changes = append(r.Changes, change)
 	}
-	var only []spireChange
-	for key, v := range left {
-		change := spireChange{Do: "only-here", Kind: c.kind, ID: key, Name: c.name(v)}
-		if prune {
-			change.Do = "remove"
-			change.apply = func(ctx context.Context, conn *grpc.ClientConn) error { return c.remove(ctx, conn, v) }
+	only := slices.SortedFunc(maps.Values(left), func(a, b T) int {
+		return cmp.Or(cmp.Compare(c.name(a), c.name(b)), cmp.Compare(c.key(a), c.key(b)))
+	})
+	for _, v := range only {
+		change := spireChange{Do: "only-here", Kind: c.kind, ID: c.key(v), Name: c.name(v)}
+		if !prune {
+			r.Changes = append(r.Changes, change)
+			continue
 		}
-		only = append(only, change)
+		change.Do = "remove"
+		removes.add(r, change, v)
 	}
-	slices.SortFunc(only, func(a, b spireChange) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
-	r.Changes = append(r.Changes, only...)
+	creates.plan(r, c.create)
+	updates.plan(r, c.update)
+	removes.plan(r, c.remove)
+}
+
+// pending are changes of one kind, and what is changed.
+type pending[T proto.Message] struct {
+	changes []int
+	values  []T
+}
+
+func (p *pending[T]) add(r *spireImport, change spireChange, v T) {
+	p.changes, p.values = append(p.changes, len(r.Changes)), append(p.values, v)
+	r.Changes = append(r.Changes, change)
+}
+
+func (p *pending[T]) plan(r *spireImport, call batchCall[T]) {
+	for from := 0; from < len(p.values); from += importBatch {
+		to := min(from+importBatch, len(p.values))
+		r.batches = append(r.batches, batch{p.changes[from:to], func(ctx context.Context, conn *grpc.ClientConn) ([]*types.Status, error) {
+			return call(ctx, conn, p.values[from:to])
+		}})
+	}
 }
 
 // differing are the fields in which two messages of one type differ.
@@ -111,32 +171,47 @@ func (r *spireImport) entries(there, here *registration, prune bool) {
 		plain: func(e *types.Entry) *types.Entry {
 			e = proto.CloneOf(e)
 			e.CreatedAt, e.RevisionNumber = 0, 0
-			slices.SortFunc(e.Selectors, func(a, b *types.Selector) int {
-				return cmp.Or(cmp.Compare(a.GetType(), b.GetType()), cmp.Compare(a.GetValue(), b.GetValue()))
-			})
+			slices.SortFunc(e.Selectors, compareSelectors)
 			slices.Sort(e.FederatesWith)
 			return e
 		},
-		create: createEntryOn, update: updateEntryOn, remove: removeEntryOn,
+		twin: func(e *types.Entry) string {
+			var key strings.Builder
+			fmt.Fprintf(&key, "%q %q", idText(e.GetSpiffeId()), idText(e.GetParentId()))
+			for _, s := range slices.SortedFunc(slices.Values(e.GetSelectors()), compareSelectors) {
+				fmt.Fprintf(&key, " %q %q", s.GetType(), s.GetValue())
+			}
+			return key.String()
+		},
+		as: func(e *types.Entry, id string) *types.Entry {
+			e = proto.CloneOf(e)
+			e.Id = id
+			return e
+		},
+		note: func(e *types.Entry) string {
+			if e.GetStoreSvid() {
+				return "store_svid: writ-agent stores no SVIDs; it gives this to no workload"
+			}
+			return ""
+		},
+		create: func(ctx context.Context, conn *grpc.ClientConn, entries []*types.Entry) ([]*types.Status, error) {
+			resp, err := entryv1.NewEntryClient(conn).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: entries})
+			return statuses(resp.GetResults(), err)
+		},
+		update: func(ctx context.Context, conn *grpc.ClientConn, entries []*types.Entry) ([]*types.Status, error) {
+			resp, err := entryv1.NewEntryClient(conn).BatchUpdateEntry(ctx, &entryv1.BatchUpdateEntryRequest{Entries: entries})
+			return statuses(resp.GetResults(), err)
+		},
+		remove: func(ctx context.Context, conn *grpc.ClientConn, entries []*types.Entry) ([]*types.Status, error) {
+			req := &entryv1.BatchDeleteEntryRequest{}
+			for _, e := range entries {
+				req.Ids = append(req.Ids, e.GetId())
+			}
+			resp, err := entryv1.NewEntryClient(conn).BatchDeleteEntry(ctx, req)
+			return statuses(resp.GetResults(), err)
+		},
 	}
 	c.run(r, prune)
-	for i := range r.Changes {
-		if e := entryOf(c.there, &r.Changes[i]); e.GetStoreSvid() {
-			r.Changes[i].Note = "store_svid: writ-agent stores no SVIDs; it gives this to no workload"
-		}
-	}
-}
-
-func entryOf(entries []*types.Entry, c *spireChange) *types.Entry {
-	if c.Kind != "entry" || c.Do == "only-here" || c.Do == "remove" {
-		return nil
-	}
-	for _, e := range entries {
-		if e.GetId() == c.ID {
-			return e
-		}
-	}
-	return nil
 }
 
 // movable leaves out what a join token made: it hangs on an agent that is
@@ -155,9 +230,9 @@ func movable(entries []*types.Entry) []*types.Entry {
 }
 
 func (r *spireImport) bundles(there, here *registration, prune bool) {
-	set := func(ctx context.Context, conn *grpc.ClientConn, b *types.Bundle) error {
-		resp, err := bundlev1.NewBundleClient(conn).BatchSetFederatedBundle(ctx, &bundlev1.BatchSetFederatedBundleRequest{Bundle: []*types.Bundle{b}})
-		return oneResult(resp.GetResults(), err)
+	set := func(ctx context.Context, conn *grpc.ClientConn, bundles []*types.Bundle) ([]*types.Status, error) {
+		resp, err := bundlev1.NewBundleClient(conn).BatchSetFederatedBundle(ctx, &bundlev1.BatchSetFederatedBundleRequest{Bundle: bundles})
+		return statuses(resp.GetResults(), err)
 	}
 	(&comparison[*types.Bundle]{
 		kind: "bundle", there: there.bundles, here: here.bundles,
@@ -177,11 +252,11 @@ func (r *spireImport) bundles(there, here *registration, prune bool) {
 			return b
 		},
 		create: set, update: set,
-		remove: func(ctx context.Context, conn *grpc.ClientConn, b *types.Bundle) error {
+		remove: func(ctx context.Context, conn *grpc.ClientConn, bundles []*types.Bundle) ([]*types.Status, error) {
 			resp, err := bundlev1.NewBundleClient(conn).BatchDeleteFederatedBundle(ctx, &bundlev1.BatchDeleteFederatedBundleRequest{
-				TrustDomains: []string{b.GetTrustDomain()}, Mode: bundlev1.BatchDeleteFederatedBundleRequest_DISSOCIATE,
+				TrustDomains: trustDomains(bundles), Mode: bundlev1.BatchDeleteFederatedBundleRequest_DISSOCIATE,
 			})
-			return oneResult(resp.GetResults(), err)
+			return statuses(resp.GetResults(), err)
 		},
 	}).run(r, prune)
 }
@@ -196,52 +271,72 @@ func (r *spireImport) relationships(there, here *registration, prune bool) {
 			f.TrustDomainBundle = nil // moved as a bundle
 			return f
 		},
-		create: func(ctx context.Context, conn *grpc.ClientConn, f *types.FederationRelationship) error {
-			resp, err := trustdomainv1.NewTrustDomainClient(conn).BatchCreateFederationRelationship(ctx, &trustdomainv1.BatchCreateFederationRelationshipRequest{FederationRelationships: []*types.FederationRelationship{f}})
-			return oneResult(resp.GetResults(), err)
+		create: func(ctx context.Context, conn *grpc.ClientConn, list []*types.FederationRelationship) ([]*types.Status, error) {
+			resp, err := trustdomainv1.NewTrustDomainClient(conn).BatchCreateFederationRelationship(ctx, &trustdomainv1.BatchCreateFederationRelationshipRequest{FederationRelationships: list})
+			return statuses(resp.GetResults(), err)
 		},
-		update: func(ctx context.Context, conn *grpc.ClientConn, f *types.FederationRelationship) error {
+		update: func(ctx context.Context, conn *grpc.ClientConn, list []*types.FederationRelationship) ([]*types.Status, error) {
 			resp, err := trustdomainv1.NewTrustDomainClient(conn).BatchUpdateFederationRelationship(ctx, &trustdomainv1.BatchUpdateFederationRelationshipRequest{
-				FederationRelationships: []*types.FederationRelationship{f},
+				FederationRelationships: list,
 				InputMask:               &types.FederationRelationshipMask{BundleEndpointUrl: true, BundleEndpointProfile: true},
 			})
-			return oneResult(resp.GetResults(), err)
+			return statuses(resp.GetResults(), err)
 		},
-		remove: func(ctx context.Context, conn *grpc.ClientConn, f *types.FederationRelationship) error {
-			resp, err := trustdomainv1.NewTrustDomainClient(conn).BatchDeleteFederationRelationship(ctx, &trustdomainv1.BatchDeleteFederationRelationshipRequest{TrustDomains: []string{f.GetTrustDomain()}})
-			return oneResult(resp.GetResults(), err)
+		remove: func(ctx context.Context, conn *grpc.ClientConn, list []*types.FederationRelationship) ([]*types.Status, error) {
+			resp, err := trustdomainv1.NewTrustDomainClient(conn).BatchDeleteFederationRelationship(ctx, &trustdomainv1.BatchDeleteFederationRelationshipRequest{TrustDomains: trustDomains(list)})
+			return statuses(resp.GetResults(), err)
 		},
 	}).run(r, prune)
 }
 
-func createEntryOn(ctx context.Context, conn *grpc.ClientConn, e *types.Entry) error {
-	resp, err := entryv1.NewEntryClient(conn).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e}})
-	if err == nil && len(resp.GetResults()) == 1 && codes.Code(resp.GetResults()[0].GetStatus().GetCode()) == codes.AlreadyExists {
-		return fmt.Errorf("entry %s here has the same SPIFFE ID, parent and selectors under another ID", resp.GetResults()[0].GetEntry().GetId())
+func trustDomains[T interface{ GetTrustDomain() string }](list []T) []string {
+	names := make([]string, len(list))
+	for i, v := range list {
+		names[i] = v.GetTrustDomain()
 	}
-	return oneResult(resp.GetResults(), err)
+	return names
 }
 
-func updateEntryOn(ctx context.Context, conn *grpc.ClientConn, e *types.Entry) error {
-	resp, err := entryv1.NewEntryClient(conn).BatchUpdateEntry(ctx, &entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{e}})
-	return oneResult(resp.GetResults(), err)
+func compareSelectors(a, b *types.Selector) int {
+	return cmp.Or(cmp.Compare(a.GetType(), b.GetType()), cmp.Compare(a.GetValue(), b.GetValue()))
 }
 
-func removeEntryOn(ctx context.Context, conn *grpc.ClientConn, e *types.Entry) error {
-	resp, err := entryv1.NewEntryClient(conn).BatchDeleteEntry(ctx, &entryv1.BatchDeleteEntryRequest{Ids: []string{e.GetId()}})
-	return oneResult(resp.GetResults(), err)
-}
-
-// oneResult is the error of a batch of one.
-func oneResult[T interface{ GetStatus() *types.Status }](results []T, err error) error {
+func statuses[T interface{ GetStatus() *types.Status }](results []T, err error) ([]*types.Status, error) {
 	if err != nil {
-		return rpcError(err)
+		return nil, rpcError(err)
 	}
-	if len(results) != 1 {
-		return errors.New("the server gave no result")
+	all := make([]*types.Status, len(results))
+	for i, r := range results {
+		all[i] = r.GetStatus()
 	}
-	if s := results[0].GetStatus(); codes.Code(s.GetCode()) != codes.OK {
-		return errors.New(s.GetMessage())
+	return all, nil
+}
+
+// apply makes the planned changes, and notes what the server says to each.
+// progress is told how many are done. A batch that fails as a whole fails all that
+// are in it, and the next is tried all the same.
+func (r *spireImport) apply(ctx context.Context, conn *grpc.ClientConn, progress func(done, of int)) {
+	done, of := 0, 0
+	for _, b := range r.batches {
+		of += len(b.changes)
 	}
-	return nil
+	for _, b := range r.batches {
+		results, err := b.call(ctx, conn)
+		if err == nil && len(results) != len(b.changes) {
+			err = fmt.Errorf("the server gave %d results for %d", len(results), len(b.changes))
+		}
+		for i, at := range b.changes {
+			switch {
+			case err != nil:
+				r.Changes[at].Error = err.Error()
+			case codes.Code(results[i].GetCode()) != codes.OK:
+				r.Changes[at].Error = results[i].GetMessage()
+			default:
+				continue
+			}
+			r.Failed++
+		}
+		done += len(b.changes)
+		progress(done, of)
+	}
 }
