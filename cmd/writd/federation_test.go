@@ -32,6 +32,7 @@ import (
 
 	"github.com/writ-dev/writ/identity/federation"
 	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/writdconf"
 )
 
@@ -52,7 +53,7 @@ func newDomain(t *testing.T, name string, change func(*writdconf.Config)) *domai
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	w := &writd{cfg: cfg, log: log, alarms: newAlarms(log), started: time.Now()}
+	w := &writd{cfg: cfg, log: log, alarms: newAlarms(log), held: map[string]*sqldb.Held{}, started: time.Now()}
 	t.Cleanup(func() {
 		if err := w.close(); err != nil {
 			t.Error(err)

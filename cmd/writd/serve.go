@@ -22,6 +22,7 @@ import (
 
 	"github.com/writ-dev/writ/audit"
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/registry"
@@ -55,10 +56,13 @@ type writd struct {
 	keys          *keys.Disk
 	alarms        *alarms
 
-	record   *record
-	store    *sqlstore.Store
-	registry *registry.Index
-	issuer   *issuer.Issuer
+	record *record
+	// The issuer, with what is below it.
+	store       *sqlstore.Store
+	registry    *registry.Index
+	authorities *ca.CA
+	issuer      *issuer.Issuer
+
 	decision *server.Server
 	poller   *fetch.Poller
 	recheck  *recheck.Sampler
@@ -171,20 +175,18 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		w.source = source
 		return w.followRevocations(ctx)
 	}
-	store, err := w.openStore(ctx)
-	if err != nil {
+	var err error
+	if w.store, err = w.openStore(ctx); err != nil {
 		return err
 	}
-	w.store = store
-	if err := w.join(ctx, store); err != nil {
+	if err := w.join(ctx, w.store); err != nil {
 		return err
 	}
-	w.registry = store.Index()
-	authorities, err := w.openCA(ctx, store)
-	if err != nil {
+	w.registry = w.store.Index()
+	if w.authorities, err = w.openCA(ctx, w.store); err != nil {
 		return err
 	}
-	if err := w.introduce(ctx, store, authorities); err != nil {
+	if err := w.introduce(ctx, w.store, w.authorities); err != nil {
 		return err
 	}
 	attestors, err := w.attestors()
@@ -192,7 +194,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		return err
 	}
 	w.issuer, err = issuer.New(issuer.Config{
-		TrustDomain: w.td, Store: store, CA: authorities, Replica: w.replica(), Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level, Health: w.health,
+		TrustDomain: w.td, Store: w.store, CA: w.authorities, Replica: w.replica(), Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level, Health: w.health,
 		AdminPolicy:     w.restrictAdmins(),
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
 		SignPerSecond: signRate(w.cfg.SignRate), Attestors: attestors,

@@ -101,6 +101,16 @@ func migrate(ctx context.Context, tx *sql.Tx, shared bool, component string, fil
 	return err
 }
 
+// Answers asks db something that it cannot know without looking.
+func Answers(ctx context.Context, db *sql.DB) error {
+	query := `SELECT 1`
+	if !Shared(db) {
+		query = `SELECT count(*) FROM sqlite_master` // in the file
+	}
+	var n int
+	return db.QueryRowContext(ctx, query).Scan(&n)
+}
+
 // lock waits for a lock that tx then holds to its end, by a name of ours.
 // PostgreSQL only.
 func lock(ctx context.Context, tx *sql.Tx, name string) error {

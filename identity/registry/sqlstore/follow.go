@@ -48,6 +48,33 @@ func (s *Store) Fresh() error {
 	return nil
 }
 
+// Lag is how far a store is behind its database.
+type Lag struct {
+	// Changes are in the database and not known here yet.
+	Changes uint64
+	// Age is how long ago what is known here was last known to be all.
+	Age time.Duration
+}
+
+// Lag asks the database. Where that fails only Age stands.
+func (s *Store) Lag(ctx context.Context) (Lag, error) {
+	if !s.shared {
+		return Lag{}, nil
+	}
+	var revision uint64
+	err := s.db.QueryRowContext(ctx, `SELECT revision FROM registry_revision`).Scan(&revision)
+	// Last, so that what was made known meanwhile is no lag.
+	have, _ := s.index.Revision()
+	lag := Lag{Age: max(0, time.Since(*s.confirmed.Load()))}
+	if err != nil {
+		return lag, fmt.Errorf("follow the registry: %w", err)
+	}
+	if revision > have {
+		lag.Changes = revision - have
+	}
+	return lag, nil
+}
+
 // Freshness is Fresh, with how long that stands if nothing happens (zero is for
 // ever) and a channel that is closed when something does: the database has
 // answered, of a store that is not fresh; otherwise, it is not what was left.

@@ -279,6 +279,40 @@ func TestReplicaReloads(t *testing.T) {
 	}
 }
 
+// A replica tells how many changes it lacks, and how old what it knows is.
+func TestLag(t *testing.T) {
+	server := pgtest.New(t)
+	dsn := server.Database(t)
+	writer, behind := open(t, openPostgres(t, dsn)), open(t, openPostgres(t, dsn))
+	const changes = 3
+	for n := range changes {
+		update(t, writer, func(tx *sqlstore.Tx) error {
+			e := full()
+			e.SPIFFEID = path(fmt.Sprintf("/svc/%d", n))
+			_, err := tx.CreateEntry(e)
+			return err
+		})
+	}
+	behind.ConfirmAt(time.Now().Add(-time.Hour))
+	if lag, err := behind.Lag(t.Context()); err != nil || lag.Changes != changes || lag.Age < time.Hour {
+		t.Errorf("lag %+v, %v", lag, err)
+	}
+	if lag, err := writer.Lag(t.Context()); err != nil || lag.Changes != 0 || lag.Age >= time.Hour {
+		t.Errorf("lag of who wrote %+v, %v", lag, err)
+	}
+	if err := behind.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if lag, err := behind.Lag(t.Context()); err != nil || lag.Changes != 0 || lag.Age >= time.Hour {
+		t.Errorf("lag after a look %+v, %v", lag, err)
+	}
+	server.Stop(t)
+	behind.ConfirmAt(time.Now().Add(-time.Hour))
+	if lag, err := behind.Lag(t.Context()); err == nil || lag.Age < time.Hour {
+		t.Errorf("lag without a database %+v, %v", lag, err)
+	}
+}
+
 // Who has not reached a shared database for too long says so, until it has; a
 // database of one process is never stale.
 func TestFresh(t *testing.T) {
