@@ -56,6 +56,7 @@ func newMetrics(node *agent.Agent) *metrics {
 	})
 	gauge("revocations", "Revocations in force.", func(s agent.Status) float64 { return float64(s.Revocations) })
 	gauge("revocations_current_timestamp_seconds", "When the issuer last said that these are all revocations; 0 for never.", func(s agent.Status) float64 { return unixTime(s.RevocationsCurrentAt) })
+	gauge("authorities_without_crl", "X.509 authorities of the trust bundle that have no CRL, where sds.crl is on: Envoys that get CRLs refuse what they signed.", func(s agent.Status) float64 { return float64(s.WithoutCRL) })
 	gauge("issuer_clock_ahead_seconds", "How far the issuer's clock was ahead of this machine's when it was last heard, with what the network took.", func(s agent.Status) float64 { return s.IssuerAhead.Seconds() })
 	counter("syncs_total", "Syncs that succeeded.", func(s agent.Status) uint64 { return s.Syncs })
 	counter("sync_errors_total", "Syncs that failed.", func(s agent.Status) uint64 { return s.SyncErrors })

@@ -138,6 +138,8 @@ type Status struct {
 	// never.
 	Revocations          int
 	RevocationsCurrentAt time.Time
+	// WithoutCRL is how many authorities have no CRL, where CRLs are on.
+	WithoutCRL int
 	// IssuerAhead is how far the issuer's clock was ahead of this machine's when
 	// it was last heard, with what the network took; 0 where it never was.
 	IssuerAhead time.Duration
@@ -165,6 +167,7 @@ func (a *Agent) Status() Status {
 	s.Entries, s.SVIDs = a.cache.count(time.Now())
 	list, _ := a.revoked.Now()
 	s.Revocations, s.RevocationsCurrentAt = list.Len(), a.revoked.CurrentAt()
+	s.WithoutCRL = a.cache.countWithoutCRL()
 	s.IssuerAhead = time.Duration(a.issuerAhead.Load())
 	return s
 }

@@ -101,6 +101,7 @@ func (a *Agent) takeBundle(got *types.Bundle) (serial uint64, err error) {
 		a.log.Info("trust bundle changed", "serial", b.serial, "x509_authorities", len(b.x509.X509Authorities()))
 	}
 	a.cache.setBundle(b.served)
+	a.noteCRLs()
 	a.follow(b)
 	return b.serial, nil
 }

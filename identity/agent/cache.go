@@ -57,6 +57,7 @@ type cache struct {
 	// are not forgotten: what is attested should only grow.
 	kinds map[string]bool
 
+	crls crls
 	// revoked is what is revoked, nil for nothing.
 	revoked *revocation.List
 
@@ -89,7 +90,7 @@ func (c *cache) lookup(selectors []string, now time.Time) (workload.Grant, <-cha
 	if !c.synced || c.bundle == nil {
 		return workload.Grant{}, nil, workload.ErrStarting
 	}
-	g := workload.Grant{Bundle: c.bundle, Asked: len(c.kinds)}
+	g := workload.Grant{Bundle: c.bundle, CRLs: c.crls.current(now), Asked: len(c.kinds)}
 	hints := map[string]bool{"": true}
 	federated := map[spiffeid.TrustDomain]bool{}
 	for _, r := range c.match(selectors) {
@@ -274,6 +275,7 @@ func (c *cache) setBundle(b *workload.Bundle) {
 	defer c.mu.Unlock()
 	if c.bundle == nil || !c.bundle.Equal(b) {
 		c.bundle = b
+		c.proveCRLs()
 		c.wake()
 	}
 }

@@ -102,7 +102,7 @@ func newFake() *fake {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, URIs: []*url.URL{testTD.ID().URL()},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(1000 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	f.ca = need(x509.ParseCertificate(need(x509.CreateCertificate(rand.Reader, template, template, f.key.Public(), f.key))))
 	return f

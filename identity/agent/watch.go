@@ -66,7 +66,7 @@ func (a *Agent) watchOnce(ctx context.Context, works func()) error {
 	// The stream belongs to its connection: when that is replaced, by a new
 	// SVID, the stream must move on.
 	defer context.AfterFunc(s.ctx, cancel)()
-	stream, err := watchv1.NewEntryWatchClient(s).Watch(ctx, &watchv1.WatchRequest{Revocations: true})
+	stream, err := watchv1.NewEntryWatchClient(s).Watch(ctx, &watchv1.WatchRequest{Revocations: true, Crls: a.cfg.SDS.CRL})
 	if err != nil {
 		return err
 	}
@@ -79,6 +79,8 @@ func (a *Agent) watchOnce(ctx context.Context, works func()) error {
 		a.watching.Store(true)
 		a.hearClock(change.Revocations)
 		a.tellRevoked(change.Revocations)
+		// Before the bundle that they belong to.
+		a.takeCRLs(change.Crls)
 		if !change.Unchanged {
 			a.log.Debug("change announced", "revision", change.Revision, "bundle", change.Bundle)
 			a.syncNow()

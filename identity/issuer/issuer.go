@@ -107,6 +107,7 @@ type Issuer struct {
 	refusing  *limit.Limits[spiffeid.ID] // of logging those whose clock is off
 	self      *selfSVID
 	refresher *federation.Refresher
+	crls      crls
 	shown     struct {
 		sync.Mutex
 		shownBundle

@@ -27,9 +27,11 @@ type watching struct {
 	*watchService
 	stream      watchv1.EntryWatch_WatchServer
 	revocations bool
-	// What the agent was told: the sequence of the bundle, and the highest number
-	// of the revocations.
+	crls        bool
+	// What the agent was told: the sequence of the bundle, the highest number of
+	// the revocations, and the CRLs.
 	bundle, number uint64
+	listed         *watchv1.CRLs
 }
 
 // Watch implements watchv1.EntryWatchServer. The stream ends, with the reason,
@@ -43,7 +45,7 @@ func (s *watchService) Watch(req *watchv1.WatchRequest, stream watchv1.EntryWatc
 	defer watch.Close()
 	expired := time.NewTimer(caller.expires.Sub(s.now()))
 	defer expired.Stop()
-	w := watching{watchService: s, stream: stream, revocations: req.GetRevocations()}
+	w := watching{watchService: s, stream: stream, revocations: req.GetRevocations(), crls: req.GetCrls()}
 	var beat <-chan time.Time
 	if w.revocations {
 		ticker := time.NewTicker(heartbeat)
@@ -92,6 +94,15 @@ func (w *watching) tell(first, changed bool, list *revocation.List) error {
 	w.bundle = bundle.Sequence
 	if !w.revocations {
 		return w.stream.Send(change)
+	}
+	if w.crls {
+		signed, err := w.currentCRLs(list)
+		if err != nil {
+			// The agent goes on with those it has; the next heartbeat tries again.
+			w.log.ErrorContext(w.stream.Context(), "agents get no new CRLs", "error", err)
+		} else if signed != w.listed {
+			change.Crls, w.listed = signed, signed
+		}
 	}
 	for n, update := range w.updates(first, list) {
 		if n > 0 {

@@ -28,7 +28,9 @@ const (
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Send revocations, and say at least every 15 seconds that they are current.
-	Revocations   bool `protobuf:"varint,1,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	Revocations bool `protobuf:"varint,1,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	// With revocations: send certificate revocation lists as well.
+	Crls          bool `protobuf:"varint,2,opt,name=crls,proto3" json:"crls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -70,6 +72,13 @@ func (x *WatchRequest) GetRevocations() bool {
 	return false
 }
 
+func (x *WatchRequest) GetCrls() bool {
+	if x != nil {
+		return x.Crls
+	}
+	return false
+}
+
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Grows with every change of entries, of the agent's own rights, or of the
@@ -82,7 +91,9 @@ type Change struct {
 	Unchanged bool `protobuf:"varint,3,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
 	// With the first message of a stream, and when there are more: revocations. To
 	// those who asked.
-	Revocations   *revocationv1.Update `protobuf:"bytes,4,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	Revocations *revocationv1.Update `protobuf:"bytes,4,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	// Present when they have become others, to those who asked.
+	Crls          *CRLs `protobuf:"bytes,5,opt,name=crls,proto3" json:"crls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -145,6 +156,61 @@ func (x *Change) GetRevocations() *revocationv1.Update {
 	return nil
 }
 
+func (x *Change) GetCrls() *CRLs {
+	if x != nil {
+		return x.Crls
+	}
+	return nil
+}
+
+// CRLs are the certificate revocation lists that the issuer signs, all of them: one
+// for each of its X.509 authorities that may have signed what is valid. They hold
+// what is revoked by serial number, and nothing else.
+type CRLs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// RFC 5280 section 5, DER.
+	Lists         [][]byte `protobuf:"bytes,1,rep,name=lists,proto3" json:"lists,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CRLs) Reset() {
+	*x = CRLs{}
+	mi := &file_identity_watchv1_watch_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CRLs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CRLs) ProtoMessage() {}
+
+func (x *CRLs) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_watchv1_watch_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CRLs.ProtoReflect.Descriptor instead.
+func (*CRLs) Descriptor() ([]byte, []int) {
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CRLs) GetLists() [][]byte {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
 // SyncRequest is what an agent holds. Tags are the issuer's, 1 to 64 bytes, and
 // the agent gives them back as they were.
 type SyncRequest struct {
@@ -168,7 +234,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_identity_watchv1_watch_proto_msgTypes[2]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -180,7 +246,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_watchv1_watch_proto_msgTypes[2]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -193,7 +259,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{2}
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SyncRequest) GetRevision() uint64 {
@@ -248,7 +314,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_identity_watchv1_watch_proto_msgTypes[3]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +326,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_watchv1_watch_proto_msgTypes[3]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +339,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{3}
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Held) GetId() string {
@@ -318,7 +384,7 @@ type SyncReply struct {
 
 func (x *SyncReply) Reset() {
 	*x = SyncReply{}
-	mi := &file_identity_watchv1_watch_proto_msgTypes[4]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -330,7 +396,7 @@ func (x *SyncReply) String() string {
 func (*SyncReply) ProtoMessage() {}
 
 func (x *SyncReply) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_watchv1_watch_proto_msgTypes[4]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -343,7 +409,7 @@ func (x *SyncReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncReply.ProtoReflect.Descriptor instead.
 func (*SyncReply) Descriptor() ([]byte, []int) {
-	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{4}
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SyncReply) GetMore() bool {
@@ -414,7 +480,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_identity_watchv1_watch_proto_msgTypes[5]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +492,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_watchv1_watch_proto_msgTypes[5]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +505,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{5}
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -473,7 +539,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_identity_watchv1_watch_proto_msgTypes[6]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +551,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_watchv1_watch_proto_msgTypes[6]
+	mi := &file_identity_watchv1_watch_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +564,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{6}
+	return file_identity_watchv1_watch_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Changed) GetEntry() *types.Entry {
@@ -519,14 +585,18 @@ var File_identity_watchv1_watch_proto protoreflect.FileDescriptor
 
 const file_identity_watchv1_watch_proto_rawDesc = "" +
 	"\n" +
-	"\x1cidentity/watchv1/watch.proto\x12\x16writ.identity.watch.v1\x1a&identity/revocationv1/revocation.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\"0\n" +
+	"\x1cidentity/watchv1/watch.proto\x12\x16writ.identity.watch.v1\x1a&identity/revocationv1/revocation.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\"D\n" +
 	"\fWatchRequest\x12 \n" +
-	"\vrevocations\x18\x01 \x01(\bR\vrevocations\"\xa1\x01\n" +
+	"\vrevocations\x18\x01 \x01(\bR\vrevocations\x12\x12\n" +
+	"\x04crls\x18\x02 \x01(\bR\x04crls\"\xd3\x01\n" +
 	"\x06Change\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\bR\x06bundle\x12\x1c\n" +
 	"\tunchanged\x18\x03 \x01(\bR\tunchanged\x12E\n" +
-	"\vrevocations\x18\x04 \x01(\v2#.writ.identity.revocation.v1.UpdateR\vrevocations\"\xb3\x02\n" +
+	"\vrevocations\x18\x04 \x01(\v2#.writ.identity.revocation.v1.UpdateR\vrevocations\x120\n" +
+	"\x04crls\x18\x05 \x01(\v2\x1c.writ.identity.watch.v1.CRLsR\x04crls\"\x1c\n" +
+	"\x04CRLs\x12\x14\n" +
+	"\x05lists\x18\x01 \x03(\fR\x05lists\"\xb3\x02\n" +
 	"\vSyncRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x16\n" +
@@ -573,38 +643,40 @@ func file_identity_watchv1_watch_proto_rawDescGZIP() []byte {
 	return file_identity_watchv1_watch_proto_rawDescData
 }
 
-var file_identity_watchv1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_identity_watchv1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_identity_watchv1_watch_proto_goTypes = []any{
 	(*WatchRequest)(nil),        // 0: writ.identity.watch.v1.WatchRequest
 	(*Change)(nil),              // 1: writ.identity.watch.v1.Change
-	(*SyncRequest)(nil),         // 2: writ.identity.watch.v1.SyncRequest
-	(*Held)(nil),                // 3: writ.identity.watch.v1.Held
-	(*SyncReply)(nil),           // 4: writ.identity.watch.v1.SyncReply
-	(*Bundle)(nil),              // 5: writ.identity.watch.v1.Bundle
-	(*Changed)(nil),             // 6: writ.identity.watch.v1.Changed
-	nil,                         // 7: writ.identity.watch.v1.SyncRequest.FederatedEntry
-	(*revocationv1.Update)(nil), // 8: writ.identity.revocation.v1.Update
-	(*types.Bundle)(nil),        // 9: spire.api.types.Bundle
-	(*types.Entry)(nil),         // 10: spire.api.types.Entry
+	(*CRLs)(nil),                // 2: writ.identity.watch.v1.CRLs
+	(*SyncRequest)(nil),         // 3: writ.identity.watch.v1.SyncRequest
+	(*Held)(nil),                // 4: writ.identity.watch.v1.Held
+	(*SyncReply)(nil),           // 5: writ.identity.watch.v1.SyncReply
+	(*Bundle)(nil),              // 6: writ.identity.watch.v1.Bundle
+	(*Changed)(nil),             // 7: writ.identity.watch.v1.Changed
+	nil,                         // 8: writ.identity.watch.v1.SyncRequest.FederatedEntry
+	(*revocationv1.Update)(nil), // 9: writ.identity.revocation.v1.Update
+	(*types.Bundle)(nil),        // 10: spire.api.types.Bundle
+	(*types.Entry)(nil),         // 11: spire.api.types.Entry
 }
 var file_identity_watchv1_watch_proto_depIdxs = []int32{
-	8,  // 0: writ.identity.watch.v1.Change.revocations:type_name -> writ.identity.revocation.v1.Update
-	7,  // 1: writ.identity.watch.v1.SyncRequest.federated:type_name -> writ.identity.watch.v1.SyncRequest.FederatedEntry
-	3,  // 2: writ.identity.watch.v1.SyncRequest.held:type_name -> writ.identity.watch.v1.Held
-	5,  // 3: writ.identity.watch.v1.SyncReply.bundle:type_name -> writ.identity.watch.v1.Bundle
-	5,  // 4: writ.identity.watch.v1.SyncReply.federated:type_name -> writ.identity.watch.v1.Bundle
-	6,  // 5: writ.identity.watch.v1.SyncReply.changed:type_name -> writ.identity.watch.v1.Changed
-	9,  // 6: writ.identity.watch.v1.Bundle.bundle:type_name -> spire.api.types.Bundle
-	10, // 7: writ.identity.watch.v1.Changed.entry:type_name -> spire.api.types.Entry
-	0,  // 8: writ.identity.watch.v1.EntryWatch.Watch:input_type -> writ.identity.watch.v1.WatchRequest
-	2,  // 9: writ.identity.watch.v1.EntryWatch.Sync:input_type -> writ.identity.watch.v1.SyncRequest
-	1,  // 10: writ.identity.watch.v1.EntryWatch.Watch:output_type -> writ.identity.watch.v1.Change
-	4,  // 11: writ.identity.watch.v1.EntryWatch.Sync:output_type -> writ.identity.watch.v1.SyncReply
-	10, // [10:12] is the sub-list for method output_type
-	8,  // [8:10] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	9,  // 0: writ.identity.watch.v1.Change.revocations:type_name -> writ.identity.revocation.v1.Update
+	2,  // 1: writ.identity.watch.v1.Change.crls:type_name -> writ.identity.watch.v1.CRLs
+	8,  // 2: writ.identity.watch.v1.SyncRequest.federated:type_name -> writ.identity.watch.v1.SyncRequest.FederatedEntry
+	4,  // 3: writ.identity.watch.v1.SyncRequest.held:type_name -> writ.identity.watch.v1.Held
+	6,  // 4: writ.identity.watch.v1.SyncReply.bundle:type_name -> writ.identity.watch.v1.Bundle
+	6,  // 5: writ.identity.watch.v1.SyncReply.federated:type_name -> writ.identity.watch.v1.Bundle
+	7,  // 6: writ.identity.watch.v1.SyncReply.changed:type_name -> writ.identity.watch.v1.Changed
+	10, // 7: writ.identity.watch.v1.Bundle.bundle:type_name -> spire.api.types.Bundle
+	11, // 8: writ.identity.watch.v1.Changed.entry:type_name -> spire.api.types.Entry
+	0,  // 9: writ.identity.watch.v1.EntryWatch.Watch:input_type -> writ.identity.watch.v1.WatchRequest
+	3,  // 10: writ.identity.watch.v1.EntryWatch.Sync:input_type -> writ.identity.watch.v1.SyncRequest
+	1,  // 11: writ.identity.watch.v1.EntryWatch.Watch:output_type -> writ.identity.watch.v1.Change
+	5,  // 12: writ.identity.watch.v1.EntryWatch.Sync:output_type -> writ.identity.watch.v1.SyncReply
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_identity_watchv1_watch_proto_init() }
@@ -618,7 +690,7 @@ func file_identity_watchv1_watch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_identity_watchv1_watch_proto_rawDesc), len(file_identity_watchv1_watch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

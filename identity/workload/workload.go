@@ -57,6 +57,10 @@ type Grant struct {
 	Identities []*Identity
 	// Bundle of our own trust domain.
 	Bundle *Bundle
+	// CRLs are the certificate revocation lists of our own trust domain (RFC 5280
+	// section 5, DER), each of an authority of Bundle; none where the issuer signs
+	// none, or nobody asked for them.
+	CRLs [][]byte
 	// Federated bundles: those of the trust domains that the identities
 	// federate with.
 	Federated []*Bundle

@@ -84,7 +84,7 @@ func (m *envoyMesh) enter(t *testing.T, path, selector string) {
 }
 
 // start brings up the service, its peer and Envoy between them.
-func (m *envoyMesh) start(t *testing.T, envoy string) {
+func (m *envoyMesh) start(t *testing.T, envoy string, more ...[2]string) {
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, r.Header.Get("X-Forwarded-Client-Cert"))
 	}))
@@ -116,14 +116,14 @@ func (m *envoyMesh) start(t *testing.T, envoy string) {
 	config, err := os.ReadFile("../../deploy/envoy/envoy.yaml")
 	check(t, err)
 	content := string(config)
-	for _, change := range [][2]string{
+	for _, change := range append([][2]string{
 		{"address: 0.0.0.0, port_value: 8443", fmt.Sprintf("address: 127.0.0.1, port_value: %d", m.in)},
 		{"port_value: 9001", fmt.Sprintf("port_value: %d", m.out)},
 		{"port_value: 8080", "port_value: " + servicePort},
 		{"address: payments.example.org, port_value: 8443", "address: 127.0.0.1, port_value: " + paymentsPort},
 		{"/run/writ-agent/agent.sock", m.socket},
 		{"spiffe://example.org/", "spiffe://" + domain + "/"},
-	} {
+	}, more...) {
 		if !strings.Contains(content, change[0]) {
 			t.Fatalf("deploy/envoy/envoy.yaml holds no %q", change[0])
 		}

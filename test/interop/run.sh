@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 passed=0 failed=0 skipped=0
-declare -A tests=([spire]='^Test(Agents|X509PoP|SPIREServerCLI(Same)?|SPIFFEConformance|Migration|WithoutIssuer|SPIREFederation|SPIRENested)$' [opa]='^TestOPA(Bundles)?$' [h2spec]='^TestH2Spec$' [envoy]='^TestEnvoy$' [nginx]='^TestNginx$' [kube]='^TestKube$')
+declare -A tests=([spire]='^Test(Agents|X509PoP|SPIREServerCLI(Same)?|SPIFFEConformance|Migration|WithoutIssuer|SPIREFederation|SPIRENested)$' [opa]='^TestOPA(Bundles)?$' [h2spec]='^TestH2Spec$' [envoy]='^TestEnvoy(CRL|Revoked)?$' [nginx]='^TestNginx$' [kube]='^TestKube$')
 suites=("$@")
 [ ${#suites[@]} -gt 0 ] || suites=(opa h2spec envoy nginx spire kube)
 for suite in "${suites[@]}"; do

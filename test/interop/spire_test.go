@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,7 +62,8 @@ type node struct {
 	entries  []string
 }
 
-func newNode(t *testing.T, agent, server string) *node {
+// newNode starts a server and an agent; agentConf is added to the agent's file.
+func newNode(t *testing.T, agent, server string, agentConf ...string) *node {
 	ctx := bounded(t, time.Minute)
 	dir := shortDir(t)
 	ports, err := programs.FreePorts(2)
@@ -85,7 +87,7 @@ func newNode(t *testing.T, agent, server string) *node {
 			t.Errorf("stop %s: %v", server, err)
 		}
 	})
-	n.socket = n.join(t, ctx, agent, filepath.Join(dir, "a"))
+	n.socket = n.join(t, ctx, agent, filepath.Join(dir, "a"), agentConf...)
 	n.workload, err = workloadapi.New(ctx, workloadapi.WithAddr("unix://"+n.socket))
 	check(t, err)
 	t.Cleanup(func() { n.workload.Close() })
@@ -93,7 +95,7 @@ func newNode(t *testing.T, agent, server string) *node {
 }
 
 // join starts the agent with a join token and gives its Workload API socket.
-func (n *node) join(t *testing.T, ctx context.Context, agent, dir string) string {
+func (n *node) join(t *testing.T, ctx context.Context, agent, dir string, agentConf ...string) string {
 	check(t, os.Mkdir(dir, 0o700))
 	bundle, err := n.server.Bundle(ctx)
 	check(t, err)
@@ -119,6 +121,7 @@ func (n *node) join(t *testing.T, ctx context.Context, agent, dir string) string
 		content = fmt.Sprintf(writAgentConf, dir, n.conf.IssuerPort, socket, domain)
 		check(t, os.WriteFile(filepath.Join(dir, "token"), []byte(token+"\n"), 0o600))
 	}
+	content += strings.Join(agentConf, "\n")
 	check(t, os.WriteFile(conf, []byte(content), 0o600))
 	n.agent, err = programs.Start(c)
 	check(t, err)

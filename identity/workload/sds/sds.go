@@ -46,6 +46,10 @@ type Names struct {
 	// Give bundles as plain CA certificates, without Envoy's SPIFFE validator.
 	// An Envoy can choose for itself with the node metadata of this name.
 	DisableSPIFFECertValidation bool `yaml:"disable_spiffe_cert_validation"`
+	// Give the issuer's certificate revocation lists with the bundle of the own trust
+	// domain to each Envoy that takes plain CA certificates: Envoy's SPIFFE validator
+	// looks at none.
+	CRL bool `yaml:"crl"`
 }
 
 // DefaultNames are those of SPIRE's agent.

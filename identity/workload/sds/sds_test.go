@@ -1,10 +1,12 @@
 package sds
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -82,6 +84,52 @@ func TestNames(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// With CRLs: for those who take plain CA certificates, for our own trust domain, and
+// nothing instead where there is none.
+func TestCRL(t *testing.T) {
+	known := map[string]*authority{own: newAuthority(own), far: newAuthority(far)}
+	grant := workload.Grant{Identities: []*workload.Identity{known[own].identity(1, web)}, Bundle: known[own].bundle, Federated: []*workload.Bundle{known[far].bundle}}
+	names := DefaultNames()
+	names.CRL = true
+	ask := func(grant workload.Grant, node *corev3.Node, name string) (*tlsv3.CertificateValidationContext, string, error) {
+		t.Helper()
+		_, _, client := serve(t, grant, Config{Names: names})
+		resp, err := client.FetchSecrets(t.Context(), &discoveryv3.DiscoveryRequest{Node: node, ResourceNames: []string{name}})
+		if err != nil {
+			return nil, "", err
+		}
+		var secret tlsv3.Secret
+		if err := resp.Resources[0].UnmarshalTo(&secret); err != nil {
+			t.Fatal(err)
+		}
+		return secret.GetValidationContext(), resp.VersionInfo, nil
+	}
+	if _, _, err := ask(grant, nil, "ROOTCA"); status.Code(err) != codes.Unavailable {
+		t.Errorf("without a list: %v, want Unavailable", err)
+	}
+	grant.CRLs = [][]byte{[]byte("first"), []byte("second")}
+	c, version, err := ask(grant, nil, "ROOTCA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(c.Crl.GetInlineBytes(), []byte("BEGIN X509 CRL")); n != 2 || !c.OnlyVerifyLeafCertCrl || len(c.TrustedCa.GetInlineBytes()) == 0 {
+		t.Errorf("%d lists in %v", n, c)
+	}
+	grant.CRLs = [][]byte{[]byte("first"), []byte("third")}
+	if _, next, err := ask(grant, nil, "spiffe://example.org"); err != nil || next == version {
+		t.Errorf("another list has the same version: %v", err)
+	}
+	for _, name := range []string{"spiffe://far.org", "ALL"} {
+		node := envoy(40)
+		if name != "ALL" {
+			node = nil
+		}
+		if c, _, err := ask(grant, node, name); err != nil || c.Crl != nil || c.OnlyVerifyLeafCertCrl {
+			t.Errorf("%s: %v, %v", name, c, err)
+		}
 	}
 }
 

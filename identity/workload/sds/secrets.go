@@ -141,6 +141,8 @@ func (b builder) domains() []*workload.Bundle {
 	return all
 }
 
+var errNoCRL = status.Error(codes.Unavailable, "no CRL from the issuer at the moment, and the agent's sds.crl wants one with each bundle")
+
 var errUnsigned = status.Error(codes.Unavailable, "no valid X509-SVID at the moment: the issuer has not signed one")
 
 // everything names all that has a name of its own and can be had now.
@@ -180,7 +182,17 @@ func (b builder) bundles(name string, list ...*workload.Bundle) (*tlsv3.Secret, 
 		if err != nil {
 			return nil, nil, err
 		}
-		return validation(name, &tlsv3.CertificateValidationContext{TrustedCa: inline(ca)}), ca, nil
+		c := &tlsv3.CertificateValidationContext{TrustedCa: inline(ca)}
+		if !b.CRL || list[0].TrustDomain() != b.grant.Bundle.TrustDomain() {
+			return validation(name, c), ca, nil
+		}
+		if len(b.grant.CRLs) == 0 {
+			return nil, nil, errNoCRL
+		}
+		// An authority without a list has all refused that it signed.
+		lists := crlsPEM(b.grant.CRLs)
+		c.Crl, c.OnlyVerifyLeafCertCrl = inline(lists), true
+		return validation(name, c), append(ca, lists...), nil
 	}
 	config := &tlsv3.SPIFFECertValidatorConfig{}
 	for _, bundle := range list {
@@ -212,6 +224,13 @@ func validation(name string, c *tlsv3.CertificateValidationContext) *tlsv3.Secre
 
 func inline(data []byte) *corev3.DataSource {
 	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: data}}
+}
+
+func crlsPEM(der [][]byte) (out []byte) {
+	for _, list := range der {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list})...)
+	}
+	return out
 }
 
 func certificatesPEM(der []byte) ([]byte, error) {
