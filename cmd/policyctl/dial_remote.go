@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -40,7 +41,7 @@ func (a *app) dialRemote() (*grpc.ClientConn, error) {
 
 func (a *app) ownSVID() (*x509svid.SVID, *x509bundle.Bundle, error) {
 	if a.svidDir == "" {
-		ctx, cancel := context.WithTimeout(context.Background(), workloadAPITimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(a.patience, workloadAPITimeout))
 		defer cancel()
 		address := (&svidFetch{}).address(a)
 		x, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr(address))

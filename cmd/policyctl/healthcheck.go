@@ -60,6 +60,7 @@ and has their SVIDs.`,
 				report.Program = "agent"
 				report.ask(ctx, func() (*grpc.ClientConn, error) { return dialWorkloadAPI(fetch.address(a)) })
 			} else {
+				a.patience = fetch.timeout
 				report.ask(ctx, a.dial)
 			}
 			if err := a.emit(report, report.write); err != nil {

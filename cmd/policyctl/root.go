@@ -36,6 +36,7 @@ type app struct {
 	svidDir        string
 	serverOwner    string
 	dataDir        string
+	patience       time.Duration // with the Workload API, for the own SVID; zero is workloadAPITimeout
 	output         string
 }
 

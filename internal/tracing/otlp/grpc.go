@@ -28,8 +28,15 @@ func handlers(provider trace.TracerProvider, opt Options) (server, client stats.
 	return otelgrpc.NewServerHandler(append(options, strangers)...), otelgrpc.NewClientHandler(options...)
 }
 
+// maxMethod is longer than any method that there is. Whoever calls one that there
+// is not chooses its name, and is not to fill the collector with it.
+const maxMethod = 128
+
 func (o *Options) untraced(method string) bool {
-	return slices.ContainsFunc(o.Untraced, func(name string) bool {
+	odd := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("/._", r)
+	}
+	return len(method) > maxMethod || strings.ContainsFunc(method, odd) || slices.ContainsFunc(o.Untraced, func(name string) bool {
 		return method == name || strings.HasSuffix(name, "/") && strings.HasPrefix(method, name)
 	})
 }

@@ -56,7 +56,10 @@ func Check(cfg *tracing.Config, getenv func(string) string, at func(key, format 
 			return nil // Validate tells
 		}
 	}
-	_, err := resolve(cfg, getenv)
+	s, err := resolve(cfg, getenv)
+	if err == nil && s != nil {
+		_, err = about(Options{})
+	}
 	if err == nil {
 		return nil
 	}
@@ -65,6 +68,20 @@ func Check(cfg *tracing.Config, getenv func(string) string, at func(key, format 
 		return at("tracing.ca_file", "%v", file.err)
 	}
 	return fmt.Errorf("tracing: %w", err)
+}
+
+// about is what the collector is told of the program. What the environment says
+// comes last, and stands.
+func about(opt Options) (*resource.Resource, error) {
+	known := []attribute.KeyValue{semconv.ServiceName(opt.Service), semconv.ServiceVersion(opt.Version)}
+	if opt.Instance != "" {
+		known = append(known, semconv.ServiceInstanceID(opt.Instance))
+	}
+	r, err := resource.New(context.Background(), resource.WithTelemetrySDK(), resource.WithAttributes(known...), resource.WithFromEnv())
+	if err != nil {
+		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
+	}
+	return r, nil
 }
 
 // Open begins to trace, or returns nil where that is off. It connects to nothing
@@ -77,14 +94,9 @@ func Open(cfg *tracing.Config, opt Options) (*Exporter, error) {
 	if s == nil {
 		return nil, nil
 	}
-	about := []attribute.KeyValue{semconv.ServiceName(opt.Service), semconv.ServiceVersion(opt.Version)}
-	if opt.Instance != "" {
-		about = append(about, semconv.ServiceInstanceID(opt.Instance))
-	}
-	// What the environment says comes last, and stands.
-	res, err := resource.New(context.Background(), resource.WithTelemetrySDK(), resource.WithAttributes(about...), resource.WithFromEnv())
+	res, err := about(opt)
 	if err != nil {
-		return nil, fmt.Errorf("tracing: OTEL_RESOURCE_ATTRIBUTES: %w", err)
+		return nil, fmt.Errorf("tracing: %w", err)
 	}
 	client, err := otlptracegrpc.New(context.Background(), s.client()...)
 	if err != nil {

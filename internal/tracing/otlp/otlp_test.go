@@ -149,6 +149,34 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+func TestResourceIsChecked(t *testing.T) {
+	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "no-value")
+	at := func(key, format string, args ...any) error { return fmt.Errorf(format, args...) }
+	cfg := &tracing.Config{Endpoint: "http://127.0.0.1:4317"}
+	if err := Check(cfg, environment(), at); err == nil || !strings.Contains(err.Error(), "OTEL_RESOURCE_ATTRIBUTES") {
+		t.Errorf("%v", err)
+	}
+	if err := Check(nil, environment(), at); err != nil {
+		t.Errorf("where nothing is traced: %v", err)
+	}
+	if e, err := Open(cfg, Options{Getenv: environment(), Log: slog.New(slog.DiscardHandler)}); err == nil {
+		e.Close()
+		t.Error("it traces all the same")
+	}
+}
+
+func TestUntraced(t *testing.T) {
+	o := Options{Untraced: []string{"/a.B/Watch", "/grpc.health.v1.Health/"}}
+	for method, want := range map[string]bool{
+		"/a.B/Get": false, "/a.B/Watch": true, "/a.B/WatchAll": false, "/grpc.health.v1.Health/Check": true,
+		"/a.B/" + strings.Repeat("x", maxMethod): true, "/a.B/\x00": true, "/a.B/G et": true, "/a.B/é": true,
+	} {
+		if got := o.untraced(method); got != want {
+			t.Errorf("%q: %v", method, got)
+		}
+	}
+}
+
 // collectorCert is a certificate for 127.0.0.1 that signs itself.
 func collectorCert(t *testing.T) tls.Certificate {
 	t.Helper()
@@ -233,6 +261,9 @@ func TestCollectorHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_BSP_EXPORT_TIMEOUT"} {
+		t.Setenv(name, "3600000") // it is ours to give up
+	}
 	var log bytes.Buffer
 	e := open(t, nil, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) },
 		"OTEL_EXPORTER_OTLP_ENDPOINT", "http://"+ln.Addr().String(), "OTEL_BSP_MAX_QUEUE_SIZE", "4")
@@ -244,7 +275,16 @@ func TestCollectorHangs(t *testing.T) {
 	if waiting, full := e.sent.waiting.Load(), e.sent.full.Load(); waiting != 4 || full != spans-4 {
 		t.Errorf("%d wait, %d were dropped, want 4 and %d", waiting, full, spans-4)
 	}
-	e.close(50 * time.Millisecond)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		e.close(50 * time.Millisecond)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(time.Minute):
+		t.Fatal("the end is waited for")
+	}
 	if failed, waiting := e.sent.failed.Load(), e.sent.waiting.Load(); failed != 4 || waiting != 0 {
 		t.Errorf("%d are lost at the end, and %d wait", failed, waiting)
 	}
