@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -29,10 +30,10 @@ func newEntryCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "entry",
 		Aliases: []string{"entries"},
-		Short:   "Create, list, show, accept and delete registration entries",
+		Short:   "Create, list, show, update, accept and delete registration entries",
 		Long:    entryHelp,
 	}
-	cmd.AddCommand(newEntryCreateCmd(a), newEntryListCmd(a), newEntryShowCmd(a), newEntryAcceptCmd(a), newEntryDeleteCmd(a))
+	cmd.AddCommand(newEntryCreateCmd(a), newEntryListCmd(a), newEntryShowCmd(a), newEntryUpdateCmd(a), newEntryAcceptCmd(a), newEntryDeleteCmd(a))
 	return cmd
 }
 
@@ -82,11 +83,21 @@ func newEntryCreateCmd(a *app) *cobra.Command {
 			return a.emit(entryInfoFrom(made), func(w io.Writer) error { return writeEntry(w, made) })
 		},
 	}
-	fl := cmd.Flags()
-	fl.StringVar(&f.spiffeID, "spiffe-id", "", "SPIFFE ID that the workload gets (required)")
-	fl.StringVar(&f.parentID, "parent-id", "", "SPIFFE ID of the node, its alias or its agent (required)")
-	fl.StringArrayVar(&f.selectors, "selector", nil, "what the workload must be, as in unix:uid:1000; all of them must match (required)")
-	fl.StringVar(&f.id, "id", "", "ID of the entry itself (default: a new one)")
+	f.register(cmd.Flags())
+	cmd.Flags().StringVar(&f.id, "id", "", "ID of the entry itself (default: a new one)")
+	for _, required := range []string{"spiffe-id", "parent-id", "selector"} {
+		cmd.Flags().Lookup(required).Usage += " (required)"
+		_ = cmd.MarkFlagRequired(required)
+	}
+	_ = cmd.RegisterFlagCompletionFunc("selector", selectorKinds)
+	return cmd
+}
+
+// register adds the flags of an entry's fields.
+func (f *entryFlags) register(fl *pflag.FlagSet) {
+	fl.StringVar(&f.spiffeID, "spiffe-id", "", "SPIFFE ID that the workload gets")
+	fl.StringVar(&f.parentID, "parent-id", "", "SPIFFE ID of the node, its alias or its agent")
+	fl.StringArrayVar(&f.selectors, "selector", nil, "what the workload must be, as in unix:uid:1000; all of them must match")
 	fl.DurationVar(&f.x509TTL, "x509-svid-ttl", 0, "life of its X509-SVIDs, at least 10s (default: the issuer's)")
 	fl.DurationVar(&f.jwtTTL, "jwt-svid-ttl", 0, "life of its JWT-SVIDs, at least 10s (default: the issuer's)")
 	fl.DurationVar(&f.expiresIn, "expires-in", 0, "remove the entry after this time (default: never)")
@@ -96,25 +107,27 @@ func newEntryCreateCmd(a *app) *cobra.Command {
 	fl.BoolVar(&f.admin, "admin", false, "it may administer this control plane")
 	fl.BoolVar(&f.downstream, "downstream", false, "it is a downstream SPIRE server")
 	fl.BoolVar(&f.store, "store-svid", false, "agents may put its SVIDs into a store")
-	for _, required := range []string{"spiffe-id", "parent-id", "selector"} {
-		_ = cmd.MarkFlagRequired(required)
-	}
-	_ = cmd.RegisterFlagCompletionFunc("selector", selectorKinds)
-	return cmd
 }
 
 func (f *entryFlags) entry(now time.Time) (*types.Entry, error) {
+	e, err := f.fields(now)
+	if err != nil {
+		return nil, err
+	}
+	if e.SpiffeId, err = idFlag("spiffe-id", f.spiffeID); err != nil {
+		return nil, err
+	}
+	e.ParentId, err = idFlag("parent-id", f.parentID)
+	return e, err
+}
+
+// fields is an entry without its SPIFFE ID and parent.
+func (f *entryFlags) fields(now time.Time) (*types.Entry, error) {
 	e := &types.Entry{
 		Id: f.id, DnsNames: f.dns, FederatesWith: f.federates, Hint: f.hint,
 		Admin: f.admin, Downstream: f.downstream, StoreSvid: f.store,
 	}
 	var err error
-	if e.SpiffeId, err = idFlag("spiffe-id", f.spiffeID); err != nil {
-		return nil, err
-	}
-	if e.ParentId, err = idFlag("parent-id", f.parentID); err != nil {
-		return nil, err
-	}
 	if e.Selectors, err = selectorFlags(f.selectors); err != nil {
 		return nil, err
 	}
