@@ -126,6 +126,10 @@ type Decision struct {
 	// Expires ends the right to reuse the answer; zero is no limit.
 	Expires     time.Time
 	Obligations []Obligation
+	// Unasked is set on an Error that says nothing of the policy: this builtin,
+	// such as http.send, looks outside of the input, and who evaluated has no
+	// way out.
+	Unasked string
 }
 
 // Reset makes d ready for another answer and keeps its memory.

@@ -97,6 +97,10 @@ type Policy struct {
 	MaxAge time.Duration `yaml:"max_age"`
 	// What happens then: alarm (keep deciding, and say so) or deny.
 	MaxAgeAction string `yaml:"max_age_action" enum:"alarm|deny"`
+	// Let policy look outside of its input, as far as its data.writ.outside says:
+	// http.send, net.lookup_ip_addr, opa.runtime. Without it, policy that does so
+	// is refused, and the last good one stays.
+	AllowOutside bool `yaml:"allow_outside"`
 }
 
 // Publisher is somebody whose part of policy is believed.

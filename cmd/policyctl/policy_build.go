@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -21,6 +22,7 @@ type policyBuild struct {
 	service, workload  string
 	revision           string
 	wanted             int
+	outside            []string
 	signatures, packed []byte
 }
 
@@ -31,7 +33,9 @@ func newPolicyBuildCmd(a *app) *cobra.Command {
 		Short: "Write a bundle that stock OPA decides with",
 		Long: `Check a policy and write it as an OPA bundle with the root rule in it, so that
 "opa run" decides as a sidecar would: ask it for data.writ.decision with
-strict-builtin-errors. The data is one document, and tests are left out. With --service or
+strict-builtin-errors. The bounds of data.writ.outside are not OPA's: what the
+rules may ask by http.send is said there by its capabilities (allow_net), and
+opa.runtime shows all of its environment. The data is one document, and tests are left out. With --service or
 --spiffe-id the bundle holds what that workload needs, and no more.
 
 ` + sourceHelp,
@@ -55,13 +59,17 @@ strict-builtin-errors. The data is one document, and tests are left out. With --
 				Bytes    int              `json:"bytes"`
 				Signed   bool             `json:"signed"`
 				Source   string           `json:"source_digest"`
+				Outside  []string         `json:"outside,omitempty"`
 				Problems []policy.Problem `json:"problems"`
-			}{b.file, b.wanted, len(b.packed), b.signatures != nil, hex.EncodeToString(digest[:]), problems}
+			}{b.file, b.wanted, len(b.packed), b.signatures != nil, hex.EncodeToString(digest[:]), b.outside, problems}
 			err = a.emit(result, func(w io.Writer) error {
 				if len(problems) > 0 {
 					return writeProblems(w, args[0], problems)
 				}
-				_, err := fmt.Fprintf(w, "%s: %d files, %d bytes\n", b.file, b.wanted, len(b.packed))
+				if _, err := fmt.Fprintf(w, "%s: %d files, %d bytes\n", b.file, b.wanted, len(b.packed)); err != nil || len(b.outside) == 0 {
+					return err
+				}
+				_, err := fmt.Fprintf(w, "note: OPA does not know the bounds of data.writ.outside (%s): start it with capabilities that have allow_net\n", strings.Join(b.outside, ", "))
 				return err
 			})
 			if err != nil {
@@ -96,6 +104,9 @@ func (b *policyBuild) write(content bundle.Content) error {
 	if err != nil {
 		return err
 	}
+	data, _ := content.Data()
+	catalogue, _ := content.Catalogue(data)
+	b.outside = catalogue.Outside.Builtins()
 	if content, err = content.Standalone(revision); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ func newPolicyEvalCmd(a *app) *cobra.Command {
 		inputs        inputFlags
 		from          sourceFlags
 		query, engine string
+		allowOutside  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "eval SOURCE --input FILE",
@@ -41,6 +42,10 @@ With --query the result is the value of a Rego term instead, data.writ
 included; a term with several answers gives all of them. It is evaluated as a
 decision is: the same builtins, an error is an error.
 
+Nobody else is asked: a rule that looks outside of the input (data.writ.outside:
+http.send and the like) makes the decision an error. With --allow-outside it
+asks, from this machine and with its environment.
+
 ` + sourceHelp,
 		Example: `  policyctl policy eval policy/ --input in.json
   policyctl policy eval -f mesh.yaml policy/ --input - < inputs.jsonl
@@ -50,6 +55,9 @@ decision is: the same builtins, an error is an error.
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains(evalEngines, engine) || query != "" && engine != engineTopdown {
 				return fmt.Errorf("--engine %q: want %s; --query is answered by topdown", engine, strings.Join(evalEngines, ", "))
+			}
+			if allowOutside && query != "" {
+				return errors.New("--allow-outside is for decisions: a --query asks nobody")
 			}
 			program, err := a.loadPolicy(cmd.Context(), from, args[0])
 			if err != nil {
@@ -62,7 +70,7 @@ decision is: the same builtins, an error is an error.
 			if query != "" {
 				return a.evalQuery(cmd.Context(), program, query, list)
 			}
-			return a.evalDecisions(cmd.Context(), evaluation{dir: args[0], program: program, engine: engine, inputs: list})
+			return a.evalDecisions(cmd.Context(), evaluation{dir: args[0], program: program, engine: engine, inputs: list, allowOutside: allowOutside})
 		},
 	}
 	inputs.add(cmd)
@@ -70,6 +78,7 @@ decision is: the same builtins, an error is an error.
 	_ = cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(evalEngines, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().StringVar(&query, "query", "", "Rego term to evaluate instead of the decision")
 	_ = cmd.RegisterFlagCompletionFunc("query", cobra.FixedCompletions([]string{"data.writ.decision", "data.services.", "data.guardrails."}, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace))
+	cmd.Flags().BoolVar(&allowOutside, "allow-outside", false, "let rules look outside of the input, as far as data.writ.outside says")
 	from.add(cmd)
 	return cmd
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 
 	"github.com/writ-dev/writ/policy"
@@ -22,6 +23,16 @@ type evaluation struct {
 	program *opa.Program
 	engine  string
 	inputs  []*policy.Input
+	// allowOutside gives rules a way out.
+	allowOutside bool
+}
+
+func (e *evaluation) snapshotConfig() opa.SnapshotConfig {
+	cfg := opa.SnapshotConfig{Timeout: evalTimeout}
+	if e.allowOutside {
+		cfg.Outside = &opa.Outside{Env: os.LookupEnv}
+	}
+	return cfg
 }
 
 // evalResult is its JSON form. Compiled has the decisions of the compiled form
@@ -95,7 +106,7 @@ func (i decisionInfo) equal(o decisionInfo) bool {
 }
 
 func (e *evaluation) topdown(ctx context.Context) ([]decisionInfo, error) {
-	snapshot, err := e.program.Snapshot(opa.SnapshotConfig{Timeout: evalTimeout})
+	snapshot, err := e.program.Snapshot(e.snapshotConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +119,7 @@ func (e *evaluation) compiled(ctx context.Context) ([]decisionInfo, error) {
 		return nil, fmt.Errorf("compile policy: %w", err)
 	}
 	load := func() (*opa.Program, error) { return e.program, nil }
-	snapshot, err := compile.Snapshot(load, compiled, e.program.Catalogue().Services, opa.SnapshotConfig{Timeout: evalTimeout})
+	snapshot, err := compile.Snapshot(load, compiled, e.program.Catalogue().Services, e.snapshotConfig())
 	if err != nil {
 		return nil, err
 	}

@@ -194,6 +194,7 @@ var reasonTexts = map[string]string{
 	simulate.Omitted:         "withheld from the record, or too large for it",
 	simulate.NotRecorded:     "read now, and not by the policy that decided: not on record",
 	simulate.UnknownRevision: "decided by a revision that is not known here, so that it is not known which headers are on record",
+	simulate.LooksOutside:    "asks outside of the input, which a simulation does not",
 	simulate.NotByPolicy:     "denied by the enforcement point itself, so that there is nothing to compare with",
 }
 

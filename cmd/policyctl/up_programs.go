@@ -171,6 +171,7 @@ func (u *upRun) sidecar(s *mesh.Service) proxy.Config {
 	c.Control.Address = u.ports.address(useControl)
 	c.Policy.Keys = []string{u.dir.path("public", "decision.pem")}
 	c.Policy.Dir = u.dir.path("sidecars", s.Name, "policy")
+	c.Policy.AllowOutside = u.mesh.AllowOutside
 	c.Audit.Dir = u.dir.path("sidecars", s.Name, "spool")
 	c.Audit.Headers = u.mesh.Record.Headers
 	c.Audit.Query = u.mesh.Record.Query

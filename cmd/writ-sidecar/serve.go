@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -27,6 +28,7 @@ import (
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/follow"
+	"github.com/writ-dev/writ/policy/opa"
 	"github.com/writ-dev/writ/policy/policyv1"
 	"github.com/writ-dev/writ/proxy"
 	"github.com/writ-dev/writ/proxy/admin"
@@ -164,8 +166,13 @@ func (s *sidecar) follow() error {
 	if err != nil {
 		return err
 	}
+	var outside *opa.Outside
+	if s.cfg.Policy.AllowOutside {
+		outside = &opa.Outside{Env: os.LookupEnv}
+	}
 	s.follower, err = follow.New(follow.Config{
-		Conn: s.conn, Keys: keys, Publishers: publishers, Optional: optional, Dir: s.cfg.Policy.Dir, Service: s.cfg.Service, Log: s.log,
+		Outside: outside,
+		Conn:    s.conn, Keys: keys, Publishers: publishers, Optional: optional, Dir: s.cfg.Policy.Dir, Service: s.cfg.Service, Log: s.log,
 		Instance: s.spool.Stream().Instance,
 		SPIFFEID: func() spiffeid.ID { return s.id },
 		Report: func() *policyv1.Report {

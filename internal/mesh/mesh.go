@@ -32,6 +32,8 @@ type Mesh struct {
 	CATTL time.Duration `yaml:"ca_ttl"`
 	// Directory of the policy sources, relative to this file.
 	Policy string `yaml:"policy"`
+	// Let policy look outside of its input, as far as its data.writ.outside says.
+	AllowOutside bool `yaml:"allow_outside"`
 	// What may be recorded of a request beyond its head line.
 	Record Record `yaml:"record"`
 	// The services.

@@ -164,7 +164,7 @@ type Publisher struct {
 	// included. Guardrails go to nobody unless they are listed.
 	Packages []string `yaml:"packages"`
 	// Data that it defines, with what is below: shop.prices,
-	// writ.services.orders, writ.break_glass.
+	// writ.services.orders, writ.break_glass, writ.outside.
 	Data []string `yaml:"data"`
 	// Services for which it may write YAML rules, beside those of its packages.
 	Rules []string `yaml:"rules"`

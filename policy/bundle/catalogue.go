@@ -33,15 +33,18 @@ type BreakGlass struct {
 	Ticket    string
 }
 
-// Catalogue is what the signed data says about services.
+// Catalogue is what the signed data says about services, and about what policy
+// may ask beside its input.
 type Catalogue struct {
 	Services   map[string]policy.Service
 	BreakGlass []BreakGlass
+	Outside    Outside
 }
 
-// of is the part of the catalogue that is about the services.
-func (c Catalogue) of(services []string) Catalogue {
-	part := Catalogue{Services: map[string]policy.Service{}}
+// of is the part of the catalogue that is about the services, and about
+// builtins that look outside.
+func (c Catalogue) of(services, builtins []string) Catalogue {
+	part := Catalogue{Services: map[string]policy.Service{}, Outside: c.Outside.of(builtins)}
 	for _, name := range services {
 		part.Services[name] = c.Services[name]
 	}
@@ -61,6 +64,7 @@ func (c Content) Catalogue(data map[string]any) (Catalogue, []policy.Problem) {
 	r.each(writ, "services", func(name string, entry map[string]any) {
 		cat.Services[name] = r.service(name, entry)
 	})
+	r.each(writ, "outside", func(name string, entry map[string]any) { r.outside(&cat.Outside, name, entry) })
 	if entries, _ := writ["break_glass"].(map[string]any); len(entries) > maxBreakGlass {
 		r.fail([]string{"break_glass"}, "more than %d entries: remove those that expired", maxBreakGlass)
 		return cat, r.problems

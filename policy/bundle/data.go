@@ -30,8 +30,9 @@ const maxProblems = 100
 // Data merges the data files: one in directory a/b is data.a.b, as in an OPA
 // bundle. Two files may not give the same value. It also checks who may define
 // what: data.services and data.guardrails are made of rules, data.system is
-// OPA's, and of data.writ only services and break_glass are a publisher's. The
-// YAML rules of the services in data.writ.services become data.writ.rules.
+// OPA's, and of data.writ only services, break_glass and outside are a
+// publisher's. The YAML rules of the services in data.writ.services become
+// data.writ.rules.
 func (c Content) Data() (map[string]any, []policy.Problem) {
 	m := merger{root: map[string]any{}, origin: map[string]string{}}
 	for _, f := range c {
@@ -157,12 +158,12 @@ func (m *merger) mayDefine(f File, skip int, object map[string]any) bool {
 				refuse([]string{name}, "want an object")
 			}
 			for _, sub := range slices.Sorted(maps.Keys(writ)) {
-				if sub != "services" && sub != "break_glass" {
+				if sub != "services" && sub != "break_glass" && sub != "outside" {
 					if sub == "rules" {
 						refuse([]string{name, sub}, "is made of rules files, such as orders.rules.yaml; data may not define it")
 						continue
 					}
-					refuse([]string{name, sub}, "is reserved; only services and break_glass are data of a publisher")
+					refuse([]string{name, sub}, "is reserved; only services, break_glass and outside are data of a publisher")
 				}
 			}
 		}

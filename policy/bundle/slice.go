@@ -74,6 +74,8 @@ type Cutter struct {
 	catalogue Catalogue
 	// services of each file with rules; nil is for all.
 	services map[string][]string
+	// outside are the builtins of OutsideBuiltins that each file names.
+	outside map[string][]string
 }
 
 // NewCutter reads a content that has no problems.
@@ -84,7 +86,7 @@ func NewCutter(c Content) (*Cutter, error) {
 	if len(problems) > 0 {
 		return nil, policy.Refused(problems)
 	}
-	cutter := &Cutter{content: c, data: data, catalogue: cat, services: map[string][]string{}}
+	cutter := &Cutter{content: c, data: data, catalogue: cat, services: map[string][]string{}, outside: map[string][]string{}}
 	written, problems := c.Rules(data)
 	if len(problems) > 0 {
 		return nil, policy.Refused(problems)
@@ -100,6 +102,7 @@ func NewCutter(c Content) (*Cutter, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cut policy: %w", err)
 		}
+		cutter.outside[f.Path] = looksOutside(module)
 		cutter.services[f.Path] = nil
 		if service := ServiceOf(module.Package.Path); service != "" {
 			cutter.services[f.Path] = []string{service}
@@ -117,14 +120,16 @@ func (c *Cutter) Cut(cfg SliceConfig) (*Slice, error) {
 			s.Services = append(s.Services, name)
 		}
 	}
-	s.Catalogue = c.catalogue.of(s.Services)
+	var outside []string
 	for _, f := range c.content {
 		services, decides := c.services[f.Path]
 		if decides && (len(services) == 0 || slices.ContainsFunc(services, func(name string) bool { return slices.Contains(s.Services, name) })) {
 			s.Content = append(s.Content, f)
+			outside = append(outside, c.outside[f.Path]...)
 		}
 	}
-	doc, err := json.Marshal(sliceData(c.data, s.Services))
+	s.Catalogue = c.catalogue.of(s.Services, outside)
+	doc, err := json.Marshal(sliceData(c.data, s.Services, outside))
 	if err != nil {
 		return nil, fmt.Errorf("cut slice of %s: %w", cfg.SPIFFEID, err)
 	}
@@ -142,8 +147,8 @@ func ServiceOf(pkg ast.Ref) string {
 	return string(name)
 }
 
-// sliceData is data with only the given services in data.writ.
-func sliceData(data map[string]any, services []string) map[string]any {
+// sliceData is data with only the given services and builtins in data.writ.
+func sliceData(data map[string]any, services, outside []string) map[string]any {
 	out := maps.Clone(data)
 	writ, _ := data["writ"].(map[string]any)
 	keep := func(kind string, wanted func(name string, entry map[string]any) bool) map[string]any {
@@ -156,13 +161,19 @@ func sliceData(data map[string]any, services []string) map[string]any {
 		}
 		return kept
 	}
-	out["writ"] = map[string]any{
+	kept := map[string]any{
 		"services": keep("services", func(name string, _ map[string]any) bool { return slices.Contains(services, name) }),
 		"break_glass": keep("break_glass", func(_ string, entry map[string]any) bool {
 			service, _ := entry["service"].(string)
 			return slices.Contains(services, service)
 		}),
 	}
+	// A slice says what it may ask outside where it would, and nowhere else: an
+	// enforcement point that may not refuses it.
+	if entries := keep("outside", func(name string, _ map[string]any) bool { return slices.Contains(outside, name) }); len(entries) > 0 {
+		kept["outside"] = entries
+	}
+	out["writ"] = kept
 	return out
 }
 

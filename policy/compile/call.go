@@ -1,10 +1,12 @@
 package compile
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
+	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/program"
 )
 
@@ -70,6 +72,10 @@ func (x *evaluation) apply(s state, e *ast.Expr, op ast.Ref, args []value, out *
 	}
 	if name == ast.NowNanos.Name {
 		result(s, number{newField(program.Field{Base: program.Time})})
+		return
+	}
+	if slices.Contains(bundle.OutsideBuiltins(), name) {
+		x.ask(s, "line %d: %s looks outside of the input", line(e), name)
 		return
 	}
 	if operands, ok := constants(args); ok && !ast.BuiltinMap[name].Nondeterministic {

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -78,6 +79,9 @@ type Config struct {
 	Silence time.Duration
 	// DecisionTimeout of one decision; opa.DefaultTimeout when 0.
 	DecisionTimeout time.Duration
+	// Outside is the way out for policy that looks outside of its input. When
+	// nil, a slice that would is refused.
+	Outside *opa.Outside
 }
 
 // Follower follows one control plane. Create it with New, then Run it once.
@@ -308,7 +312,10 @@ func (f *Follower) activate(snapshot *policy.Snapshot) {
 // one that this build reads, by its sources otherwise. Who trusts publishers
 // compiles what they signed.
 func (f *Follower) prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
-	cfg := opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated, Timeout: f.cfg.DecisionTimeout}
+	if names := slice.Catalogue.Outside.Builtins(); len(names) > 0 && f.cfg.Outside == nil {
+		return nil, fmt.Errorf("the rules use %s, which looks outside of the input, and policy.allow_outside is not set here", strings.Join(names, ", "))
+	}
+	cfg := opa.SnapshotConfig{Revision: slice.Revision, Activated: slice.Activated, Timeout: f.cfg.DecisionTimeout, Outside: f.cfg.Outside}
 	load := func() (*opa.Program, error) { return opa.Load(slice.Content) }
 	compiled := f.compiled(slice)
 	if f.cfg.Publishers != nil {

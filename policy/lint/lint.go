@@ -74,6 +74,7 @@ func Rules() []Rule {
 		{"raw-path", Warning, "a part of the path as it was sent, instead of its segments", (*pass).rawPath},
 		{"unanchored-regex", Warning, "a regular expression that matches anywhere", (*pass).unanchoredRegex},
 		{"error-in-guardrail", Warning, "a builtin in a guardrail that can end in an error", (*pass).errorInGuardrail},
+		{"waits-outside", Warning, "a decision that waits for an answer from outside", (*pass).waitsOutside},
 		{"any-not-equal", Warning, "a != that holds as soon as one element differs", (*pass).anyNotEqual},
 		{"method-case", Warning, "a method in lower case, which is never sent", (*pass).methodCase},
 		{"missing-test", Warning, "a service or guardrail without any test", (*pass).missingTest},

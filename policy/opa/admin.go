@@ -118,7 +118,7 @@ func (l *loader) loadAdmin() {
 	library.Annotations = nil
 	p.parsed[adminLibrary] = library
 	compile := func(modules map[string]*ast.Module) (*ast.Compiler, error) {
-		compiler, err := newCompilerFor(rego.AdminSchema())
+		compiler, err := p.newCompilerFor(rego.AdminSchema())
 		if err != nil {
 			return nil, err
 		}

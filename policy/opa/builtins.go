@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/writ-dev/writ/policy/bundle"
 )
 
 const (
@@ -19,11 +21,12 @@ const (
 // refusedBuiltins are builtins whose answer is not made of their arguments
 // alone, or that bring code in, or that one decision could hang or kill the
 // process with: running out of memory cannot be recovered from. time.now_ns
-// stays: it is input.time. What stays is bounded by boundBuiltins.
+// stays: it is input.time. What stays is bounded by boundBuiltins. Those of
+// bundle.OutsideBuiltins are admitted where the signed data says so.
 var refusedBuiltins = [...]struct{ name, why string }{
-	{"http.send", notOfInput},
-	{"net.lookup_ip_addr", notOfInput},
-	{"opa.runtime", notOfInput},
+	{bundle.HTTPSend, notOfInput},
+	{bundle.LookupIP, notOfInput},
+	{bundle.OPARuntime, notOfInput},
 	{"rand.intn", notOfInput},
 	{"uuid.rfc4122", notOfInput},
 	{"json.match_schema", notOfInput}, // They follow $ref to URLs and files.
@@ -55,10 +58,23 @@ var refusedBuiltins = [...]struct{ name, why string }{
 }
 
 // capabilities are what a policy may use. Nobody changes them.
-var capabilities = sync.OnceValue(func() *ast.Capabilities {
+var capabilities = sync.OnceValue(func() *ast.Capabilities { return capabilitiesWith(nil) })
+
+// capabilitiesFor also has what the signed data admits.
+func capabilitiesFor(outside bundle.Outside) *ast.Capabilities {
+	if admitted := outside.Builtins(); len(admitted) > 0 {
+		return capabilitiesWith(admitted)
+	}
+	return capabilities()
+}
+
+func capabilitiesWith(admitted []string) *ast.Capabilities {
 	c := ast.CapabilitiesForThisVersion()
 	c.AllowNet = []string{} // Not nil: nil is every host.
 	c.Builtins = slices.DeleteFunc(slices.Clone(c.Builtins), func(b *ast.Builtin) bool {
+		if slices.Contains(admitted, b.Name) {
+			return false
+		}
 		for _, r := range refusedBuiltins {
 			if r.name == b.Name {
 				return true
@@ -67,4 +83,4 @@ var capabilities = sync.OnceValue(func() *ast.Capabilities {
 		return false
 	})
 	return c
-})
+}

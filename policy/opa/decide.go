@@ -34,6 +34,10 @@ type SnapshotConfig struct {
 	Activated time.Time
 	// Timeout of one decision; DefaultTimeout when 0.
 	Timeout time.Duration
+	// Outside is the way out for what data.writ.outside admits. When nil there
+	// is none: a rule that would need it makes the decision an error, with
+	// policy.Decision.Unasked.
+	Outside *Outside
 }
 
 // Snapshot makes the program ready to decide. Nothing of it has to be closed.
@@ -43,6 +47,7 @@ func (p *Program) Snapshot(cfg SnapshotConfig) (*policy.Snapshot, error) {
 		return nil, fmt.Errorf("prepare policy: %w", err)
 	}
 	d := &decider{
+		outside:    cfg.Outside.reach(p.catalogue.Outside),
 		query:      compiled,
 		compiler:   p.compiler,
 		store:      inmem.NewFromASTObject(p.data),
@@ -78,6 +83,7 @@ type decider struct {
 	ends       map[ruleEnd]time.Time
 	revision   policy.Revision
 	timeout    time.Duration
+	outside    *reach // nil where the policy does not look outside
 }
 
 var (
@@ -100,7 +106,14 @@ func (d *decider) Decide(ctx context.Context, in *policy.Input, out *policy.Deci
 			d.fail(out, policy.Error, fmt.Sprintf("evaluation panicked: %v", r))
 		}
 	}()
-	err := d.decide(ctx, in, out)
+	evaluation := ctx
+	var asks *asking
+	if d.outside != nil {
+		var end context.CancelFunc
+		evaluation, asks, end = d.outside.begin(ctx, d.timeout)
+		defer end()
+	}
+	err := d.decide(evaluation, in, out)
 	switch {
 	case errors.Is(err, errUndefined):
 		d.fail(out, policy.Undefined, err.Error())
@@ -110,6 +123,9 @@ func (d *decider) Decide(ctx context.Context, in *policy.Input, out *policy.Deci
 		d.fail(out, policy.Error, err.Error())
 	}
 	out.Revision = d.revision
+	if asks != nil {
+		out.Unasked = asks.unasked
+	}
 }
 
 func (d *decider) fail(out *policy.Decision, verdict policy.Verdict, reason string) {

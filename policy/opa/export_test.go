@@ -39,7 +39,7 @@ func InputValue(in *policy.Input) (ast.Value, error) {
 // WithRoot is the snapshot of a policy under another root rule, to see what
 // becomes of results that ours does not give.
 func WithRoot(root string, timeout time.Duration) (*policy.Snapshot, error) {
-	compiler, err := newCompiler()
+	compiler, err := (&Program{}).newCompiler()
 	if err != nil {
 		return nil, err
 	}

@@ -83,10 +83,8 @@ func missingInLibrary(pkg, name string) string {
 	if strings.HasPrefix(name, "_") {
 		return "data.writ." + pkg + "." + name + " is not for others"
 	}
-	for _, b := range capabilities().Builtins {
-		if b.Name == pkg+"."+name {
-			return "the import of data.writ." + pkg + " hides " + b.Name + ": import it under another name (`import data.writ." + pkg + " as writ_" + pkg + "`)"
-		}
+	if b := ast.BuiltinMap[pkg+"."+name]; b != nil {
+		return "the import of data.writ." + pkg + " hides " + b.Name + ": import it under another name (`import data.writ." + pkg + " as writ_" + pkg + "`)"
 	}
 	return "data.writ." + pkg + " has no " + name + nearmiss.Hint(name, library()[pkg])
 }

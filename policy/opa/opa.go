@@ -6,7 +6,8 @@
 //
 // What publishers may write is narrower than Rego, so that a decision depends
 // on its Input alone and can be replayed, and so that a slice means what the
-// whole means: see Check.
+// whole means: see Check. A decision looks further only where the signed data
+// and the one who runs it say so: see Outside.
 package opa
 
 import (
@@ -68,9 +69,11 @@ func Load(content bundle.Content) (*Program, error) {
 //
 //   - what does not parse or does not type-check; `input` has the type of
 //     rego/schemas/input.json, so a misspelt field is found;
-//   - builtins that look outside of the input: http.send, opa.runtime,
-//     net.lookup_ip_addr, rego.parse_module, random numbers and the like, and
-//     those whose time or memory has no bound;
+//   - builtins that look outside of the input: rego.parse_module, random numbers
+//     and the like, and, unless data.writ.outside admits them, http.send,
+//     net.lookup_ip_addr and opa.runtime; and those whose time or memory has no
+//     bound;
+//   - requests of http.send that it would refuse, as far as they are written out;
 //   - packages that are not a publisher's (writ, system), and rules of a
 //     service that is not in the catalogue;
 //   - rules of services and guardrails whose name is nearly allow, deny or
@@ -100,6 +103,7 @@ func Check(content bundle.Content) (*Program, []policy.Problem) {
 		l.checkUnknown(l.program.compiler, all)
 		l.checkRuleFiles()
 		l.checkNegations()
+		l.checkOutside()
 		l.checkTests()
 	}
 	if len(l.problems) > 0 {
@@ -221,12 +225,13 @@ func ownModules() (map[string]*ast.Module, error) {
 	return modules, nil
 }
 
-// newCompiler knows the type of input and none of the outside world.
+// newCompiler knows the type of input, and of the outside world what the data
+// admits.
 // Annotations are not read: they could change the type of input.
-func newCompiler() (*ast.Compiler, error) { return newCompilerFor(rego.InputSchema()) }
+func (p *Program) newCompiler() (*ast.Compiler, error) { return p.newCompilerFor(rego.InputSchema()) }
 
 // newCompilerFor takes the type of input from a JSON Schema.
-func newCompilerFor(inputSchema []byte) (*ast.Compiler, error) {
+func (p *Program) newCompilerFor(inputSchema []byte) (*ast.Compiler, error) {
 	var schema any
 	if err := json.Unmarshal(inputSchema, &schema); err != nil {
 		return nil, fmt.Errorf("input schema: %w", err)
@@ -234,7 +239,7 @@ func newCompilerFor(inputSchema []byte) (*ast.Compiler, error) {
 	schemas := ast.NewSchemaSet()
 	schemas.Put(ast.SchemaRootRef, schema)
 	return hideMisread(ast.NewCompiler().
-		WithCapabilities(capabilities()).
+		WithCapabilities(capabilitiesFor(p.catalogue.Outside)).
 		WithDefaultRegoVersion(ast.RegoV1).
 		WithSchemas(schemas).
 		SetErrorLimit(maxProblems)), nil
@@ -249,7 +254,7 @@ func (l *loader) compile(modules map[string]*ast.Module) (*ast.Compiler, error) 
 		return nil, err
 	}
 	defer store.Abort(ctx, txn)
-	compiler, err := newCompiler()
+	compiler, err := l.program.newCompiler()
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ func (p *Program) Resolved(withTests bool) (map[string]*ast.Module, error) {
 	if withTests {
 		maps.Copy(modules, p.tests)
 	}
-	compiler, err := newCompiler()
+	compiler, err := p.newCompiler()
 	if err != nil {
 		return nil, err
 	}

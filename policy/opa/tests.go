@@ -153,7 +153,7 @@ func (p *Program) test(ctx context.Context, opts TestOptions) (*TestReport, erro
 
 func (p *Program) runTests(ctx context.Context, opts TestOptions, inputSchema []byte) (*TestReport, *cover.Cover, error) {
 	report := &TestReport{Cases: []TestCase{}}
-	compiler, err := newCompilerFor(inputSchema)
+	compiler, err := p.newCompilerFor(inputSchema)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/writ-dev/writ/internal/nearmiss"
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
 )
 
 // checkUnknown finds references to what nothing in the content defines: a rule
@@ -165,6 +166,10 @@ func (l *loader) compileProblems(err error) []policy.Problem {
 			continue
 		}
 		function, _, _ := strings.Cut(message, ": ")
+		if slices.Contains(bundle.OutsideBuiltins(), function) {
+			problems[i].Message += "; data.writ.outside can admit it, with bounds"
+			continue
+		}
 		pkg, name := "", function
 		if strings.HasPrefix(function, "data.") {
 			at := strings.LastIndex(function, ".")

@@ -83,7 +83,8 @@ type Counts struct {
 	// Agreed and Diverged were decided again.
 	Agreed, Diverged uint64
 	// Skipped cannot be decided again: something is missing, the enforcement
-	// point denied by itself, or its evaluation had failed.
+	// point denied by itself, its evaluation had failed, or it looked outside of
+	// the input, which is not done here.
 	Skipped uint64
 	// Unknown were decided by a revision whose sources are not here.
 	Unknown uint64
@@ -188,7 +189,7 @@ func (s *Sampler) one(ctx context.Context, open func() (Recorded, error)) {
 	switch {
 	case ctx.Err() != nil:
 		return
-	case again.Verdict == policy.Error && time.Since(start) >= timeout:
+	case again.Verdict == policy.Error && time.Since(start) >= timeout, again.Unasked != "":
 		s.skipped.Add(1)
 	case s.cfg.Agrees(&r.Decision, &again):
 		s.agreed.Add(1)

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -331,5 +334,36 @@ func TestCache(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	if _, err := New(Config{Every: 1}); err == nil {
 		t.Error("an incomplete configuration is taken")
+	}
+}
+
+// What looked outside of the input is not asked again, and is no difference.
+func TestWhatLooksOutsideIsSkipped(t *testing.T) {
+	var asked atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked.Add(1) }))
+	defer server.Close()
+	c := bundle.Content{
+		{Path: "data.json", Content: fmt.Appendf(nil, `{"writ":{"services":{"web":{"spiffe_ids":["`+webID+`"]}},"outside":{"http.send":{"hosts":[%q],"timeout":"10s"}}}}`, server.URL)},
+		{Path: "web.rego", Content: fmt.Appendf(nil, "package services.web\n\nallow contains \"reads\" if input.request.method == \"GET\"\n\n"+
+			"allow contains \"ask\" if {\n\tinput.request.method == \"POST\"\n\thttp.send({\"method\": \"GET\", \"url\": %q}).status_code == 200\n}\n", server.URL)},
+	}
+	r := revision(1, c)
+	program, err := opa.Load(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := program.Snapshot(opa.SnapshotConfig{Revision: r, Timeout: time.Minute, Outside: &opa.Outside{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := Recorded{ID: "d", By: webID, Input: input("POST", "/a")}
+	if s.Decider.Decide(t.Context(), rec.Input, &rec.Decision); rec.Decision.Verdict != policy.Allow || asked.Load() != 1 {
+		t.Fatalf("asked %d times: %+v", asked.Load(), rec.Decision)
+	}
+	w := newWorld(t, nil)
+	w.contents[r] = c
+	w.offer(t, rec, decided(t, c, r, input("GET", "/a")))
+	if got := w.Counts(); got != (Counts{Skipped: 1, Agreed: 1}) || len(w.acts)+len(w.moved) != 0 || asked.Load() != 1 {
+		t.Errorf("counts %+v, acts %v, moved %v, asked %d times: want one that is skipped", got, w.acts, w.moved, asked.Load())
 	}
 }

@@ -90,8 +90,8 @@ func (v *Verdicts) add(verdict policy.Verdict) {
 
 // Reason counts what could not be replayed, and why.
 type Reason struct {
-	// Reason is erased, malformed, omitted, not-recorded, unknown-revision or
-	// not-by-policy.
+	// Reason is erased, malformed, omitted, not-recorded, unknown-revision,
+	// not-by-policy or looks-outside.
 	Reason string `json:"reason"`
 	// Detail is what is missing; empty where there is nothing to say, or too
 	// much.

@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,6 +174,10 @@ func (w *worker) replay(ctx context.Context, r *Recorded, out *result) {
 			out.disagrees = !w.cfg.Agrees(&r.Decision, &out.baseline)
 			out.sameBy = r.Decision.Revision.Digest == w.cfg.Baseline.Digest
 		}
+	}
+	if out.detail = cmp.Or(out.candidate.Unasked, out.baseline.Unasked); out.detail != "" {
+		out.reason = LooksOutside
+		return
 	}
 	out.change = compare(out)
 }

@@ -58,6 +58,9 @@ const (
 	// NotByPolicy: the enforcement point denied by itself (no policy, or one
 	// that was too old), so that there is no decision to compare with.
 	NotByPolicy = "not-by-policy"
+	// LooksOutside: a side asks something outside of the input, such as by
+	// http.send. A simulation does not, and what was answered is not on record.
+	LooksOutside = "looks-outside"
 )
 
 // Side is one of the two policies that are compared.

@@ -6,13 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
+	"github.com/writ-dev/writ/policy/opa"
 )
 
 // decide is a Decider of one function.
@@ -338,5 +343,60 @@ func TestRunEnds(t *testing.T) {
 	}
 	if _, err := Run(context.Background(), Config{}); err == nil {
 		t.Error("an empty configuration runs")
+	}
+}
+
+// TestSimulationAsksNobody: neither side of a simulation has a way out.
+func TestSimulationAsksNobody(t *testing.T) {
+	var asked atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer server.Close()
+	program, err := opa.Load(bundle.Content{
+		{Path: "data.json", Content: fmt.Appendf(nil, `{"writ":{"services":{"web":{"spiffe_ids":["spiffe://example.org/svc/web"]}},"outside":{"http.send":{"hosts":[%q]}}}}`, server.URL)},
+		{Path: "web.rego", Content: fmt.Appendf(nil, "package services.web\n\nallow if http.send({\"method\": \"GET\", \"url\": %q}).status_code == 200\n", server.URL)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := program.Snapshot(opa.SnapshotConfig{Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, Config{Candidate: Side{Decider: s.Decider}, Baseline: &Side{Decider: s.Decider},
+		Next: from(Recorded{ID: "d1", Input: request("spiffe://example.org/svc/a", "GET", "/"), Decision: decision(allowed), Mode: policy.Enforce})})
+	if want := []Reason{{Reason: LooksOutside, Detail: "http.send", Count: 1, Example: "d1"}}; !cmp.Equal(got.Reasons, want) || got.Replayed != 0 || asked.Load() != 0 {
+		t.Errorf("asked %d times, report %+v", asked.Load(), got)
+	}
+}
+
+// TestLooksOutside: what a side cannot ask is not replayed, and is neither a
+// change nor a reason to distrust the baseline.
+func TestLooksOutside(t *testing.T) {
+	asks := func(in *policy.Input, out *policy.Decision) {
+		if failed(in, out); in.Request.Path == "/risk" {
+			out.Unasked = "http.send"
+			return
+		}
+		allowed(in, out)
+	}
+	for name, cfg := range map[string]Config{
+		"candidate":              {Candidate: Side{Decider: decide(asks)}, Baseline: &Side{Decider: allowed}},
+		"baseline":               {Candidate: Side{Decider: allowed}, Baseline: &Side{Decider: decide(asks)}},
+		"both":                   {Candidate: Side{Decider: decide(asks)}, Baseline: &Side{Decider: decide(asks)}},
+		"candidate, as recorded": {Candidate: Side{Decider: decide(asks)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg.Next = from(
+				Recorded{ID: "d1", Input: request("spiffe://example.org/svc/a", "GET", "/risk"), Decision: decision(allowed), Mode: policy.Enforce},
+				Recorded{ID: "d2", Input: request("spiffe://example.org/svc/a", "GET", "/x"), Decision: decision(allowed), Mode: policy.Enforce},
+			)
+			got := run(t, cfg)
+			if got.Replayed != 1 || got.Same != 1 || got.NotReplayable != 1 || got.Mismatched+got.Drifted+got.NewlyError != 0 {
+				t.Errorf("report %+v", got)
+			}
+			if want := []Reason{{Reason: LooksOutside, Detail: "http.send", Count: 1, Example: "d1"}}; !cmp.Equal(got.Reasons, want) {
+				t.Errorf("reasons %+v, want %+v", got.Reasons, want)
+			}
+		})
 	}
 }

@@ -36,8 +36,8 @@ type Publisher struct {
 	// Packages as in services.orders, guardrails.internal or shop, with all
 	// below them. Only what is listed: guardrails go to nobody by themselves.
 	Packages []string
-	// Data as in shop.prices, writ.services.orders or writ.break_glass, with
-	// all below it.
+	// Data as in shop.prices, writ.services.orders, writ.break_glass or
+	// writ.outside, with all below it.
 	Data []string
 	// Rules are services for which it may write YAML rules, beside those of
 	// its packages.
@@ -176,8 +176,8 @@ func dataArea(text string) (area, error) {
 	case "system":
 		return nil, fmt.Errorf("data %q is nobody's", text)
 	case "writ":
-		if len(a) != 2 || a[1] != "services" && a[1] != "break_glass" {
-			return nil, fmt.Errorf("%q: of data.writ, services (or writ.services.<name>) and break_glass can be granted", text)
+		if len(a) != 2 || a[1] != "services" && a[1] != "break_glass" && a[1] != "outside" {
+			return nil, fmt.Errorf("%q: of data.writ, services (or writ.services.<name>), break_glass and outside can be granted", text)
 		}
 	}
 	return a, nil

@@ -143,8 +143,8 @@ func (o *Owner) lookData(f bundle.File, value any, at []string) (owned bool, out
 		return owned, outside
 	}
 	_, line, column := bundle.Content{f}.Locate(at...)
-	if at[0] == "writ" && (len(at) == 1 || at[1] != "services" && at[1] != "break_glass") {
-		return owned, []policy.Problem{problem(f.Path, line, column, "data.%s is nobody's: data.writ has services and break_glass", area(at))}
+	if at[0] == "writ" && (len(at) == 1 || at[1] != "services" && at[1] != "break_glass" && at[1] != "outside") {
+		return owned, []policy.Problem{problem(f.Path, line, column, "data.%s is nobody's: data.writ has services, break_glass and outside", area(at))}
 	}
 	return owned, []policy.Problem{problem(f.Path, line, column,
 		"data.%s is not publisher %q's: that takes data: [%s]%s", area(at), o.name, area(at), o.hint(may))}
