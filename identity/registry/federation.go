@@ -92,7 +92,7 @@ type RelationshipChange struct{ Old, New *Relationship }
 
 // Empty tells that nothing was changed.
 func (c *Change) Empty() bool {
-	return len(c.Entries)+len(c.Agents)+len(c.Bundles)+len(c.Relationships) == 0
+	return len(c.Entries)+len(c.Agents)+len(c.Bundles)+len(c.Relationships)+len(c.Templates) == 0
 }
 
 // federation is the part of an Index that speaks of other trust domains.
@@ -132,7 +132,8 @@ func (f *federation) tell() {
 	f.changed = make(chan struct{})
 }
 
-// applyFederation takes changes over, and finds the entries that they touch.
+// applyFederation takes changes over, and finds the entries and templates that they
+// touch.
 func (x *Index) applyFederation(c *Change, touched *ancestry) {
 	for _, b := range c.Bundles {
 		var td spiffeid.TrustDomain
@@ -145,6 +146,11 @@ func (x *Index) applyFederation(c *Change, touched *ancestry) {
 		}
 		for _, e := range x.federation.entries[td.Name()] {
 			x.ascend(e, touched)
+		}
+		for _, t := range x.templates {
+			if slices.Contains(t.FederatesWith, td.Name()) {
+				x.ascendFrom(t.ParentID, touched)
+			}
 		}
 	}
 	for _, r := range c.Relationships {

@@ -19,6 +19,7 @@ type Change struct {
 
 	Bundles       []BundleChange
 	Relationships []RelationshipChange
+	Templates     []TemplateChange
 }
 
 // EntryChange is one entry before and after.
@@ -45,8 +46,9 @@ type Index struct {
 	federation federation
 	// holdings are those that were asked for, by agent; changes counts what may
 	// make others of them.
-	holdings map[spiffeid.ID]*Holding
-	changes  uint64
+	holdings  map[spiffeid.ID]*Holding
+	changes   uint64
+	templates map[string]*Template
 	// Sorted copies, made when asked for and dropped at the next change.
 	sorted       []*Entry
 	sortedAgents []*Agent
@@ -65,6 +67,7 @@ func NewIndex(revision uint64, entries []*Entry, agents []*Agent) *Index {
 
 		federation: newFederation(),
 		holdings:   map[spiffeid.ID]*Holding{},
+		templates:  map[string]*Template{},
 	}
 	for _, e := range entries {
 		x.add(e)
@@ -89,7 +92,8 @@ func (x *Index) Apply(c Change) {
 	touched := ancestry{seen: map[spiffeid.ID]bool{}}
 	// Who had an old entry is found in the old tree, who gets a new one in the
 	// new tree. An ID need be climbed in one of them only: where they differ
-	// above it, they differ by an entry that is climbed from itself.
+	// above it, they differ by an entry that is climbed from itself. So templates,
+	// which are no part of the tree, are climbed from in the new one.
 	for _, e := range c.Entries {
 		if e.Old != nil {
 			x.ascend(e.Old, &touched)
@@ -108,6 +112,7 @@ func (x *Index) Apply(c Change) {
 			x.ascend(e.New, &touched)
 		}
 	}
+	x.applyTemplates(&c, &touched)
 	x.applyFederation(&c, &touched)
 	var renewed []spiffeid.ID
 	for _, a := range c.Agents {
@@ -277,16 +282,22 @@ func (x *Index) reaches(e *Entry, a *Agent, now time.Time, climbed *[]spiffeid.I
 	switch {
 	case e.Expired(now):
 		return false
-	case e.ParentID == a.ID:
-		return true
 	case isIssuer(e.ParentID):
 		return a.Has(e.Selectors)
 	}
-	above := x.bySPIFFE[e.ParentID]
-	if len(above) == 0 || slices.Contains(*climbed, e.ParentID) {
+	return x.climbs(e.ParentID, a, now, climbed)
+}
+
+// climbs walks up from an ID to the agent.
+func (x *Index) climbs(parent spiffeid.ID, a *Agent, now time.Time, climbed *[]spiffeid.ID) bool {
+	if parent == a.ID {
+		return true
+	}
+	above := x.bySPIFFE[parent]
+	if len(above) == 0 || slices.Contains(*climbed, parent) {
 		return false
 	}
-	*climbed = append(*climbed, e.ParentID)
+	*climbed = append(*climbed, parent)
 	for _, up := range above {
 		if x.reaches(up, a, now, climbed) {
 			return true

@@ -66,12 +66,16 @@ func (x *Index) ascend(e *Entry, into *ancestry) {
 		into.nodes = append(into.nodes, e)
 		return
 	}
-	if into.seen[e.ParentID] {
+	x.ascendFrom(e.ParentID, into)
+}
+
+func (x *Index) ascendFrom(parent spiffeid.ID, into *ancestry) {
+	if into.seen[parent] {
 		return
 	}
-	into.seen[e.ParentID] = true
-	into.ids = append(into.ids, e.ParentID)
-	for _, above := range x.bySPIFFE[e.ParentID] {
+	into.seen[parent] = true
+	into.ids = append(into.ids, parent)
+	for _, above := range x.bySPIFFE[parent] {
 		x.ascend(above, into)
 	}
 }

@@ -193,6 +193,11 @@ func (s *Store) catchUp(t *Tx, st state) error {
 	if err != nil {
 		return err
 	}
+	if st.templates != s.named.revision || st.templatesSeal != s.named.seal {
+		if err := s.followTemplates(t, st, &change); err != nil {
+			return err
+		}
+	}
 	if touched.Revocations {
 		// First, so that who is woken by the change knows of it.
 		if err := s.mergeRevocations(t, have); err != nil {

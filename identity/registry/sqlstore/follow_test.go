@@ -124,7 +124,7 @@ func TestReplicasAgree(t *testing.T) {
 						t.Errorf("transaction after revision %d begins with an index at %d", last.Load(), have)
 					}
 					last.Add(1)
-					return write(tx, s, rng)
+					return write(t, tx, s, rng)
 				})
 				if err != nil {
 					t.Error(err)
@@ -143,6 +143,7 @@ func TestReplicasAgree(t *testing.T) {
 		if diff := cmp.Diff(want.Index().Agents(), s.Index().Agents(), ignoreZone); diff != "" {
 			t.Errorf("replica %d: %s", n, diff)
 		}
+		sameTemplates(t, want.Index().Templates(), s.Index().Templates())
 		ours, theirs := domains(want.Index()), domains(s.Index())
 		if diff := cmp.Diff(ours, theirs); diff != "" {
 			t.Errorf("replica %d: %s", n, diff)
@@ -163,9 +164,17 @@ func domains(x *registry.Index) (names []string) {
 }
 
 // write changes something, always.
-func write(tx *sqlstore.Tx, s *sqlstore.Store, rng *rand.Rand) error {
-	entries := s.Index().Entries()
+func write(t *testing.T, tx *sqlstore.Tx, s *sqlstore.Store, rng *rand.Rand) error {
+	entries, templates := s.Index().Entries(), s.Index().Templates()
 	switch {
+	case len(templates) > 0 && rng.IntN(8) == 0:
+		_, err := tx.DeleteTemplate(templates[rng.IntN(len(templates))].ID)
+		return err
+	case rng.IntN(6) == 0:
+		r := fullTemplate(t)
+		r.ParentID = path(fmt.Sprintf("/node/%d", rng.Uint64()))
+		_, err := tx.CreateTemplate(r)
+		return err
 	case len(entries) > 0 && rng.IntN(3) == 0:
 		_, err := tx.DeleteEntry(entries[rng.IntN(len(entries))].ID)
 		return err

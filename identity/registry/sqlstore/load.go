@@ -13,27 +13,32 @@ type state struct {
 	revision uint64
 	keyID    string
 	seal     string
+	// templates is the revision at which templates last changed, and templatesSeal
+	// is on them.
+	templates     uint64
+	templatesSeal string
 	// floor is after which revision the log of changes has everything.
 	floor uint64
 }
 
 // same says whether two states are of the same content.
 func (st state) same(o state) bool {
-	return st.revision == o.revision && st.keyID == o.keyID && st.seal == o.seal
+	return st.revision == o.revision && st.keyID == o.keyID && st.seal == o.seal && st.templates == o.templates && st.templatesSeal == o.templatesSeal
 }
 
 func (t *Tx) state(suffix string) (st state, err error) {
-	var seal []byte
-	var revision, floor int64
-	err = t.queryRow(`SELECT revision, key_id, seal, log_floor FROM registry_revision`+suffix).Scan(&revision, &st.keyID, &seal, &floor)
+	var seal, templatesSeal []byte
+	var revision, floor, templates int64
+	err = t.queryRow(`SELECT revision, key_id, seal, log_floor, templates_revision, templates_seal FROM registry_revision`+suffix).Scan(&revision, &st.keyID, &seal, &floor, &templates, &templatesSeal)
 	if err != nil {
 		return st, fmt.Errorf("read the registry's revision: %w", err)
 	}
 	// Who writes the database may write anything.
-	if revision < 0 || revision > math.MaxInt64/2 || floor < 0 {
+	if revision < 0 || revision > math.MaxInt64/2 || floor < 0 || templates < 0 {
 		return st, fmt.Errorf("read the registry's revision: %d, log from %d: not numbers of this program", revision, floor)
 	}
 	st.revision, st.floor, st.seal = uint64(revision), uint64(floor), string(seal)
+	st.templates, st.templatesSeal = uint64(templates), string(templatesSeal)
 	return st, nil
 }
 
@@ -69,6 +74,10 @@ func (s *Store) reload(t *Tx, st state, was seen) error {
 	if err != nil {
 		return err
 	}
+	names, err := t.readTemplates()
+	if err != nil {
+		return err
+	}
 	if err := s.mergeRevocations(t, 0); err != nil {
 		return err
 	}
@@ -91,6 +100,8 @@ func (s *Store) reload(t *Tx, st state, was seen) error {
 	s.total = v.total
 	// Not below what was seen, whatever the database says.
 	revision := max(st.revision, was.revision)
+	fits := s.key.seals(st, v.total)
+	s.index.LoadTemplates(s.judgeTemplates(st, fits, names))
 	s.index.LoadFederation(bundles, relationships)
 	s.index.Reload(revision, v.entries, agents)
 	changes := v.withheld
@@ -99,7 +110,7 @@ func (s *Store) reload(t *Tx, st state, was seen) error {
 			changes[id] = nil
 		}
 	}
-	if !again && !s.key.seals(st, v.total) {
+	if !again && !fits {
 		s.say(stateAct(st, was.revision))
 	}
 	s.hold(t.ctx, changes, nil, true)

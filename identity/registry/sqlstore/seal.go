@@ -10,6 +10,7 @@ import (
 	"hash"
 
 	"github.com/writ-dev/writ/identity/keys"
+	"github.com/writ-dev/writ/identity/registry"
 )
 
 // digest is that of an entry, see registry.Entry.Digest.
@@ -27,14 +28,16 @@ type sealer struct {
 	marks hash.Hash
 	part  hash.Hash
 	whole hash.Hash
+	// names is for the seal on templates.
+	names hash.Hash
 }
 
 func newSealer(secret keys.Secret) (*sealer, error) {
 	derive := func(use string) ([]byte, error) {
 		return hkdf.Key(sha256.New, secret[:], nil, "writ registry "+use+" 1", sha256.Size)
 	}
-	var derived [4][]byte
-	for n, use := range []string{"id", "mark", "share", "seal"} {
+	var derived [5][]byte
+	for n, use := range []string{"id", "mark", "share", "seal", "templates"} {
 		key, err := derive(use)
 		if err != nil {
 			return nil, err
@@ -42,7 +45,7 @@ func newSealer(secret keys.Secret) (*sealer, error) {
 		derived[n] = key
 	}
 	mac := func(n int) hash.Hash { return hmac.New(sha256.New, derived[n]) }
-	return &sealer{id: hex.EncodeToString(derived[0][:8]), marks: mac(1), part: mac(2), whole: mac(3)}, nil
+	return &sealer{id: hex.EncodeToString(derived[0][:8]), marks: mac(1), part: mac(2), whole: mac(3), names: mac(4)}, nil
 }
 
 // mark is what stands in the row of an entry.
@@ -67,19 +70,38 @@ func (s *sealer) toggle(total *sum, d digest) {
 	subtle.XORBytes(total[:], total[:], share[:])
 }
 
-// seal is what stands beside a revision.
-func (s *sealer) seal(revision uint64, total sum) string {
+// seal is what stands beside a revision. templates is the revision of the
+// templates, 0 where there never were any.
+func (s *sealer) seal(revision uint64, total sum, templates uint64) string {
 	s.whole.Reset()
 	var number [8]byte
 	binary.BigEndian.PutUint64(number[:], revision)
 	s.whole.Write(number[:])
 	s.whole.Write(total[:])
+	if templates != 0 {
+		binary.BigEndian.PutUint64(number[:], templates)
+		s.whole.Write(number[:])
+	}
 	return string(s.whole.Sum(nil))
+}
+
+// sealTemplates is what stands beside the revision of the templates, which are
+// sorted by ID.
+func (s *sealer) sealTemplates(revision uint64, list []*registry.Template) string {
+	s.names.Reset()
+	var number [8]byte
+	binary.BigEndian.PutUint64(number[:], revision)
+	s.names.Write(number[:])
+	for _, t := range list {
+		d := t.Digest()
+		s.names.Write(d[:])
+	}
+	return string(s.names.Sum(nil))
 }
 
 // seals says whether the state of a database is of that set of entries.
 func (s *sealer) seals(st state, total sum) bool {
-	return st.keyID == s.id && hmac.Equal([]byte(s.seal(st.revision, total)), []byte(st.seal))
+	return st.keyID == s.id && hmac.Equal([]byte(s.seal(st.revision, total, st.templates)), []byte(st.seal))
 }
 
 // total is the sum of a set of entries.

@@ -78,6 +78,8 @@ type Store struct {
 	total sum
 	// judged is the state of the database that total and index were made of.
 	judged state
+	// named is what is known of the templates in the database.
+	named  sealedTemplates
 	memory *memory
 	unsaid []identity.Act // alarms that are not on record yet
 	swept  string         // ID of the entry that was looked at last
@@ -192,10 +194,17 @@ func (s *Store) update(tx *Tx, fn func(*Tx) error) error {
 	if err := fn(tx); err != nil {
 		return err
 	}
-	next := s.judged
+	next, named := s.judged, s.named
 	if tx.changed() {
-		next = state{revision: tx.change.Revision, keyID: s.key.id, seal: s.key.seal(tx.change.Revision, tx.total)}
-		if err := tx.exec(`UPDATE registry_revision SET revision = ?, key_id = ?, seal = ?`, int64(next.revision), next.keyID, []byte(next.seal)); err != nil {
+		if named, err = tx.sealTemplates(); err != nil {
+			return err
+		}
+		next = state{
+			revision: tx.change.Revision, keyID: s.key.id, seal: s.key.seal(tx.change.Revision, tx.total, named.revision),
+			templates: named.revision, templatesSeal: named.seal,
+		}
+		if err := tx.exec(`UPDATE registry_revision SET revision = ?, key_id = ?, seal = ?, templates_revision = ?, templates_seal = ?`,
+			int64(next.revision), next.keyID, []byte(next.seal), int64(named.revision), []byte(named.seal)); err != nil {
 			return fmt.Errorf("write registry revision: %w", err)
 		}
 		if s.shared {
@@ -211,7 +220,7 @@ func (s *Store) update(tx *Tx, fn func(*Tx) error) error {
 	}
 	tx.committed = true
 	if tx.changed() {
-		s.judged, s.total = next, tx.total
+		s.judged, s.total, s.named = next, tx.total, named
 		s.index.Apply(tx.change)
 		s.remember(next.revision, tx.digests())
 	}

@@ -210,7 +210,9 @@ func (s *Store) seal(t *Tx, st state, rows []row) error {
 	if len(rows) > 0 {
 		revision++ // others read everything again
 	}
-	err := t.exec(`UPDATE registry_revision SET revision = ?, log_floor = ?, key_id = ?, seal = ?`, int64(revision), int64(revision), s.key.id, []byte(s.key.seal(revision, total)))
+	// Templates are not taken over: nobody looked at them.
+	err := t.exec(`UPDATE registry_revision SET revision = ?, log_floor = ?, key_id = ?, seal = ?, templates_revision = 0, templates_seal = ?`,
+		int64(revision), int64(revision), s.key.id, []byte(s.key.seal(revision, total, 0)), []byte{})
 	if err != nil {
 		return fmt.Errorf("seal registry: %w", err)
 	}

@@ -29,6 +29,9 @@ type Tx struct {
 	// are to be there with it.
 	written map[string]written
 	total   sum
+	// templates are those that are to be there with it, by ID; nil as long as that
+	// is what the index has.
+	templates map[string]*registry.Template
 	// suspects are rows that it met and that are not what the issuer left; gone
 	// are entries that it did not meet where they are to be.
 	suspects []row
