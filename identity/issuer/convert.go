@@ -212,18 +212,9 @@ func entryFromProto(td spiffeid.TrustDomain, pb *types.Entry) (e registry.Entry,
 	if e.JWTSVIDTTL, err = ttlFromProto(pb.GetJwtSvidTtl()); err != nil {
 		return e, fmt.Errorf("jwt_svid_ttl: %w", err)
 	}
-	for n, name := range pb.GetFederatesWith() {
-		other, err := spiffeid.TrustDomainFromString(name)
-		if err != nil {
-			return e, fmt.Errorf("federates_with[%d]: %w", n, err)
-		}
-		if other == td {
-			return e, fmt.Errorf("federates_with[%d]: %q is the own trust domain", n, name)
-		}
-		e.FederatesWith = append(e.FederatesWith, other.Name())
+	if e.FederatesWith, err = federatesFromProto(td, pb.GetFederatesWith()); err != nil {
+		return e, err
 	}
-	slices.Sort(e.FederatesWith)
-	e.FederatesWith = slices.Compact(e.FederatesWith)
 	for n, name := range pb.GetDnsNames() {
 		if err := ca.CheckDNSName(name); err != nil {
 			return e, fmt.Errorf("dns_names[%d]: %w", n, err)
@@ -240,6 +231,23 @@ func entryFromProto(td spiffeid.TrustDomain, pb *types.Entry) (e registry.Entry,
 		e.ExpiresAt = time.Unix(at, 0).UTC()
 	}
 	return e, nil
+}
+
+// federatesFromProto reads names of other trust domains; they come out sorted.
+func federatesFromProto(td spiffeid.TrustDomain, list []string) ([]string, error) {
+	var names []string
+	for n, name := range list {
+		other, err := spiffeid.TrustDomainFromString(name)
+		if err != nil {
+			return nil, fmt.Errorf("federates_with[%d]: %w", n, err)
+		}
+		if other == td {
+			return nil, fmt.Errorf("federates_with[%d]: %q is the own trust domain", n, name)
+		}
+		names = append(names, other.Name())
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 func checkEntryID(id string) error {

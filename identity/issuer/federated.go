@@ -231,8 +231,12 @@ func (s *bundleService) deleteBundle(ctx context.Context, tx *sqlstore.Tx, recor
 	if err != nil {
 		return codes.Internal, err
 	}
-	if mode == bundlev1.BatchDeleteFederatedBundleRequest_RESTRICT && len(entries) > 0 {
-		return codes.FailedPrecondition, fmt.Errorf("%d entries federate with %s: delete or dissociate them with it, by the mode", len(entries), td.Name())
+	templates, err := tx.TemplatesFederatingWith(td)
+	if err != nil {
+		return codes.Internal, err
+	}
+	if mode == bundlev1.BatchDeleteFederatedBundleRequest_RESTRICT && len(entries)+len(templates) > 0 {
+		return codes.FailedPrecondition, fmt.Errorf("%d entries federate with %s: delete or dissociate them with it, by the mode", len(entries)+len(templates), td.Name())
 	}
 	for _, e := range entries {
 		if err := s.checkReserved(callerOf(ctx), e.SPIFFEID); err != nil {
@@ -241,6 +245,11 @@ func (s *bundleService) deleteBundle(ctx context.Context, tx *sqlstore.Tx, recor
 	}
 	for _, e := range entries {
 		if err := dissociate(tx, record, e, td, mode); err != nil {
+			return codes.Internal, err
+		}
+	}
+	for _, t := range templates {
+		if err := dissociateTemplate(tx, record, t, td, mode); err != nil {
 			return codes.Internal, err
 		}
 	}
@@ -261,17 +270,37 @@ func dissociate(tx *sqlstore.Tx, record recorder, e *registry.Entry, td spiffeid
 		return record(entryAct("deleted", e))
 	}
 	next := *e
-	next.FederatesWith = nil
-	for _, name := range e.FederatesWith {
-		if name != td.Name() {
-			next.FederatesWith = append(next.FederatesWith, name)
-		}
-	}
+	next.FederatesWith = without(e.FederatesWith, td.Name())
 	made, err := tx.UpdateEntry(next)
 	if err != nil {
 		return err
 	}
 	return record(entryAct("updated", made))
+}
+
+func dissociateTemplate(tx *sqlstore.Tx, record recorder, t *registry.Template, td spiffeid.TrustDomain, mode bundlev1.BatchDeleteFederatedBundleRequest_Mode) error {
+	if mode == bundlev1.BatchDeleteFederatedBundleRequest_DELETE {
+		if _, err := tx.DeleteTemplate(t.ID); err != nil {
+			return err
+		}
+		return record(templateAct("deleted", t))
+	}
+	next := *t
+	next.FederatesWith = without(t.FederatesWith, td.Name())
+	made, err := tx.UpdateTemplate(next)
+	if err != nil {
+		return err
+	}
+	return record(templateAct("updated", made))
+}
+
+func without(list []string, name string) (rest []string) {
+	for _, other := range list {
+		if other != name {
+			rest = append(rest, other)
+		}
+	}
+	return rest
 }
 
 // foreign reads the name of a trust domain that is not ours.

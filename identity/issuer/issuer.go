@@ -1,5 +1,5 @@
-// Package issuer serves SPIRE's server API (spire-api-sdk) and an entry watch
-// of Writ's own, on two gRPC servers: the issuer listener, TLS for agents, and
+// Package issuer serves SPIRE's server API (spire-api-sdk), and an entry watch and
+// templates of Writ's own, on two gRPC servers: the issuer listener, TLS for agents, and
 // the admin socket. There is one file per service.
 //
 // Who may call what is one table (rights.go); what is not in it is refused.
@@ -41,6 +41,7 @@ import (
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
 	"github.com/writ-dev/writ/identity/withheldv1"
 	"github.com/writ-dev/writ/internal/health"
@@ -105,6 +106,7 @@ type Issuer struct {
 	attesting *limit.Limits[netip.Prefix]
 	signing   *limit.Limits[spiffeid.ID] // nil: no limit
 	refusing  *limit.Limits[spiffeid.ID] // of logging those whose clock is off
+	refusals  refusals
 	self      *selfSVID
 	refresher *federation.Refresher
 	crls      crls
@@ -157,14 +159,15 @@ func New(cfg Config) (*Issuer, error) {
 			cfg.AgentSVIDLife, ca.MinSVIDLife, cfg.JoinTokenLife, cfg.AttestPerSecond, cfg.AttestBurst)
 	}
 	i := &Issuer{
-		cfg:     cfg,
-		store:   cfg.Store,
-		index:   cfg.Store.Index(),
-		ca:      cfg.CA,
-		log:     cfg.Log,
-		rights:  methodRights(),
-		closing: make(chan struct{}),
-		started: cfg.Clock(),
+		cfg:      cfg,
+		store:    cfg.Store,
+		index:    cfg.Store.Index(),
+		ca:       cfg.CA,
+		log:      cfg.Log,
+		rights:   methodRights(),
+		closing:  make(chan struct{}),
+		refusals: newRefusals(),
+		started:  cfg.Clock(),
 	}
 	if cfg.LogLevel != nil {
 		i.launchLevel = cfg.LogLevel.Level()
@@ -189,7 +192,7 @@ func New(cfg Config) (*Issuer, error) {
 }
 
 // Register puts the services on a gRPC server: SPIRE's server API, the entry
-// watch, and Health. caller says who calls over this server:
+// watch, templates, and Health. caller says who calls over this server:
 // TLSCaller on the issuer listener; on the admin socket a func that returns
 // LocalCaller for those who may administer.
 func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
@@ -205,6 +208,8 @@ func (i *Issuer) Register(s grpc.ServiceRegistrar, caller CallerFunc) {
 	i.register(s, caller, &replicav1.Admin_ServiceDesc, &replicaService{Issuer: i})
 	i.register(s, caller, &withheldv1.Admin_ServiceDesc, &withheldService{Issuer: i})
 	i.register(s, caller, &revocationv1.Admin_ServiceDesc, &revocationService{Issuer: i})
+	i.register(s, caller, &templatev1.Admin_ServiceDesc, &templateService{Issuer: i})
+	i.register(s, caller, &templatev1.Issuance_ServiceDesc, &issuanceService{Issuer: i})
 	i.register(s, caller, &healthv1.Health_ServiceDesc, i.health)
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/replicav1"
 	"github.com/writ-dev/writ/identity/revocationv1"
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
 	"github.com/writ-dev/writ/identity/withheldv1"
 	"github.com/writ-dev/writ/internal/tracing"
@@ -129,6 +130,16 @@ func methodRights() map[string]right {
 
 		revocationv1.Admin_Revoke_FullMethodName: admin,
 		revocationv1.Admin_List_FullMethodName:   admin,
+
+		templatev1.Admin_Create_FullMethodName: admin,
+		templatev1.Admin_Get_FullMethodName:    admin,
+		templatev1.Admin_List_FullMethodName:   admin,
+		templatev1.Admin_Update_FullMethodName: admin,
+		templatev1.Admin_Delete_FullMethodName: admin,
+
+		templatev1.Issuance_Authorized_FullMethodName:   activeAgent,
+		templatev1.Issuance_NewX509SVIDs_FullMethodName: activeAgent,
+		templatev1.Issuance_NewJWTSVID_FullMethodName:   activeAgent,
 
 		healthv1.Health_Check_FullMethodName: anyone,
 		healthv1.Health_List_FullMethodName:  anyone,

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
 
@@ -49,6 +50,8 @@ var callers = map[string]string{
 	"LocalAuthority/ActivateJWTAuthority": "Al", "LocalAuthority/TaintJWTAuthority": "Al", "LocalAuthority/RevokeJWTAuthority": "Al",
 	"LocalAuthority/GetWITAuthorityState": "Al", "LocalAuthority/PrepareWITAuthority": "Al", "LocalAuthority/ActivateWITAuthority": "Al",
 	"LocalAuthority/TaintWITAuthority": "Al", "LocalAuthority/RevokeWITAuthority": "Al",
+	"Admin/Create": "Al", "Admin/Get": "Al", "Admin/List": "Al", "Admin/Update": "Al", "Admin/Delete": "Al", // of templates
+	"Issuance/Authorized": "n", "Issuance/NewX509SVIDs": "n", "Issuance/NewJWTSVID": "n",
 	"EntryWatch/Watch": "n", "EntryWatch/Sync": "n", "Health/Check": "awnAdl", "Health/List": "awnAdl", "Health/Watch": "awnAdl",
 }
 
@@ -66,7 +69,7 @@ func TestRights(t *testing.T) {
 		"a": anon, "w": w.asWorkload(t, "/svc/web").conn, "n": w.join(w.token("/node/a")).conn, "A": w.asWorkload(t, "/boss").conn, "d": w.asWorkload(t, "/nested").conn, "l": w.admin,
 	}
 	seen := 0
-	for _, desc := range []grpc.ServiceDesc{agentv1.Agent_ServiceDesc, bundlev1.Bundle_ServiceDesc, entryv1.Entry_ServiceDesc, svidv1.SVID_ServiceDesc, trustdomainv1.TrustDomain_ServiceDesc, loggerv1.Logger_ServiceDesc, debugv1.Debug_ServiceDesc, localauthorityv1.LocalAuthority_ServiceDesc, watchv1.EntryWatch_ServiceDesc, healthv1.Health_ServiceDesc} {
+	for _, desc := range []grpc.ServiceDesc{agentv1.Agent_ServiceDesc, bundlev1.Bundle_ServiceDesc, entryv1.Entry_ServiceDesc, svidv1.SVID_ServiceDesc, trustdomainv1.TrustDomain_ServiceDesc, loggerv1.Logger_ServiceDesc, debugv1.Debug_ServiceDesc, localauthorityv1.LocalAuthority_ServiceDesc, watchv1.EntryWatch_ServiceDesc, templatev1.Admin_ServiceDesc, templatev1.Issuance_ServiceDesc, healthv1.Health_ServiceDesc} {
 		service := desc.ServiceName[strings.LastIndex(desc.ServiceName, ".")+1:]
 		check := func(method string, call func(ctx context.Context, conn *grpc.ClientConn, full string) error) {
 			seen++

@@ -39,55 +39,153 @@ type svidService struct {
 	svidv1.UnimplementedSVIDServer
 }
 
-// BatchNewX509SVID implements svidv1.SVIDServer. What is to be signed is put on
-// record together, each SVID as an act of its own, before the first is signed.
+// BatchNewX509SVID implements svidv1.SVIDServer.
 func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
 	params := req.GetParams()
-	switch {
-	case len(params) == 0:
-		return nil, status.Error(codes.InvalidArgument, "params is empty")
-	case len(params) > maxSVIDs:
-		return nil, status.Errorf(codes.InvalidArgument, "batch has %d items, at most %d are accepted", len(params), maxSVIDs)
-	}
-	if err := s.waitToSign(ctx, len(params)); err != nil {
+	if err := s.admitBatch(ctx, "params", len(params)); err != nil {
 		return nil, err
 	}
 	if err := s.refreshFor(ctx, params); err != nil {
 		return nil, err
 	}
-	batch := &x509Batch{params: params, tickets: make([]*ca.X509Ticket, len(params)), entries: make([]*registry.Entry, len(params)),
-		results: make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))}
-	if err := s.onAllCores(ctx, len(params), func(n int) error { return s.prepareX509(ctx, batch, n) }); err != nil {
-		return nil, err
-	}
-	acts := make([]identity.Act, 0, len(params))
-	for n, ticket := range batch.tickets {
-		if ticket != nil {
-			acts = append(acts, svidAct("issued", "x509-svid", batch.entries[n].SPIFFEID, ticket.ExpiresAt(),
-				[2]string{"entry", batch.entries[n].ID}, [2]string{"serial", ticket.Serial()}))
+	entries := make([]*registry.Entry, len(params))
+	batch, err := s.signX509(ctx, len(params), func(n int) (wanted, error) {
+		p := params[n]
+		if p.GetEntryId() == "" {
+			return wanted{}, status.Error(codes.InvalidArgument, "entry_id is missing")
 		}
-	}
-	if err := s.recordAll(ctx, acts); err != nil {
+		e := s.index.Lookup(callerOf(ctx).id, p.GetEntryId(), s.now())
+		if e == nil {
+			return wanted{}, status.Error(codes.NotFound, "entry not found, or not authorized for this agent")
+		}
+		entries[n] = e
+		return wanted{id: e.SPIFFEID, csr: p.GetCsr(), life: e.X509SVIDTTL, dnsNames: e.DNSNames, right: [2]string{"entry", e.ID}}, nil
+	})
+	if err != nil {
 		return nil, err
 	}
-	if err := s.signAll(ctx, batch); err != nil {
-		return nil, err
+	resp := &svidv1.BatchNewX509SVIDResponse{Results: make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))}
+	for n, item := range batch {
+		if item.refused != nil {
+			resp.Results[n] = &svidv1.BatchNewX509SVIDResponse_Result{Status: &types.Status{Code: int32(item.refused.Code()), Message: item.refused.Message()}}
+			continue
+		}
+		item.svid.Hint = entries[n].Hint
+		resp.Results[n] = &svidv1.BatchNewX509SVIDResponse_Result{Status: itemStatus(codes.OK, nil), Svid: item.svid}
 	}
-	return &svidv1.BatchNewX509SVIDResponse{Results: batch.results}, nil
+	return resp, nil
 }
 
-// x509Batch is a batch on its way: an item is refused, which makes a result, or
-// gets a ticket for its entry, which is put on record and then signed.
-type x509Batch struct {
-	params  []*svidv1.NewX509SVIDParams
-	entries []*registry.Entry
-	tickets []*ca.X509Ticket
-	results []*svidv1.BatchNewX509SVIDResponse_Result
+// admitBatch waits until a batch of X509-SVIDs may be signed.
+func (i *Issuer) admitBatch(ctx context.Context, field string, items int) error {
+	switch {
+	case items == 0:
+		return status.Errorf(codes.InvalidArgument, "%s is empty", field)
+	case items > maxSVIDs:
+		return status.Errorf(codes.InvalidArgument, "batch has %d items, at most %d are accepted", items, maxSVIDs)
+	}
+	return i.waitToSign(ctx, items)
+}
+
+// wanted is an X509-SVID that the caller may have.
+type wanted struct {
+	id       spiffeid.ID
+	csr      []byte
+	life     time.Duration
+	dnsNames []string
+	// right is a detail of the act: by what it is the caller's. More come after the
+	// serial number.
+	right [2]string
+	more  [][2]string
+}
+
+// batched is an item of a batch on its way: it is refused, or gets a ticket, is
+// put on record and then signed.
+type batched struct {
+	refused *status.Status
+	want    wanted
+	ticket  *ca.X509Ticket
+	svid    *types.X509SVID
+}
+
+// signX509 signs a batch. What is to be signed is put on record together, each SVID
+// as an act of its own, before the first is signed. An error of want, which is for
+// the wire, refuses its item.
+func (i *Issuer) signX509(ctx context.Context, items int, want func(n int) (wanted, error)) ([]batched, error) {
+	batch := make([]batched, items)
+	err := i.onAllCores(ctx, items, func(n int) (err error) {
+		w, err := want(n)
+		if err != nil {
+			batch[n].refused = status.Convert(err)
+			return nil
+		}
+		batch[n].want = w
+		return i.prepareX509(ctx, &batch[n])
+	})
+	if err != nil {
+		return nil, err
+	}
+	acts := make([]identity.Act, 0, items)
+	for n := range batch {
+		if b := &batch[n]; b.ticket != nil {
+			details := append([][2]string{b.want.right, {"serial", b.ticket.Serial()}}, b.want.more...)
+			acts = append(acts, svidAct("issued", "x509-svid", b.want.id, b.ticket.ExpiresAt(), details...))
+		}
+	}
+	if err := i.recordAll(ctx, acts); err != nil {
+		return nil, err
+	}
+	return batch, i.signAll(ctx, batch)
+}
+
+// signAll signs what is on record. An error fails the whole batch.
+func (i *Issuer) signAll(ctx context.Context, batch []batched) (err error) {
+	ctx, span := tracing.Start(ctx, "sign X509-SVIDs")
+	defer func() { span.End(err) }()
+	if span.Recorded() {
+		granted := slices.DeleteFunc(slices.Clone(batch), func(b batched) bool { return b.ticket == nil })
+		span.Int(tracing.Count, len(granted))
+		span.Int(tracing.Refused, len(batch)-len(granted))
+		tracing.List(span, tracing.EntryIDs, granted, func(b batched) string { return b.want.right[1] })
+		tracing.List(span, tracing.SPIFFEIDs, granted, func(b batched) string { return b.want.id.String() })
+	}
+	return i.onAllCores(ctx, len(batch), func(n int) (err error) {
+		b := &batch[n]
+		if b.ticket == nil {
+			return nil // refused
+		}
+		if b.svid, err = i.issued(b.ticket, b.want.id); err != nil {
+			return i.internal(ctx, "sign an X509-SVID", err)
+		}
+		return nil
+	})
+}
+
+// prepareX509 checks an item and draws its serial number. An error fails the
+// whole batch.
+func (i *Issuer) prepareX509(ctx context.Context, b *batched) error {
+	w, through := &b.want, callerOf(ctx).id
+	csr, err := parseCSRFor(w.csr, w.id)
+	if err != nil {
+		b.refused = status.New(codes.InvalidArgument, err.Error())
+		return nil
+	}
+	notBefore, err := i.notBefore(w.id, through)
+	if err != nil {
+		return err
+	}
+	ticket, err := i.ca.PrepareX509(ca.X509Request{ID: w.id, PublicKey: csr.PublicKey, Life: w.life, DNSNames: w.dnsNames, Through: through, NotBefore: notBefore})
+	if err != nil {
+		b.refused = status.Convert(i.unsigned(ctx, err))
+		return nil
+	}
+	b.ticket = ticket
+	return nil
 }
 
 // onAllCores does the items of a batch, several at a time. The first error ends
 // it, and so does the end of ctx.
-func (s *svidService) onAllCores(ctx context.Context, items int, do func(n int) error) error {
+func (i *Issuer) onAllCores(ctx context.Context, items int, do func(n int) error) error {
 	var failed atomic.Pointer[error]
 	var next atomic.Int64
 	work := func() {
@@ -114,69 +212,6 @@ func (s *svidService) onAllCores(ctx context.Context, items int, do func(n int) 
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	return nil
-}
-
-// prepareX509 checks an item and draws its serial number. An error fails the
-// whole batch.
-func (s *svidService) prepareX509(ctx context.Context, b *x509Batch, n int) error {
-	p := b.params[n]
-	refuse := func(code codes.Code, message string) error {
-		b.results[n] = &svidv1.BatchNewX509SVIDResponse_Result{Status: &types.Status{Code: int32(code), Message: message}}
-		return nil
-	}
-	if p.GetEntryId() == "" {
-		return refuse(codes.InvalidArgument, "entry_id is missing")
-	}
-	e := s.index.Lookup(callerOf(ctx).id, p.GetEntryId(), s.now())
-	if e == nil {
-		return refuse(codes.NotFound, "entry not found, or not authorized for this agent")
-	}
-	csr, err := parseCSRFor(p.GetCsr(), e.SPIFFEID)
-	if err != nil {
-		return refuse(codes.InvalidArgument, err.Error())
-	}
-	through := callerOf(ctx).id
-	notBefore, err := s.notBefore(e.SPIFFEID, through)
-	if err != nil {
-		return err
-	}
-	ticket, err := s.ca.PrepareX509(ca.X509Request{
-		ID: e.SPIFFEID, PublicKey: csr.PublicKey, Life: e.X509SVIDTTL, DNSNames: e.DNSNames, Through: through, NotBefore: notBefore,
-	})
-	if err != nil {
-		st := status.Convert(s.unsigned(ctx, err))
-		return refuse(st.Code(), st.Message())
-	}
-	b.entries[n], b.tickets[n] = e, ticket
-	return nil
-}
-
-// signAll signs what is on record. An error fails the whole batch.
-func (s *svidService) signAll(ctx context.Context, b *x509Batch) (err error) {
-	ctx, span := tracing.Start(ctx, "sign X509-SVIDs")
-	defer func() { span.End(err) }()
-	if span.Recorded() {
-		granted := slices.DeleteFunc(slices.Clone(b.entries), func(e *registry.Entry) bool { return e == nil })
-		span.Int(tracing.Count, len(granted))
-		span.Int(tracing.Refused, len(b.entries)-len(granted))
-		tracing.List(span, tracing.EntryIDs, granted, func(e *registry.Entry) string { return e.ID })
-		tracing.List(span, tracing.SPIFFEIDs, granted, func(e *registry.Entry) string { return e.SPIFFEID.String() })
-	}
-	return s.onAllCores(ctx, len(b.params), func(n int) error { return s.signX509(ctx, b, n) })
-}
-
-// signX509 signs an item that is on record. An error fails the whole batch.
-func (s *svidService) signX509(ctx context.Context, b *x509Batch, n int) error {
-	if b.tickets[n] == nil {
-		return nil // refused
-	}
-	svid, err := s.issued(b.tickets[n], b.entries[n].SPIFFEID)
-	if err != nil {
-		return s.internal(ctx, "sign an X509-SVID", err)
-	}
-	svid.Hint = b.entries[n].Hint
-	b.results[n] = &svidv1.BatchNewX509SVIDResponse_Result{Status: itemStatus(codes.OK, nil), Svid: svid}
 	return nil
 }
 
@@ -222,7 +257,7 @@ func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	return &svidv1.NewJWTSVIDResponse{Svid: svid}, nil
 }
 
-func (s *svidService) newJWT(ctx context.Context, verb string, r ca.JWTRequest, details ...[2]string) (*types.JWTSVID, error) {
+func (i *Issuer) newJWT(ctx context.Context, verb string, r ca.JWTRequest, details ...[2]string) (*types.JWTSVID, error) {
 	if len(r.Audience) > maxAudience {
 		return nil, status.Errorf(codes.InvalidArgument, "audience has %d members, at most %d are accepted", len(r.Audience), maxAudience)
 	}
@@ -232,25 +267,25 @@ func (s *svidService) newJWT(ctx context.Context, verb string, r ca.JWTRequest, 
 		}
 	}
 	var err error
-	if r.NotBefore, err = s.notBefore(r.ID, r.Through); err != nil {
+	if r.NotBefore, err = i.notBefore(r.ID, r.Through); err != nil {
 		return nil, err
 	}
-	ticket, err := s.ca.PrepareJWT(r)
+	ticket, err := i.ca.PrepareJWT(r)
 	if err != nil {
-		return nil, s.unsigned(ctx, err)
+		return nil, i.unsigned(ctx, err)
 	}
 	details = append(append(details, [2]string{"serial", ticket.ID()}), audienceDetails(r.Audience)...)
-	if err := s.record(ctx, svidAct(verb, "jwt-svid", r.ID, ticket.ExpiresAt(), details...)); err != nil {
+	if err := i.record(ctx, svidAct(verb, "jwt-svid", r.ID, ticket.ExpiresAt(), details...)); err != nil {
 		return nil, err
 	}
 	_, span := tracing.Start(ctx, "sign JWT-SVID")
 	if span.Recorded() {
 		span.String(tracing.SPIFFEID, r.ID.String())
 	}
-	token, err := s.ca.IssueJWT(ticket)
+	token, err := i.ca.IssueJWT(ticket)
 	span.End(err)
 	if err != nil {
-		return nil, s.internal(ctx, "sign a JWT-SVID", err)
+		return nil, i.internal(ctx, "sign a JWT-SVID", err)
 	}
 	return &types.JWTSVID{Token: token, Id: idToProto(r.ID), ExpiresAt: ticket.ExpiresAt().Unix(), IssuedAt: ticket.IssuedAt().Unix()}, nil
 }

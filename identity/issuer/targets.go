@@ -9,17 +9,20 @@ import (
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 
 	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/identity/template"
+	"github.com/writ-dev/writ/identity/templatev1"
 )
 
 // Everything is the target of a call that is not about certain names.
 const Everything = "/"
 
 // Targets are the SPIFFE IDs that an administrator's call reads or changes, and
-// the parents that it hangs entries on. A call that is not about certain names,
+// the parents that it hangs entries and templates on. A template counts by its
+// pattern, with {} for each variable. A call that is not about certain names,
 // or about an entry that is not there, targets Everything, so that whoever may
 // act under a prefix only may not make it.
 func (i *Issuer) Targets(req any) (targets, parents []string) {
-	t := collected{index: i.index}
+	t := collected{index: i.index, td: i.cfg.TrustDomain}
 	switch r := req.(type) {
 	case *entryv1.BatchCreateEntryRequest:
 		for _, e := range r.GetEntries() {
@@ -54,6 +57,15 @@ func (i *Issuer) Targets(req any) (targets, parents []string) {
 		t.names(r.GetId())
 	case *agentv1.CreateJoinTokenRequest:
 		t.names(r.GetAgentId())
+	case *templatev1.CreateRequest:
+		t.template(r.GetTemplate())
+	case *templatev1.UpdateRequest:
+		t.templateNow(r.GetTemplate().GetId())
+		t.template(r.GetTemplate())
+	case *templatev1.GetRequest:
+		t.templateNow(r.GetId())
+	case *templatev1.DeleteRequest:
+		t.templateNow(r.GetId())
 	case *svidv1.MintJWTSVIDRequest:
 		t.names(r.GetId())
 	case *svidv1.MintX509SVIDRequest:
@@ -72,6 +84,7 @@ func (i *Issuer) Targets(req any) (targets, parents []string) {
 
 type collected struct {
 	index            *registry.Index
+	td               spiffeid.TrustDomain
 	targets, parents []string
 }
 
@@ -107,6 +120,32 @@ func (t *collected) entry(id string) {
 	}
 	t.targets = append(t.targets, e.SPIFFEID.String())
 	t.parents = append(t.parents, e.ParentID.String())
+}
+
+// template adds what a template is to name: its pattern with {} for each variable.
+// Whatever is below a prefix in this form is below it in every instance.
+func (t *collected) template(pb *templatev1.Template) {
+	target := Everything
+	if p, err := template.ParseSPIFFEID(t.td, pb.GetSpiffeId()); err == nil {
+		target = p.Shape()
+	}
+	t.targets = append(t.targets, target)
+	parent := Everything
+	if id, err := spiffeid.FromString(pb.GetParentId()); err == nil {
+		parent = id.String()
+	}
+	t.parents = append(t.parents, parent)
+}
+
+// templateNow adds what a template names now.
+func (t *collected) templateNow(id string) {
+	now := t.index.Template(id)
+	if now == nil {
+		t.everything()
+		return
+	}
+	t.targets = append(t.targets, now.Rule.SPIFFEID.Shape())
+	t.parents = append(t.parents, now.ParentID.String())
 }
 
 func read(id *types.SPIFFEID) (spiffeid.ID, error) {

@@ -16,11 +16,13 @@ import (
 
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/identity/templatev1"
 )
 
 func TestTargets(t *testing.T) {
 	w := newWorld(t)
 	made := w.create(entry("/svc/a", "/node/one", "uid:1"))[0]
+	tmpl := w.createTemplate(&templatev1.Template{SpiffeId: "spiffe://example.org/user/{unix:user}", ParentId: "spiffe://example.org/node/one"})
 	id := func(path string) *types.SPIFFEID { return &types.SPIFFEID{TrustDomain: td.Name(), Path: path} }
 	const a, b, node = "spiffe://example.org/svc/a", "spiffe://example.org/svc/b", "spiffe://example.org/node/one"
 	for name, tt := range map[string]struct {
@@ -44,6 +46,12 @@ func TestTargets(t *testing.T) {
 		"mint by bad CSR":  {&svidv1.MintX509SVIDRequest{Csr: []byte("x")}, []string{"/"}, nil},
 		"something else":   {&bundlev1.CountBundlesRequest{}, []string{"/"}, nil},
 		"no request known": {nil, []string{"/"}, nil},
+		"template":         {&templatev1.CreateRequest{Template: &templatev1.Template{SpiffeId: "spiffe://example.org/app/{k8s:pod-label:a/b}/{x:y}", ParentId: node}}, []string{"spiffe://example.org/app/{}/{}"}, []string{node}},
+		"no template":      {&templatev1.CreateRequest{Template: &templatev1.Template{SpiffeId: "spiffe://example.org/{x:y}/a", ParentId: "?"}}, []string{"/"}, []string{"/"}},
+		"update template":  {&templatev1.UpdateRequest{Template: &templatev1.Template{Id: tmpl.Id, SpiffeId: "spiffe://example.org/b/{x:y}", ParentId: node}}, []string{"spiffe://example.org/user/{}", "spiffe://example.org/b/{}"}, []string{node, node}},
+		"delete template":  {&templatev1.DeleteRequest{Id: tmpl.Id}, []string{"spiffe://example.org/user/{}"}, []string{node}},
+		"unknown template": {&templatev1.GetRequest{Id: "?"}, []string{"/"}, nil},
+		"list templates":   {&templatev1.ListRequest{}, []string{"/"}, nil},
 	} {
 		targets, parents := w.issuer.Targets(tt.req)
 		if diff := cmp.Diff(tt.targets, targets) + cmp.Diff(tt.parents, parents); diff != "" {

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/writ-dev/writ/identity/template"
 )
 
 // kinds are the selectors that attestors of Writ give, by type. Node attestors
@@ -40,16 +42,10 @@ func Doubts(selectors []Selector) []string {
 	var doubts []string
 	userOnly := len(selectors) > 0
 	for _, s := range selectors {
-		kind, value, _ := strings.Cut(s.Value, ":")
-		known, ok := kinds[s.Type]
-		switch {
-		case !ok:
-			doubts = append(doubts, fmt.Sprintf("selector %s: no attestor of Writ gives selectors of type %q (there are %s)", text(s), s.Type, strings.Join(slices.Sorted(maps.Keys(kinds)), ", ")))
-		case known != nil && !slices.Contains(known, kind):
-			doubts = append(doubts, fmt.Sprintf("selector %s: no attestor of Writ gives %s:%s (of %s there are %s)", text(s), s.Type, kind, s.Type, strings.Join(known, ", ")))
-		case s.Type == "unix" && kind == "path" && IsInterpreter(value):
-			doubts = append(doubts, fmt.Sprintf("selector %s: an interpreter runs any script, so every script of whoever may run it matches", text(s)))
+		if doubt := doubtOf(s); doubt != "" {
+			doubts = append(doubts, doubt)
 		}
+		kind, _, _ := strings.Cut(s.Value, ":")
 		if s.Type != "unix" || kind == "path" || kind == "sha256" {
 			userOnly = false
 		}
@@ -58,6 +54,79 @@ func Doubts(selectors []Selector) []string {
 		doubts = append(doubts, "the selectors name only a user or group: every process of it matches")
 	}
 	return doubts
+}
+
+func doubtOf(s Selector) string {
+	kind, value, _ := strings.Cut(s.Value, ":")
+	if unknown := unknownKind(s.Type, kind); unknown != "" {
+		return fmt.Sprintf("selector %s: %s", text(s), unknown)
+	}
+	if s.Type == "unix" && kind == "path" && IsInterpreter(value) {
+		return fmt.Sprintf("selector %s: an interpreter runs any script, so every script of whoever may run it matches", text(s))
+	}
+	return ""
+}
+
+// unknownKind says that no attestor gives selectors of a kind, or nothing.
+func unknownKind(typ, kind string) string {
+	switch known, ok := kinds[typ]; {
+	case !ok:
+		return fmt.Sprintf("no attestor of Writ gives selectors of type %.100q (there are %s)", typ, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
+	case known != nil && !slices.Contains(known, kind):
+		return fmt.Sprintf("no attestor of Writ gives %.100s:%.100s (of %[1]s there are %s)", typ, kind, strings.Join(known, ", "))
+	}
+	return ""
+}
+
+// ofNodes are the types of selectors that agents have, not workloads.
+var ofNodes = []string{"x509pop", "k8s_psat", aliasType}
+
+// several are kinds of which a process may have more than one, and unfit those
+// whose values have characters that no part of a name may have.
+var (
+	several = []string{"unix:gid", "unix:group", "unix:supplementary_gid", "unix:supplementary_group", "k8s:pod-owner", "k8s:pod-owner-uid", "docker:env"}
+	unfit   = []string{"unix:path", "systemd:fragment_path", "docker:image_id", "docker:image_digest", "containerd:image", "k8s:pod-image", "k8s:pod-init-image", "k8s:container-image"}
+)
+
+// TemplateDoubts says what is probably not meant by a template: it is valid, and
+// gives less than it seems to.
+func TemplateDoubts(r *template.Rule) []string {
+	var doubts []string
+	for _, text := range r.Selectors {
+		typ, value, _ := strings.Cut(text, ":")
+		if doubt := doubtOf(Selector{Type: typ, Value: value}); doubt != "" {
+			doubts = append(doubts, doubt)
+		}
+	}
+	for _, p := range append([]*template.Pattern{r.SPIFFEID}, r.DNSNames...) {
+		for _, v := range p.Variables() {
+			if doubt := doubtOfVariable(v); doubt != "" {
+				doubts = append(doubts, fmt.Sprintf("variable {%.100s}: %s", v, doubt))
+			}
+		}
+	}
+	slices.Sort(doubts)
+	return slices.Compact(doubts)
+}
+
+func doubtOfVariable(v template.Variable) string {
+	typ, rest, _ := strings.Cut(v.Selector, ":")
+	kind, _, _ := strings.Cut(rest, ":")
+	if unknown := unknownKind(typ, kind); unknown != "" {
+		return unknown
+	}
+	switch whole := typ + ":" + kind; {
+	case v.Agent != slices.Contains(ofNodes, typ):
+		if v.Agent {
+			return "workloads have it, and agents do not: leave out agent:"
+		}
+		return fmt.Sprintf("agents have it, and workloads do not: write {agent:%.100s}", v.Selector)
+	case typ == aliasType || slices.Contains(unfit, whole):
+		return "its values have characters that no part of a name may have, so it gives no identity"
+	case slices.Contains(several, whole):
+		return "a process may have several of them, and gets no identity then"
+	}
+	return ""
 }
 
 // text is a selector as a person writes it, bounded.

@@ -39,6 +39,14 @@ type Variable struct {
 	Agent bool
 }
 
+// String is what is between the braces.
+func (v Variable) String() string {
+	if v.Agent {
+		return agentType + ":" + v.Selector
+	}
+	return v.Selector
+}
+
 // String is the pattern as it was written.
 func (p *Pattern) String() string { return p.text }
 
