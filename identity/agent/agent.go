@@ -17,7 +17,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/revocation"
+	"github.com/writ-dev/writ/identity/template"
 	"github.com/writ-dev/writ/internal/skew"
 	"github.com/writ-dev/writ/internal/tracing"
 )
@@ -64,6 +66,10 @@ type Agent struct {
 	link  *link
 	cache *cache
 	jwt   *tokens
+	// instanceLimits are of new instances, by user: each is a signature.
+	instanceLimits *limit.Limits[uint32]
+	// noTemplates is until when the issuer is not asked for templates.
+	noTemplates time.Time
 	// revoked is what the issuer has revoked, as far as it was heard.
 	revoked revocation.Set
 
@@ -94,6 +100,7 @@ type Agent struct {
 	stats struct {
 		syncs, syncErrors, signed, signErrors, renewals, jwtSigned, received atomic.Uint64
 		lastSync                                                             atomic.Int64
+		refused                                                              map[template.Reason]*atomic.Uint64
 	}
 }
 
@@ -106,11 +113,12 @@ func New(cfg Config, opt Options) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, opt: opt, td: td, issuerID: identity.IssuerID(td), log: opt.Log,
-		cache: newCache(), jwt: newTokens(),
+		cache: newCache(), jwt: newTokens(), instanceLimits: limit.New[uint32](newPerSecond, newBurst),
 		kick:        make(chan struct{}, 1),
 		ready:       make(chan struct{}),
 		firstServer: rand.IntN(1 << 16),
 	}
+	a.stats.refused = newRefusals()
 	a.reattest.Store(opt.Attestor != nil)
 	if a.keep, err = openKeep(cfg.DataDir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
@@ -130,6 +138,9 @@ type Status struct {
 	Expires time.Time
 	// Entries the node is entitled to, and how many of them have a valid SVID.
 	Entries, SVIDs int
+	// Templates the node is entitled to, instances of them that workloads hold,
+	// and how many of those have a valid SVID.
+	Templates, Instances, InstanceSVIDs int
 	// LastSync is when the entries were last known to be current.
 	LastSync time.Time
 	// Watching tells that the issuer pushes changes.
@@ -164,7 +175,9 @@ func (a *Agent) Status() Status {
 	if own := a.self.svid.Load(); own != nil {
 		s.ID, s.Expires = own.ID, own.Certificates[0].NotAfter
 	}
-	s.Entries, s.SVIDs = a.cache.count(time.Now())
+	now := time.Now()
+	s.Entries, s.SVIDs = a.cache.count(now)
+	s.Templates, s.Instances, s.InstanceSVIDs = a.cache.countInstances(now)
 	list, _ := a.revoked.Now()
 	s.Revocations, s.RevocationsCurrentAt = list.Len(), a.revoked.CurrentAt()
 	s.WithoutCRL = a.cache.countWithoutCRL()

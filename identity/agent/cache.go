@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"math/big"
 	"slices"
@@ -31,9 +32,17 @@ type entry struct {
 	served bool
 }
 
-// record is an entry with its SVID.
+// record is an entry with its SVID, or an instance of a template that somebody
+// holds.
 type record struct {
 	entry
+	// key is an instance's, "" of an entry, and holders those who hold it.
+	key     string
+	holders int
+	// tried tells that an instance was to be signed once: nobody waits for it any
+	// more.
+	tried bool
+
 	identity            *workload.Identity // with the chain and key of the SVID, if any
 	serial              *big.Int           // of the SVID, as are the times
 	notBefore, notAfter time.Time
@@ -48,6 +57,8 @@ type cache struct {
 	mu        sync.Mutex
 	synced    bool
 	records   map[string]*record
+	patterns  []*pattern         // oldest first
+	instances map[string]*record // by key
 	bundle    *workload.Bundle
 	federated map[spiffeid.TrustDomain]*workload.Bundle
 
@@ -62,18 +73,47 @@ type cache struct {
 	revoked *revocation.List
 
 	changed chan struct{} // closed at the next change
+	// unsigned is told of new instances.
+	unsigned chan struct{}
 	// expiry wakes everybody when the next SVID expires unrenewed.
 	expiry  *time.Timer
 	stopped bool
 }
 
 func newCache() *cache {
-	return &cache{records: map[string]*record{}, kinds: map[string]bool{}, federated: map[spiffeid.TrustDomain]*workload.Bundle{}, changed: make(chan struct{})}
+	return &cache{
+		records: map[string]*record{}, instances: map[string]*record{}, kinds: map[string]bool{}, federated: map[spiffeid.TrustDomain]*workload.Bundle{},
+		changed: make(chan struct{}), unsigned: make(chan struct{}, 1),
+	}
+}
+
+// every yields the records of entries and those of instances.
+func (c *cache) every() iter.Seq[*record] {
+	return func(yield func(*record) bool) {
+		for _, records := range []map[string]*record{c.records, c.instances} {
+			for _, r := range records {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Lookup implements workload.Source.
 func (a *Agent) Lookup(selectors []string) (workload.Grant, <-chan struct{}, error) {
-	return a.cache.lookup(selectors, time.Now())
+	return a.lookup(selectors, nil)
+}
+
+// lookup is for a caller that holds what it gets, or, without one, for a look that
+// passes.
+func (a *Agent) lookup(selectors []string, h *hold) (workload.Grant, <-chan struct{}, error) {
+	var why []refusal
+	g, changed, err := a.cache.lookup(selectors, time.Now(), h, &why)
+	for _, r := range why {
+		a.refused(r)
+	}
+	return g, changed, err
 }
 
 // Asked tells whether any entry has, or had, a selector of this kind, as in
@@ -84,17 +124,24 @@ func (a *Agent) Asked(kind string) bool {
 	return a.cache.kinds[kind]
 }
 
-func (c *cache) lookup(selectors []string, now time.Time) (workload.Grant, <-chan struct{}, error) {
+// lookup adds to why, what templates did not give. Without a hold instances have no
+// X509-SVID.
+func (c *cache) lookup(selectors []string, now time.Time, h *hold, why *[]refusal) (workload.Grant, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.synced || c.bundle == nil {
 		return workload.Grant{}, nil, workload.ErrStarting
 	}
+	records, err := c.given(selectors, h, why)
+	if err != nil {
+		return workload.Grant{}, nil, err
+	}
 	g := workload.Grant{Bundle: c.bundle, CRLs: c.crls.current(now), Asked: len(c.kinds)}
 	hints := map[string]bool{"": true}
 	federated := map[spiffeid.TrustDomain]bool{}
-	for _, r := range c.match(selectors) {
+	for _, r := range records {
 		id := r.identity
+		g.Pending = g.Pending || r.holders > 0 && !r.tried
 		// Of two identities with one hint the older keeps it.
 		if shared := hints[id.Hint] && id.Hint != ""; shared || id.Chain != nil && !now.Before(r.notAfter) {
 			copied := *id
@@ -118,9 +165,43 @@ func (c *cache) lookup(selectors []string, now time.Time) (workload.Grant, <-cha
 	return g, c.changed, nil
 }
 
-// match returns the records all of whose selectors are among the given, oldest
+// given returns the records of entries and instances that selectors give, oldest
 // first: the first is a workload's default identity, and stays that when others
-// are added.
+// are added. Of two of one name an entry is before a template.
+func (c *cache) given(selectors []string, h *hold, why *[]refusal) ([]*record, error) {
+	found := c.match(selectors)
+	if len(c.patterns) > 0 {
+		named := make(map[spiffeid.ID]bool, len(found))
+		for _, r := range found {
+			named[r.spiffeID] = true
+		}
+		instances, refused := c.resolve(selectors, named)
+		for _, r := range refused {
+			if h.note(r) {
+				*why = append(*why, r)
+			}
+		}
+		if h == nil {
+			for _, in := range instances {
+				found = append(found, in.record())
+			}
+		} else {
+			held, err := h.keep(c, instances)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, held...)
+		}
+	}
+	slices.SortFunc(found, func(x, y *record) int { return byAge(x.createdAt, x.id, y.createdAt, y.id) })
+	return found, nil
+}
+
+func byAge(x int64, xID string, y int64, yID string) int {
+	return cmp.Or(cmp.Compare(x, y), cmp.Compare(xID, yID))
+}
+
+// match returns the records of entries all of whose selectors are among the given.
 func (c *cache) match(selectors []string) []*record {
 	have := make(map[string]bool, len(selectors))
 	for _, s := range selectors {
@@ -134,15 +215,12 @@ func (c *cache) match(selectors []string) []*record {
 			}
 		}
 	}
-	slices.SortFunc(found, func(x, y *record) int {
-		return cmp.Or(cmp.Compare(x.createdAt, y.createdAt), cmp.Compare(x.id, y.id))
-	})
 	return found
 }
 
-// apply makes entries the whole of what the node is entitled to. What is in
-// force already keeps its SVID; what has changed is signed again.
-func (c *cache) apply(entries []entry) (gone []string) {
+// apply makes entries and patterns the whole of what the node is entitled to. What
+// is in force already keeps its SVID; what has changed is signed again.
+func (c *cache) apply(entries []entry, patterns []*pattern) (gone []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	next := make(map[string]*record, len(entries))
@@ -173,7 +251,9 @@ func (c *cache) apply(entries []entry) (gone []string) {
 		}
 	}
 	c.synced = true
-	if !changed && len(gone) == 0 {
+	others, patternsChanged := c.applyPatterns(patterns)
+	gone = append(gone, others...)
+	if !changed && !patternsChanged && len(gone) == 0 {
 		return nil
 	}
 	c.records = next
@@ -213,6 +293,11 @@ func (c *cache) reindex() {
 			}
 		}
 	}
+	for _, p := range c.patterns {
+		for _, kind := range p.rule.Kinds() {
+			c.kinds[kind] = true
+		}
+	}
 	c.index = map[string][]*record{}
 	for _, r := range c.records {
 		if r.served {
@@ -236,7 +321,7 @@ func (c *cache) watchExpiry() {
 	}
 	now := time.Now()
 	var next time.Time
-	for _, r := range c.records {
+	for r := range c.every() {
 		if r.notAfter.After(now) && (next.IsZero() || r.notAfter.Before(next)) {
 			next = r.notAfter
 		}
@@ -280,13 +365,18 @@ func (c *cache) setBundle(b *workload.Bundle) {
 	}
 }
 
-// federatesWith lists the trust domains that any entry federates with.
+// federatesWith lists the trust domains that any entry or template federates with.
 func (c *cache) federatesWith() []spiffeid.TrustDomain {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	set := map[spiffeid.TrustDomain]bool{}
 	for _, r := range c.records {
 		for _, td := range r.federatesWith {
+			set[td] = true
+		}
+	}
+	for _, p := range c.patterns {
+		for _, td := range p.federatesWith {
 			set[td] = true
 		}
 	}
@@ -318,11 +408,14 @@ func (c *cache) setFederated(wanted []spiffeid.TrustDomain, got map[spiffeid.Tru
 	}
 }
 
-// signing is an entry whose turn to be signed has come.
+// signing is an entry, or an instance, whose turn to be signed has come.
 type signing struct {
 	id       string
 	revision int64
 	spiffeID spiffeid.ID
+	// Of an instance:
+	key       string
+	selectors []string
 }
 
 // dueBy returns what must be signed, soonest to expire first.
@@ -330,17 +423,20 @@ func (c *cache) dueBy(now time.Time) []signing {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var due []*record
-	for _, r := range c.records {
+	for r := range c.every() {
 		if r.served && !r.due.After(now) {
 			due = append(due, r)
 		}
 	}
 	slices.SortFunc(due, func(x, y *record) int {
-		return cmp.Or(x.notAfter.Compare(y.notAfter), cmp.Compare(x.id, y.id))
+		return cmp.Or(x.notAfter.Compare(y.notAfter), cmp.Compare(x.id, y.id), cmp.Compare(x.key, y.key))
 	})
 	out := make([]signing, len(due))
 	for i, r := range due {
-		out[i] = signing{r.id, r.revision, r.spiffeID}
+		out[i] = signing{id: r.id, revision: r.revision, spiffeID: r.spiffeID}
+		if r.key != "" {
+			out[i].key, out[i].selectors = r.key, r.selectors
+		}
 	}
 	return out
 }
@@ -349,7 +445,7 @@ func (c *cache) dueBy(now time.Time) []signing {
 func (c *cache) nextDue() (next time.Time, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, r := range c.records {
+	for r := range c.every() {
 		if r.served && (!ok || r.due.Before(next)) {
 			next, ok = r.due, true
 		}
@@ -360,7 +456,7 @@ func (c *cache) nextDue() (next time.Time, ok bool) {
 // signed is the outcome of one signing: an SVID, or nil where it failed.
 type signed struct {
 	signing
-	chain, key          []byte
+	chain, priv         []byte
 	serial              *big.Int
 	notBefore, notAfter time.Time
 	// apart tells that it failed because of the clocks.
@@ -373,7 +469,7 @@ func (c *cache) setSigned(batch []signed, now time.Time) {
 	defer c.mu.Unlock()
 	changed := false
 	for _, s := range batch {
-		r := c.records[s.id]
+		r := c.find(s.signing)
 		if r == nil || r.revision != s.revision || r.spiffeID != s.spiffeID {
 			continue // the entry changed meanwhile
 		}
@@ -381,11 +477,13 @@ func (c *cache) setSigned(batch []signed, now time.Time) {
 			if r.due = now.Add(r.backoff.next()); s.apart {
 				r.due = now.Add(jitter(clockWait, 0.2))
 			}
-			changed = r.withdraw() || changed
+			changed = r.withdraw() || !r.tried && r.key != "" || changed
+			r.tried = true
 			continue
 		}
 		r.backoff.reset()
-		r.identity = &workload.Identity{EntryID: r.id, ID: r.spiffeID, Hint: r.hint, Chain: s.chain, Key: s.key}
+		r.tried = true
+		r.identity = &workload.Identity{EntryID: r.id, ID: r.spiffeID, Hint: r.hint, Selectors: r.identity.Selectors, Chain: s.chain, Key: s.priv}
 		r.serial, r.notBefore, r.notAfter, r.due = s.serial, s.notBefore, s.notAfter, renewal(now, s.notAfter)
 		// It may have been revoked on its way.
 		if r.revoked = c.revoked != nil && c.revoked.Issued(r.serial, r.notBefore, r.spiffeID) != nil; r.revoked {
@@ -396,6 +494,43 @@ func (c *cache) setSigned(batch []signed, now time.Time) {
 	if changed {
 		c.wake()
 	}
+}
+
+// find returns the record that was to be signed, nil if it is gone.
+func (c *cache) find(s signing) *record {
+	if s.key != "" {
+		return c.instances[s.key]
+	}
+	return c.records[s.id]
+}
+
+// setTried tells who waits for new instances that they were not signed: the issuer
+// does not answer.
+func (c *cache) setTried(batch []signing) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changed := false
+	for _, s := range batch {
+		if r := c.find(s); r != nil && r.key != "" && !r.tried {
+			r.tried, changed = true, true
+		}
+	}
+	if changed {
+		c.wake()
+	}
+}
+
+// countInstances returns how many templates there are, how many instances of them
+// are held, and with a valid SVID.
+func (c *cache) countInstances(now time.Time) (templates, instances, svids int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.instances {
+		if r.identity.Chain != nil && now.Before(r.notAfter) {
+			svids++
+		}
+	}
+	return len(c.patterns), len(c.instances), svids
 }
 
 // count returns how many entries there are, and with a valid SVID.

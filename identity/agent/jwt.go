@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/writ-dev/writ/identity/limit"
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/workload"
 	"github.com/writ-dev/writ/internal/skew"
 )
@@ -26,7 +27,7 @@ import (
 const maxTokens = 1024
 
 // newPerSecond and newBurst are how many JWT-SVIDs that are not kept a user may
-// ask for. What the issuer signs for one agent is limited, and for all of its
+// ask for, and how many new instances of templates. What the issuer signs for one agent is limited, and for all of its
 // users.
 const (
 	newPerSecond = 50
@@ -58,7 +59,7 @@ func newTokens() *tokens {
 // JWTSVID implements workload.Source.
 func (a *Agent) JWTSVID(ctx context.Context, uid uint32, id *workload.Identity, audience []string) (string, error) {
 	audience = slices.Compact(slices.Sorted(slices.Values(audience)))
-	key := tokenKey(append([]string{id.EntryID, id.ID.String()}, audience...))
+	key := tokenKey(append([]string{id.EntryID, id.ID.String(), tokenKey(id.Selectors)}, audience...))
 	old, ok := a.jwt.get(key)
 	ok = ok && !a.trusted.Load().taintsKey(old.keyID) && !a.jwtRevoked(old.parsed)
 	// expires is of the wall clock, and renew is not.
@@ -101,9 +102,15 @@ func tokenKey(parts []string) string {
 }
 
 func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identity, audience []string) (string, error) {
-	var reply *svidv1.NewJWTSVIDResponse
-	err := a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
-		reply, err = svidv1.NewSVIDClient(cc).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: id.EntryID, Audience: audience})
+	got := &types.JWTSVID{}
+	err := a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
+		if id.Selectors != nil {
+			reply, err := templatev1.NewIssuanceClient(cc).NewJWTSVID(ctx, &templatev1.NewJWTSVIDRequest{Claim: claimOf(id.EntryID, id.ID, id.Selectors), Audience: audience})
+			got = &types.JWTSVID{Token: reply.GetToken(), IssuedAt: reply.GetIssuedAt(), ExpiresAt: reply.GetExpiresAt()}
+			return err
+		}
+		reply, err := svidv1.NewSVIDClient(cc).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: id.EntryID, Audience: audience})
+		got = reply.GetSvid()
 		return err
 	})
 	if err != nil {
@@ -111,10 +118,9 @@ func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identit
 		a.syncNow()
 		return "", fmt.Errorf("new JWT-SVID for %s: %w", id.ID, err)
 	}
-	text := reply.GetSvid().GetToken()
-	now := time.Now()
+	text, now := got.GetToken(), time.Now()
 	svid, err := jwtsvid.ParseInsecure(text, audience)
-	if off := tokenOff(reply.GetSvid(), now); off != nil {
+	if off := tokenOff(got, now); off != nil {
 		err = fmt.Errorf("it %w", off)
 	}
 	if err == nil && !now.Before(svid.Expiry) {

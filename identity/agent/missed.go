@@ -96,7 +96,11 @@ func (a *Agent) syncMissed(ctx context.Context) (serial uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	a.takeEntries(entries)
+	patterns, err := a.fetchTemplates(ctx)
+	if err != nil {
+		return 0, err
+	}
+	a.takeEntries(entries, patterns)
 	a.takeFederated(replies)
 	a.told.revision = replies[0].Revision
 	return a.told.bundle.GetBundle().GetSequenceNumber(), nil

@@ -85,7 +85,7 @@ func (c *cache) revoke(list *revocation.List) (revoked int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.revoked = list
-	for _, r := range c.records {
+	for r := range c.every() {
 		if r.identity.Chain != nil && !r.revoked && list.Issued(r.serial, r.notBefore, r.spiffeID) != nil {
 			r.revoked, r.due = true, time.Time{}
 			revoked++
@@ -99,7 +99,7 @@ func (c *cache) withdraw() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	changed := false
-	for _, r := range c.records {
+	for r := range c.every() {
 		changed = r.withdraw() || changed
 	}
 	if changed {

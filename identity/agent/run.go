@@ -73,6 +73,8 @@ func (a *Agent) loop(ctx context.Context) error {
 			if s.syncBackoff.failures == 0 {
 				s.sync = time.Time{}
 			}
+		case <-a.cache.unsigned:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()

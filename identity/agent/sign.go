@@ -7,10 +7,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
@@ -19,49 +22,104 @@ import (
 // fewer.
 const signBatch = 200
 
-// sign gets new SVIDs for the entries whose turn it is. What single entries are
-// refused is tried again later and is no error.
+// sign gets new SVIDs for the entries and instances whose turn it is: first for
+// instances, since somebody may wait for them. What single ones are refused is
+// tried again later and is no error.
 func (a *Agent) sign(ctx context.Context) error {
-	for batch := range slices.Chunk(a.cache.dueBy(time.Now()), signBatch) {
-		if err := a.signBatch(ctx, batch); err != nil {
-			a.stats.signErrors.Add(1)
-			return fmt.Errorf("sign SVIDs: %w", err)
+	var entries, instances []signing
+	for _, s := range a.cache.dueBy(time.Now()) {
+		if s.key != "" {
+			instances = append(instances, s)
+		} else {
+			entries = append(entries, s)
+		}
+	}
+	for batch := range slices.Chunk(instances, signBatch) {
+		if err := a.signBatch(ctx, batch, a.askInstances); err != nil {
+			a.cache.setTried(instances)
+			return err
+		}
+	}
+	for batch := range slices.Chunk(entries, signBatch) {
+		if err := a.signBatch(ctx, batch, a.askEntries); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (a *Agent) signBatch(ctx context.Context, batch []signing) (err error) {
+// answer is what the issuer says to one request.
+type answer struct {
+	code    codes.Code
+	message string
+	svid    *types.X509SVID
+}
+
+func (a *Agent) askEntries(ctx context.Context, cc *grpc.ClientConn, batch []signing, csrs [][]byte) ([]answer, error) {
+	req := &svidv1.BatchNewX509SVIDRequest{}
+	for i, s := range batch {
+		req.Params = append(req.Params, &svidv1.NewX509SVIDParams{EntryId: s.id, Csr: csrs[i]})
+	}
+	reply, err := svidv1.NewSVIDClient(cc).BatchNewX509SVID(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	var answers []answer
+	for _, r := range reply.Results {
+		answers = append(answers, answer{codes.Code(r.GetStatus().GetCode()), r.GetStatus().GetMessage(), r.GetSvid()})
+	}
+	return answers, nil
+}
+
+func (a *Agent) askInstances(ctx context.Context, cc *grpc.ClientConn, batch []signing, csrs [][]byte) ([]answer, error) {
+	req := &templatev1.NewX509SVIDsRequest{}
+	for i, s := range batch {
+		req.Requests = append(req.Requests, &templatev1.X509Request{Claim: claimOf(s.id, s.spiffeID, s.selectors), Csr: csrs[i]})
+	}
+	reply, err := templatev1.NewIssuanceClient(cc).NewX509SVIDs(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	var answers []answer
+	for _, r := range reply.Results {
+		answers = append(answers, answer{codes.Code(r.GetCode()), r.GetMessage(), &types.X509SVID{CertChain: r.GetCertChain()}})
+	}
+	return answers, nil
+}
+
+func claimOf(template string, id spiffeid.ID, selectors []string) *templatev1.Claim {
+	return &templatev1.Claim{TemplateId: template, SpiffeId: id.String(), Selectors: selectors}
+}
+
+func (a *Agent) signBatch(ctx context.Context, batch []signing, ask func(context.Context, *grpc.ClientConn, []signing, [][]byte) ([]answer, error)) (err error) {
 	ctx, span := tracing.Start(ctx, "get SVIDs signed")
 	defer func() { span.End(err) }()
 	span.Int(tracing.Count, len(batch))
 	tracing.List(span, tracing.EntryIDs, batch, func(s signing) string { return s.id })
 	tracing.List(span, tracing.SPIFFEIDs, batch, func(s signing) string { return s.spiffeID.String() })
-	keys := make([]*ecdsa.PrivateKey, len(batch))
-	req := &svidv1.BatchNewX509SVIDRequest{Params: make([]*svidv1.NewX509SVIDParams, len(batch))}
-	for i, s := range batch {
-		key, csr, err := newKey()
-		if err != nil {
-			return err
+	keys, csrs := make([]*ecdsa.PrivateKey, len(batch)), make([][]byte, len(batch))
+	for i := range batch {
+		if keys[i], csrs[i], err = newKey(); err != nil {
+			return fmt.Errorf("sign SVIDs: %w", err)
 		}
-		keys[i], req.Params[i] = key, &svidv1.NewX509SVIDParams{EntryId: s.id, Csr: csr}
 	}
-	var reply *svidv1.BatchNewX509SVIDResponse
+	var answers []answer
 	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
-		reply, err = svidv1.NewSVIDClient(cc).BatchNewX509SVID(ctx, req)
+		answers, err = ask(ctx, cc, batch, csrs)
 		return err
 	})
-	if err != nil {
-		return err
+	if err == nil && len(answers) != len(batch) {
+		err = fmt.Errorf("the issuer answered %d requests with %d results", len(batch), len(answers))
 	}
-	if len(reply.Results) != len(batch) {
-		return fmt.Errorf("the issuer answered %d requests with %d results", len(batch), len(reply.Results))
+	if err != nil {
+		a.stats.signErrors.Add(1)
+		return fmt.Errorf("sign SVIDs: %w", err)
 	}
 	now := time.Now()
 	out := make([]signed, len(batch))
 	good, resync := 0, false
 	var apart error
-	for i, r := range reply.Results {
+	for i, r := range answers {
 		out[i].signing = batch[i]
 		err := a.acceptSigned(&out[i], r, keys[i])
 		if err == nil {
@@ -73,7 +131,11 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing) (err error) {
 			out[i].apart, apart = true, err
 			continue
 		}
-		a.log.Warn("no SVID for an entry", "entry_id", batch[i].id, "spiffe_id", batch[i].spiffeID.String(), "error", err)
+		what := "entry_id"
+		if batch[i].key != "" {
+			what = "template"
+		}
+		a.log.Warn("no SVID for a workload", what, batch[i].id, "spiffe_id", batch[i].spiffeID.String(), "error", err)
 		// The entry is gone, or the bundle is older than the authority that
 		// signed: the issuer knows what this agent does not.
 		resync = true
@@ -88,16 +150,16 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing) (err error) {
 	return apart
 }
 
-func (a *Agent) acceptSigned(out *signed, r *svidv1.BatchNewX509SVIDResponse_Result, key *ecdsa.PrivateKey) error {
-	if code := codes.Code(r.GetStatus().GetCode()); code != codes.OK {
-		return fmt.Errorf("the issuer refuses: %s: %s", code, r.GetStatus().GetMessage())
+func (a *Agent) acceptSigned(out *signed, r answer, key *ecdsa.PrivateKey) error {
+	if r.code != codes.OK {
+		return fmt.Errorf("the issuer refuses: %s: %s", r.code, r.message)
 	}
-	svid, err := acceptSVID(r.GetSvid(), key, out.spiffeID, &a.self)
+	svid, err := acceptSVID(r.svid, key, out.spiffeID, &a.self)
 	if err != nil {
 		return err
 	}
 	leaf := svid.Certificates[0]
 	out.serial, out.notBefore, out.notAfter = leaf.SerialNumber, leaf.NotBefore, leaf.NotAfter
-	out.chain, out.key, err = svid.MarshalRaw()
+	out.chain, out.priv, err = svid.MarshalRaw()
 	return err
 }

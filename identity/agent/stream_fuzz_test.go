@@ -52,7 +52,7 @@ func parted[T any, M interface {
 // idle is an agent that speaks to nobody, with one entry.
 func idle(f *testing.F) *Agent {
 	a := need(New(Config{TrustDomain: testTD.Name(), DataDir: f.TempDir(), ServerAddress: "issuer:1"}, Options{Log: slog.New(slog.DiscardHandler)}))
-	a.takeEntries([]entry{need(parseEntry(entryOf("e1", "/svc/web", "unix:uid:1"), testTD))})
+	a.takeEntries([]entry{need(parseEntry(entryOf("e1", "/svc/web", "unix:uid:1"), testTD))}, nil)
 	return a
 }
 
@@ -132,7 +132,7 @@ func FuzzMissedReply(f *testing.F) {
 			}
 			return
 		}
-		a.takeEntries(entries)
+		a.takeEntries(entries, nil)
 		a.takeFederated(replies)
 		for _, e := range entries {
 			if e.id == "" || e.served && (e.spiffeID.TrustDomain() != testTD || e.spiffeID.Path() == "" || len(e.selectors) == 0) {

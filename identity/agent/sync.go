@@ -39,7 +39,7 @@ func entryMask() *types.EntryMask {
 	}
 }
 
-// sync makes bundle and entries those of the issuer.
+// sync makes bundle, entries and templates those of the issuer.
 func (a *Agent) sync(ctx context.Context) (err error) {
 	ctx, span := tracing.Start(ctx, "sync entries")
 	defer func() { span.End(err) }()
@@ -72,17 +72,21 @@ func (a *Agent) syncWhole(ctx context.Context) (serial uint64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("sync entries: %w", err)
 	}
-	a.takeEntries(entries)
+	patterns, err := a.fetchTemplates(ctx)
+	if err != nil {
+		return 0, err
+	}
+	a.takeEntries(entries, patterns)
 	a.fetchFederated(ctx)
 	return serial, nil
 }
 
-// takeEntries makes entries the whole of what the node is entitled to.
-func (a *Agent) takeEntries(entries []entry) {
-	gone := a.cache.apply(entries)
+// takeEntries makes entries and patterns the whole of what the node is entitled to.
+func (a *Agent) takeEntries(entries []entry, patterns []*pattern) {
+	gone := a.cache.apply(entries, patterns)
 	a.jwt.forget(gone)
 	if len(gone) > 0 {
-		a.log.Info("entries are gone", "count", len(gone))
+		a.log.Info("entries or templates are gone, or templates have changed", "count", len(gone))
 	}
 }
 

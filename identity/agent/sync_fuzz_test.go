@@ -32,7 +32,7 @@ func FuzzSyncReply(f *testing.F) {
 		}
 		a := &Agent{td: td, log: slog.New(slog.DiscardHandler), cache: newCache(), jwt: newTokens()}
 		entries := a.parseEntries(entriesOf([]*entryv1.SyncAuthorizedEntriesResponse{&page}))
-		a.cache.apply(entries)
+		a.cache.apply(entries, nil)
 		for _, e := range entries {
 			if e.id == "" || e.served && (e.spiffeID.TrustDomain() != td || e.spiffeID.Path() == "" || len(e.selectors) == 0) {
 				t.Errorf("taken: %+v", e)
@@ -42,7 +42,7 @@ func FuzzSyncReply(f *testing.F) {
 			t.Errorf("a process without any property has %d names", len(got))
 		}
 		// The same reply once more changes nothing.
-		if gone := a.cache.apply(entries); len(gone) > 0 {
+		if gone := a.cache.apply(entries, nil); len(gone) > 0 {
 			t.Errorf("gone: %v", gone)
 		}
 	})

@@ -111,7 +111,7 @@ func (a *Agent) follow(b *bundle) {
 func (c *cache) judge(t *trust, now time.Time, wait time.Duration) (count int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, r := range c.records {
+	for r := range c.every() {
 		if r.identity.Chain == nil {
 			continue
 		}

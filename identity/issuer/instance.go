@@ -141,7 +141,7 @@ func (s *issuanceService) NewJWTSVID(ctx context.Context, req *templatev1.NewJWT
 	if err != nil {
 		return nil, err
 	}
-	return &templatev1.NewJWTSVIDResponse{Token: svid.Token}, nil
+	return &templatev1.NewJWTSVIDResponse{Token: svid.Token, IssuedAt: svid.IssuedAt, ExpiresAt: svid.ExpiresAt}, nil
 }
 
 // refreshTemplates looks into the database where a template of a request is not

@@ -1031,8 +1031,11 @@ func (x *NewJWTSVIDRequest) GetAudience() []string {
 }
 
 type NewJWTSVIDResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Unix seconds.
+	IssuedAt      int64 `protobuf:"varint,2,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	ExpiresAt     int64 `protobuf:"varint,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1072,6 +1075,20 @@ func (x *NewJWTSVIDResponse) GetToken() string {
 		return x.Token
 	}
 	return ""
+}
+
+func (x *NewJWTSVIDResponse) GetIssuedAt() int64 {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return 0
+}
+
+func (x *NewJWTSVIDResponse) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
 }
 
 var File_identity_templatev1_template_proto protoreflect.FileDescriptor
@@ -1142,9 +1159,12 @@ const file_identity_templatev1_template_proto_rawDesc = "" +
 	"\aresults\x18\x01 \x03(\v2%.writ.identity.template.v1.X509ResultR\aresults\"g\n" +
 	"\x11NewJWTSVIDRequest\x126\n" +
 	"\x05claim\x18\x01 \x01(\v2 .writ.identity.template.v1.ClaimR\x05claim\x12\x1a\n" +
-	"\baudience\x18\x02 \x03(\tR\baudience\"*\n" +
+	"\baudience\x18\x02 \x03(\tR\baudience\"f\n" +
 	"\x12NewJWTSVIDResponse\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token2\xd3\x03\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1b\n" +
+	"\tissued_at\x18\x02 \x01(\x03R\bissuedAt\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\x03R\texpiresAt2\xd3\x03\n" +
 	"\x05Admin\x12]\n" +
 	"\x06Create\x12(.writ.identity.template.v1.CreateRequest\x1a).writ.identity.template.v1.CreateResponse\x12T\n" +
 	"\x03Get\x12%.writ.identity.template.v1.GetRequest\x1a&.writ.identity.template.v1.GetResponse\x12W\n" +

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -16,7 +17,10 @@ import (
 // Caller is the process behind one call, attested, for as long as the call
 // lasts. It is used by one goroutine.
 type Caller struct {
-	s         *Server
+	s *Server
+	// hold is nil for a caller that needs no X509-SVIDs.
+	hold      Hold
+	served    bool // it had an X509-SVID
 	peer      peercred.Peer
 	selectors []string
 	asked     int
@@ -26,9 +30,24 @@ type Caller struct {
 	timer   *time.Timer
 }
 
-// Caller attests the process that makes the call of ctx. Its errors, as those of
-// the methods of Caller, are what the wire is to see.
+// firstWait is how long a caller waits for an X509-SVID that is being made.
+const firstWait = 10 * time.Second
+
+// Caller attests the process that makes the call of ctx, and holds its X509-SVIDs
+// until that ends. Its errors, as those of the methods of Caller, are what the wire
+// is to see.
 func (s *Server) Caller(ctx context.Context) (*Caller, error) {
+	c, err := s.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.hold = s.c.Source.Hold(c.peer.UID)
+	context.AfterFunc(ctx, c.hold.Release)
+	return c, nil
+}
+
+// caller is a Caller that needs no X509-SVIDs.
+func (s *Server) caller(ctx context.Context) (*Caller, error) {
 	// What is asked for is read first: then the selectors are no older than it.
 	before, _, _ := s.c.Source.Lookup(nil)
 	p, _ := peercred.FromContext(ctx)
@@ -51,14 +70,38 @@ func (c *Caller) Grant(ctx context.Context) (Grant, <-chan struct{}, error) {
 			return Grant{}, nil, err
 		}
 	}
+	lookup := c.s.c.Source.Lookup
+	if c.hold != nil {
+		lookup = c.hold.Lookup
+	}
+	var limit *time.Timer
 	for {
-		g, changed, err := c.s.grant(ctx, c.peer, c.selectors)
-		if g.Asked <= c.asked {
+		g, changed, err := c.s.grant(ctx, c.peer, c.selectors, lookup)
+		if g.Asked > c.asked {
+			c.asked = g.Asked
+			if c.selectors, err = c.s.attestAgain(ctx, c.selectors); err != nil {
+				return Grant{}, nil, err
+			}
+			continue
+		}
+		// Who has one already goes on with it while another is made.
+		if err != nil || !g.Pending || c.served {
+			c.served = c.served || g.signed()
 			return g, changed, err
 		}
-		c.asked = g.Asked
-		if c.selectors, err = c.s.attestAgain(ctx, c.selectors); err != nil {
-			return Grant{}, nil, err
+		if limit == nil {
+			limit = time.NewTimer(firstWait)
+			defer limit.Stop()
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			c.served = g.signed()
+			return g, changed, nil
+		case <-ctx.Done():
+			return Grant{}, nil, status.FromContextError(ctx.Err()).Err()
+		case <-c.s.stopping:
+			return Grant{}, nil, errStopping
 		}
 	}
 }
@@ -177,9 +220,12 @@ func (s *Server) attestAgain(ctx context.Context, before []string) ([]string, er
 
 // grant returns what the caller may have, which is at least one identity. With
 // an error it returns what is asked for, all the same.
-func (s *Server) grant(ctx context.Context, p peercred.Peer, selectors []string) (Grant, <-chan struct{}, error) {
-	g, changed, err := s.c.Source.Lookup(selectors)
+func (s *Server) grant(ctx context.Context, p peercred.Peer, selectors []string, lookup func([]string) (Grant, <-chan struct{}, error)) (Grant, <-chan struct{}, error) {
+	g, changed, err := lookup(selectors)
 	switch {
+	case errors.Is(err, ErrTooMany):
+		s.c.Log.WarnContext(ctx, "a user asks for too many X509-SVIDs", "pid", p.PID, "uid", p.UID)
+		return Grant{}, nil, status.Errorf(codes.ResourceExhausted, "user %d asks for too many new X509-SVIDs, try again later", p.UID)
 	case err != nil:
 		return Grant{}, nil, status.Errorf(codes.Unavailable, "not ready: %v", err)
 	case len(g.Identities) == 0:

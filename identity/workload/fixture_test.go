@@ -136,6 +136,10 @@ func (m *memory) Lookup([]string) (Grant, <-chan struct{}, error) {
 	return m.grant, m.changed, m.err
 }
 
+func (m *memory) Hold(uint32) Hold { return m }
+
+func (m *memory) Release() {}
+
 func (m *memory) JWTSVID(_ context.Context, uid uint32, id *Identity, audience []string) (string, error) {
 	if slices.Contains(audience, "too many") && uid == uint32(os.Getuid()) {
 		return "", ErrTooMany

@@ -168,6 +168,8 @@ type bySelectorOnly struct {
 	selector string
 }
 
+func (b bySelectorOnly) Hold(uint32) Hold { return b }
+
 func (b bySelectorOnly) Lookup(selectors []string) (Grant, <-chan struct{}, error) {
 	g, changed, err := b.memory.Lookup(selectors)
 	if !slices.Contains(selectors, b.selector) {

@@ -40,9 +40,22 @@ type Source interface {
 	// as well: SVIDs that have expired are not among them.
 	Lookup(selectors []string) (Grant, <-chan struct{}, error)
 
+	// Hold begins look-ups of a process of user uid that stays. What is made for it
+	// on demand is kept until its Release.
+	Hold(uid uint32) Hold
+
 	// JWTSVID returns a valid JWT-SVID of an identity that Lookup gave, to a
 	// process of user uid.
 	JWTSVID(ctx context.Context, uid uint32, id *Identity, audience []string) (string, error)
+}
+
+// Hold is one caller that stays.
+type Hold interface {
+	// Lookup is that of Source, with X509-SVIDs of every identity. ErrTooMany means
+	// that the user has more made than there is for one user.
+	Lookup(selectors []string) (Grant, <-chan struct{}, error)
+	// Release ends it. Look-ups that follow hold nothing.
+	Release()
 }
 
 // Attest returns the selectors of a caller, each as type:value, at least of the
@@ -67,16 +80,28 @@ type Grant struct {
 	// Asked grows when entries ask for a kind of selector that none asked for
 	// before. Attest may then find more than it did.
 	Asked int
+	// Pending tells that an X509-SVID is being made for the first time: it is
+	// there, or has failed, when the channel that came with it closes.
+	Pending bool
+}
+
+// signed tells whether there is an X509-SVID in it.
+func (g *Grant) signed() bool {
+	return slices.ContainsFunc(g.Identities, func(id *Identity) bool { return id.Chain != nil })
 }
 
 // Identity is one name of a process. It does not change once made.
 type Identity struct {
+	// EntryID is of the registration entry, or of the template.
 	EntryID string
 	ID      spiffeid.ID
+	// Selectors that the identity was made of by a template; nil by an entry.
+	Selectors []string
 	// Hint is unique in a Grant, or empty.
 	Hint string
 	// Chain is the X509-SVID and its intermediates, DER, concatenated; Key its
-	// private key, PKCS #8. Both are nil while there is no valid SVID.
+	// private key, PKCS #8. Both are nil while there is no valid SVID, and by a
+	// template where nobody holds it.
 	Chain, Key []byte
 }
 

@@ -1,6 +1,8 @@
 package workload
 
 import (
+	"context"
+
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -12,7 +14,7 @@ import (
 
 // FetchX509SVID implements the Workload API.
 func (s *Server) FetchX509SVID(_ *workloadpb.X509SVIDRequest, stream grpc.ServerStreamingServer[workloadpb.X509SVIDResponse]) error {
-	return follow(s, stream, func(g Grant) (*workloadpb.X509SVIDResponse, error) {
+	return follow(s, stream, s.Caller, func(g Grant) (*workloadpb.X509SVIDResponse, error) {
 		resp := &workloadpb.X509SVIDResponse{FederatedBundles: map[string][]byte{}}
 		for _, id := range g.Identities {
 			if id.Chain == nil {
@@ -40,7 +42,7 @@ func (s *Server) FetchX509SVID(_ *workloadpb.X509SVIDRequest, stream grpc.Server
 
 // FetchX509Bundles implements the Workload API.
 func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream grpc.ServerStreamingServer[workloadpb.X509BundlesResponse]) error {
-	return follow(s, stream, func(g Grant) (*workloadpb.X509BundlesResponse, error) {
+	return follow(s, stream, s.caller, func(g Grant) (*workloadpb.X509BundlesResponse, error) {
 		resp := &workloadpb.X509BundlesResponse{Bundles: map[string][]byte{g.Bundle.trustDomain.IDString(): g.Bundle.x509}}
 		for _, b := range g.Federated {
 			if len(b.x509) > 0 {
@@ -57,10 +59,10 @@ func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream grpc.
 func follow[M any, P interface {
 	*M
 	proto.Message
-}](s *Server, stream grpc.ServerStreamingServer[M], make func(Grant) (P, error)) (err error) {
+}](s *Server, stream grpc.ServerStreamingServer[M], begin func(context.Context) (*Caller, error), make func(Grant) (P, error)) (err error) {
 	ctx, answer := s.Answer(stream.Context())
 	defer func() { answer.End(err) }()
-	caller, err := s.Caller(ctx)
+	caller, err := begin(ctx)
 	if err != nil {
 		return err
 	}

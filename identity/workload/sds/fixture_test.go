@@ -116,6 +116,10 @@ func (s *source) Lookup([]string) (workload.Grant, <-chan struct{}, error) {
 	return s.grant, s.changed, nil
 }
 
+func (s *source) Hold(uint32) workload.Hold { return s }
+
+func (s *source) Release() {}
+
 func (s *source) JWTSVID(context.Context, uint32, *workload.Identity, []string) (string, error) {
 	return "", errors.New("not here")
 }
