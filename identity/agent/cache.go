@@ -173,7 +173,11 @@ func (c *cache) given(selectors []string, h *hold, why *[]refusal) ([]*record, e
 	if len(c.patterns) > 0 {
 		named := make(map[spiffeid.ID]bool, len(found))
 		for _, r := range found {
-			named[r.spiffeID] = true
+			// Who holds an instance goes on with it until the entry that takes its
+			// name is signed.
+			if r.identity.Chain != nil || !h.has(r.spiffeID) {
+				named[r.spiffeID] = true
+			}
 		}
 		instances, refused := c.resolve(selectors, named)
 		for _, r := range refused {

@@ -146,6 +146,18 @@ func (h *hold) keep(c *cache, instances []resolved) ([]*record, error) {
 	return records, failed
 }
 
+// has tells whether an instance of that name is held.
+func (h *hold) has(id spiffeid.ID) bool {
+	if h != nil {
+		for _, r := range h.held {
+			if r.spiffeID == id {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // note says whether something was not said of the pattern before.
 func (h *hold) note(r refusal) bool {
 	if h == nil {

@@ -84,9 +84,9 @@ func (c *Caller) Grant(ctx context.Context) (Grant, <-chan struct{}, error) {
 			}
 			continue
 		}
-		// Who has one already goes on with it while another is made.
-		if err != nil || !g.Pending || c.served {
-			c.served = c.served || g.signed()
+		// Who has been served goes on with what there is while more is made.
+		if err != nil || !g.Pending || c.served && g.signed() {
+			c.served = true
 			return g, changed, err
 		}
 		if limit == nil {
@@ -96,7 +96,7 @@ func (c *Caller) Grant(ctx context.Context) (Grant, <-chan struct{}, error) {
 		select {
 		case <-changed:
 		case <-limit.C:
-			c.served = g.signed()
+			c.served = true
 			return g, changed, nil
 		case <-ctx.Done():
 			return Grant{}, nil, status.FromContextError(ctx.Err()).Err()

@@ -28,6 +28,7 @@ import (
 	"github.com/writ-dev/writ/identity/issuer"
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/unixsock"
@@ -354,6 +355,32 @@ func (r *Issuer) update(e *types.Entry, mask *types.EntryMask) {
 		r.t.Fatal(resp.Results[0].Status)
 	}
 }
+
+// Template makes a template and returns it.
+func (r *Issuer) Template(pattern, parent string, selectors ...string) *templatev1.Template {
+	r.t.Helper()
+	t := &templatev1.Template{SpiffeId: TrustDomain.IDString() + pattern, ParentId: TrustDomain.IDString() + parent, Selectors: selectors}
+	resp, err := r.templates().Create(r.t.Context(), &templatev1.CreateRequest{Template: t})
+	must(r.t, err)
+	return resp.Template
+}
+
+// UpdateTemplate changes a template and returns it.
+func (r *Issuer) UpdateTemplate(t *templatev1.Template) *templatev1.Template {
+	r.t.Helper()
+	resp, err := r.templates().Update(r.t.Context(), &templatev1.UpdateRequest{Template: t})
+	must(r.t, err)
+	return resp.Template
+}
+
+// DeleteTemplate removes a template.
+func (r *Issuer) DeleteTemplate(id string) {
+	r.t.Helper()
+	_, err := r.templates().Delete(r.t.Context(), &templatev1.DeleteRequest{Id: id})
+	must(r.t, err)
+}
+
+func (r *Issuer) templates() templatev1.AdminClient { return templatev1.NewAdminClient(r.Admin) }
 
 // Delete removes an entry.
 func (r *Issuer) Delete(entryID string) {
