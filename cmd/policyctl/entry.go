@@ -33,7 +33,7 @@ func newEntryCmd(a *app) *cobra.Command {
 		Short:   "Create, list, show, update, accept and delete registration entries",
 		Long:    entryHelp,
 	}
-	cmd.AddCommand(newEntryCreateCmd(a), newEntryListCmd(a), newEntryShowCmd(a), newEntryUpdateCmd(a), newEntryAcceptCmd(a), newEntryDeleteCmd(a))
+	cmd.AddCommand(newEntryCreateCmd(a), newEntryListCmd(a), newEntryShowCmd(a), newEntryUpdateCmd(a), newEntryAcceptCmd(a), newEntryDeleteCmd(a), newEntryTemplateCmd(a))
 	return cmd
 }
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/writ-dev/writ/identity/agent"
+	"github.com/writ-dev/writ/identity/template"
 	"github.com/writ-dev/writ/identity/workload"
 )
 
@@ -46,6 +47,18 @@ func newMetrics(node *agent.Agent) *metrics {
 	}
 	gauge("entries", "Entries that the node is entitled to.", func(s agent.Status) float64 { return float64(s.Entries) })
 	gauge("svids", "Entries with a valid X509-SVID.", func(s agent.Status) float64 { return float64(s.SVIDs) })
+	gauge("templates", "Templates that the node is entitled to.", func(s agent.Status) float64 { return float64(s.Templates) })
+	gauge("template_instances", "Names by templates that workloads hold.", func(s agent.Status) float64 { return float64(s.Instances) })
+	gauge("template_svids", "Names by templates with a valid X509-SVID.", func(s agent.Status) float64 { return float64(s.InstanceSVIDs) })
+	for _, reason := range template.Reasons() {
+		if reason == template.Missing || reason == template.Taken {
+			continue // the issuer's to find
+		}
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "writ_agent_template_refusals_total", ConstLabels: prometheus.Labels{"reason": string(reason)},
+			Help: "Times that a template gave a workload no identity because of a value; the log says which.",
+		}, func() float64 { return float64(node.TemplateRefusals(reason)) }))
+	}
 	gauge("svid_expiry_timestamp_seconds", "When the agent's own SVID expires.", func(s agent.Status) float64 { return unixTime(s.Expires) })
 	gauge("last_sync_timestamp_seconds", "When the entries were last known to be current.", func(s agent.Status) float64 { return unixTime(s.LastSync) })
 	gauge("watching", "1 while the issuer pushes changes, 0 while entries are polled.", func(s agent.Status) float64 {

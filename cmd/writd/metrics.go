@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/template"
 	"github.com/writ-dev/writ/internal/sqldb"
 )
 
@@ -55,6 +56,18 @@ func (w *writd) metrics() *prometheus.Registry {
 	w.traces.Register(reg, "writd_")
 	if w.issuer != nil {
 		reg.MustRegister(federationMetrics{w}, authorityMetrics{w}, registryMetrics{w})
+		gauge("templates_withheld", "1 while no template is served, because those in the database are not what the issuer wrote.", func() float64 {
+			if w.store.TemplatesWithheld() {
+				return 1
+			}
+			return 0
+		})
+		for _, reason := range template.Reasons() {
+			reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+				Namespace: "writd", Name: "template_refusals_total", ConstLabels: prometheus.Labels{"reason": string(reason)},
+				Help: "Times that a template gave an agent no identity because of a value; the log says which.",
+			}, func() float64 { return float64(w.issuer.TemplateRefusals(reason)) }))
+		}
 	}
 	gauge("svid_expires_seconds", "Unix time at which the own X509-SVID expires.", func() float64 {
 		svid, err := w.source.GetX509SVID()

@@ -2,12 +2,15 @@ package agent
 
 import (
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/writ-dev/writ/identity/templatev1"
 )
 
 // Whatever an issuer sends in a sync, no workload gets a name of another trust
@@ -43,6 +46,50 @@ func FuzzSyncReply(f *testing.F) {
 		}
 		// The same reply once more changes nothing.
 		if gone := a.cache.apply(entries, nil); len(gone) > 0 {
+			t.Errorf("gone: %v", gone)
+		}
+	})
+}
+
+// FuzzTemplates: whatever an issuer sends, templates name workloads of our own trust
+// domain only, and nobody without a property.
+func FuzzTemplates(f *testing.F) {
+	add := func(pages ...*templatev1.Template) {
+		data, err := proto.Marshal(&templatev1.AuthorizedResponse{Templates: pages})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data, "unix:user:anna")
+	}
+	add(&templatev1.Template{Id: "a", SpiffeId: "spiffe://example.org/user/{unix:user}", FederatesWith: []string{"b.org"}, DnsNames: []string{"{unix:user}.x"}, CreatedAt: 3})
+	add(&templatev1.Template{Id: "a", SpiffeId: "spiffe://example.org/x/y", Selectors: []string{"unix:user:anna"}}, &templatev1.Template{Id: "a", SpiffeId: "spiffe://example.org/x/{a:b}"})
+	td := spiffeid.RequireTrustDomainFromString("example.org")
+	f.Fuzz(func(t *testing.T, data []byte, selector string) {
+		var page templatev1.AuthorizedResponse
+		if proto.Unmarshal(data, &page) != nil {
+			return
+		}
+		c := newCache()
+		parse := func() (patterns []*pattern) {
+			for _, sent := range page.Templates {
+				if p, err := parsePattern(sent, td); err == nil {
+					patterns = append(patterns, p)
+				}
+			}
+			return patterns
+		}
+		c.apply(nil, parse())
+		found, _ := c.resolve([]string{selector}, map[spiffeid.ID]bool{})
+		for _, r := range found {
+			if r.ID.TrustDomain() != td || strings.HasPrefix(r.ID.Path()+"/", "/spire/") || len(r.Selectors) == 0 {
+				t.Errorf("%q gives %s of %v", selector, r.ID, r.Selectors)
+			}
+		}
+		if got, _ := c.resolve(nil, map[spiffeid.ID]bool{}); len(got) > 0 {
+			t.Errorf("a process without any property has %d names", len(got))
+		}
+		// The same reply once more changes nothing.
+		if gone := c.apply(nil, parse()); len(gone) > 0 {
 			t.Errorf("gone: %v", gone)
 		}
 	})

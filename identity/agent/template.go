@@ -191,14 +191,22 @@ func (c *cache) signSoon() {
 // has changed are signed again.
 func (c *cache) applyPatterns(patterns []*pattern) (gone []string, changed bool) {
 	slices.SortFunc(patterns, func(x, y *pattern) int { return byAge(x.createdAt, x.id, y.createdAt, y.id) })
+	now := make(map[string]*pattern, len(c.patterns))
+	for _, p := range c.patterns {
+		now[p.id] = p
+	}
 	next := make(map[string]*pattern, len(patterns))
-	for i, p := range patterns {
-		for _, old := range c.patterns {
-			if old.id == p.id && proto.Equal(old.sent, p.sent) {
-				patterns[i] = old
-			}
+	patterns = slices.DeleteFunc(patterns, func(p *pattern) bool { // of one ID the oldest
+		_, known := next[p.id]
+		if !known {
+			next[p.id] = p
 		}
-		next[p.id] = patterns[i]
+		return known
+	})
+	for i, p := range patterns {
+		if old := now[p.id]; old != nil && proto.Equal(old.sent, p.sent) {
+			patterns[i], next[p.id] = old, old
+		}
 	}
 	changed = len(patterns) != len(c.patterns)
 	for _, old := range c.patterns {

@@ -231,10 +231,7 @@ func (s *bundleService) deleteBundle(ctx context.Context, tx *sqlstore.Tx, recor
 	if err != nil {
 		return codes.Internal, err
 	}
-	templates, err := tx.TemplatesFederatingWith(td)
-	if err != nil {
-		return codes.Internal, err
-	}
+	templates := tx.TemplatesFederatingWith(td)
 	if mode == bundlev1.BatchDeleteFederatedBundleRequest_RESTRICT && len(entries)+len(templates) > 0 {
 		return codes.FailedPrecondition, fmt.Errorf("%d entries federate with %s: delete or dissociate them with it, by the mode", len(entries)+len(templates), td.Name())
 	}

@@ -78,11 +78,13 @@ type Store struct {
 	total sum
 	// judged is the state of the database that total and index were made of.
 	judged state
-	// named is what is known of the templates in the database.
-	named  sealedTemplates
-	memory *memory
-	unsaid []identity.Act // alarms that are not on record yet
-	swept  string         // ID of the entry that was looked at last
+	// named is what is known of the templates in the database; unnamed tells everybody
+	// that they are withheld.
+	named   sealedTemplates
+	unnamed atomic.Bool
+	memory  *memory
+	unsaid  []identity.Act // alarms that are not on record yet
+	swept   string         // ID of the entry that was looked at last
 	// withheld is replaced, never changed; it is written under mu.
 	withheld atomic.Pointer[map[string]*Withheld]
 	// more is how many rows are none and are not in withheld, of which there
@@ -220,7 +222,8 @@ func (s *Store) update(tx *Tx, fn func(*Tx) error) error {
 	}
 	tx.committed = true
 	if tx.changed() {
-		s.judged, s.total, s.named = next, tx.total, named
+		s.judged, s.total = next, tx.total
+		s.setNamed(named)
 		s.index.Apply(tx.change)
 		s.remember(next.revision, tx.digests())
 	}

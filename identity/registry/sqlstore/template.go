@@ -75,13 +75,13 @@ func (t *Tx) readTemplates() (all templateRows, err error) {
 // revision is part of.
 func (s *Store) judgeTemplates(st state, fits bool, rows templateRows) []*registry.Template {
 	before := s.named
-	s.named = sealedTemplates{revision: st.templates, seal: st.templatesSeal}
+	named := sealedTemplates{revision: st.templates, seal: st.templatesSeal}
 	never := st.templates == 0 && len(rows.list) == 0 && rows.broken == nil
 	sealed := st.templates != 0 && rows.broken == nil && hmac.Equal([]byte(s.key.sealTemplates(st.templates, rows.list)), []byte(st.templatesSeal))
-	if never || fits && sealed {
+	named.withheld = !never && !(fits && sealed)
+	if s.setNamed(named); !named.withheld {
 		return rows.list
 	}
-	s.named.withheld = true
 	if !before.withheld {
 		s.say(templatesAct(st, len(rows.list), rows.broken))
 	}
@@ -99,6 +99,17 @@ func templatesAct(st state, count int, broken error) identity.Act {
 		act.Details = append(act.Details, [2]string{"unreadable", fmt.Sprintf("%.200s", broken)})
 	}
 	return act
+}
+
+// TemplatesWithheld tells that the templates in the database are not what the issuer
+// left, so that none of them is served.
+func (s *Store) TemplatesWithheld() bool {
+	return s.unnamed.Load()
+}
+
+func (s *Store) setNamed(n sealedTemplates) {
+	s.named = n
+	s.unnamed.Store(n.withheld)
 }
 
 // followTemplates adds to a change what others did to templates. The registry's
