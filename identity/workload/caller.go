@@ -30,8 +30,9 @@ type Caller struct {
 	timer   *time.Timer
 }
 
-// firstWait is how long a caller waits for an X509-SVID that is being made.
-const firstWait = 10 * time.Second
+// firstWait is how long a caller waits for an X509-SVID that is being made: less
+// than the ten seconds that clients often have.
+const firstWait = 5 * time.Second
 
 // Caller attests the process that makes the call of ctx, and holds its X509-SVIDs
 // until that ends. Its errors, as those of the methods of Caller, are what the wire

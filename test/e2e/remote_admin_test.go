@@ -25,7 +25,7 @@ import data.writ.spiffe
 
 allow contains "own-entries" if {
 	input.caller.path == "/team/shop"
-	input.service == "spire.api.server.entry.v1.Entry"
+	input.service in {"spire.api.server.entry.v1.Entry", "writ.identity.template.v1.Admin"}
 	every t in input.targets { spiffe.under(t, "spiffe://example.org/svc/shop") }
 }
 
@@ -99,6 +99,26 @@ func TestRemoteAdmin(t *testing.T) {
 	denied(ctl(shop, "entry", "list"))
 	denied(ctl(shop, "agent", "list"))
 	denied(ctl(shop, "policy", "list"))
+	template := func(as, id, pattern string) (string, error) {
+		return ctl(as, "entry", "template", "create", "--id", id, "--spiffe-id", "spiffe://example.org"+pattern, "--parent-id", "spiffe://example.org/node/one")
+	}
+	for _, args := range [][]string{{"show", "users"}, {"update", "users", "--hint", "x"}, {"delete", "users"}} {
+		if args[0] == "show" {
+			if out, err := template(shop, "users", "/svc/shop/{unix:user}"); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+			denied(ctl(other, append([]string{"entry", "template"}, args...)...))
+		}
+		if out, err := ctl(shop, append([]string{"entry", "template"}, args...)...); err != nil {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+	// What could become a name under the prefix is not under it.
+	denied(template(shop, "wide", "/svc/{unix:user}"))
+	denied(template(shop, "wider", "/svc/shop{unix:user}/a"))
+	denied(template(other, "other", "/svc/shop/{unix:user}"))
+	denied(ctl(shop, "entry", "template", "list"))
+	denied(ctl(shop, "entry", "template", "delete", "no-such"))
 
 	// What is wrong changes nothing; what is right holds for the next call.
 	writeFileAtomic(t, rego, "package admin\nallow if input.caler.id == \"x\"\n")
