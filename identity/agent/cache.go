@@ -124,8 +124,8 @@ func (a *Agent) Asked(kind string) bool {
 	return a.cache.kinds[kind]
 }
 
-// lookup adds to why, what templates did not give. Without a hold instances have no
-// X509-SVID.
+// lookup adds to why, what templates did not give. Without a hold of keys instances
+// have no X509-SVID.
 func (c *cache) lookup(selectors []string, now time.Time, h *hold, why *[]refusal) (workload.Grant, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -185,7 +185,7 @@ func (c *cache) given(selectors []string, h *hold, why *[]refusal) ([]*record, e
 				*why = append(*why, r)
 			}
 		}
-		if h == nil {
+		if h == nil || !h.keys {
 			for _, in := range instances {
 				found = append(found, in.record())
 			}

@@ -33,6 +33,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
 
@@ -68,18 +69,20 @@ type fake struct {
 	jwtLife  time.Duration
 	backdate time.Duration
 	entries  []*types.Entry
-	fed      map[string]*types.Bundle
-	paged    bool // answer syncs with revisions
-	noSync   bool // older than SyncAuthorizedEntries
-	noWatch  bool
-	deny     types.PermissionDeniedDetails_Reason // what agents' calls are refused with
-	fail     map[string]error                     // by method name
-	keyID    string                               // of the JWT authority
-	twist    func(*svidv1.BatchNewX509SVIDResponse)
-	calls    map[string]int
-	signedAt []time.Time
-	asked    [][]string // ids in paged syncs
-	changed  chan struct{}
+	// templates are served where there are any at the start.
+	templates []*templatev1.Template
+	fed       map[string]*types.Bundle
+	paged     bool // answer syncs with revisions
+	noSync    bool // older than SyncAuthorizedEntries
+	noWatch   bool
+	deny      types.PermissionDeniedDetails_Reason // what agents' calls are refused with
+	fail      map[string]error                     // by method name
+	keyID     string                               // of the JWT authority
+	twist     func(*svidv1.BatchNewX509SVIDResponse)
+	calls     map[string]int
+	signedAt  []time.Time
+	asked     [][]string // ids in paged syncs
+	changed   chan struct{}
 	// missed makes answers to Sync of what is true; nil is an issuer without it.
 	missed func(*watchv1.SyncRequest, *watchv1.SyncReply)
 
@@ -134,11 +137,15 @@ func (f *fake) start() {
 			return next(srv, ss)
 		}),
 		grpc.WaitForHandlers(true),
+		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { return status.Error(codes.Unimplemented, "unknown service") }), // counted above
 	)
 	agentv1.RegisterAgentServer(gs, f)
 	entryv1.RegisterEntryServer(gs, f)
 	svidv1.RegisterSVIDServer(gs, f)
 	bundlev1.RegisterBundleServer(gs, f)
+	if f.templates != nil {
+		templatev1.RegisterIssuanceServer(gs, &fakeIssuance{f: f})
+	}
 	if !f.noWatch {
 		watchv1.RegisterEntryWatchServer(gs, &fakeWatch{f: f})
 	}
@@ -415,4 +422,16 @@ func (w *fakeWatch) Watch(_ *watchv1.WatchRequest, stream grpc.ServerStreamingSe
 			return nil
 		}
 	}
+}
+
+// fakeIssuance tells of templates and signs nothing.
+type fakeIssuance struct {
+	templatev1.UnimplementedIssuanceServer
+	f *fake
+}
+
+func (s *fakeIssuance) Authorized(_ *templatev1.AuthorizedRequest, stream templatev1.Issuance_AuthorizedServer) error {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	return stream.Send(&templatev1.AuthorizedResponse{Templates: s.f.templates})
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/ecdsa"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -34,14 +35,20 @@ func (a *Agent) sign(ctx context.Context) error {
 			entries = append(entries, s)
 		}
 	}
-	for batch := range slices.Chunk(instances, signBatch) {
-		if err := a.signBatch(ctx, batch, a.askInstances); err != nil {
-			a.cache.setTried(instances)
-			return err
-		}
+	// What is wrong with the one must not keep the other from being renewed.
+	failed := a.signAll(ctx, instances, a.askInstances)
+	if failed != nil {
+		a.cache.setTried(instances)
 	}
-	for batch := range slices.Chunk(entries, signBatch) {
-		if err := a.signBatch(ctx, batch, a.askEntries); err != nil {
+	return errors.Join(failed, a.signAll(ctx, entries, a.askEntries))
+}
+
+// asking asks the issuer for a batch of SVIDs.
+type asking func(context.Context, *grpc.ClientConn, []signing, [][]byte) ([]answer, error)
+
+func (a *Agent) signAll(ctx context.Context, list []signing, ask asking) error {
+	for batch := range slices.Chunk(list, signBatch) {
+		if err := a.signBatch(ctx, batch, ask); err != nil {
 			return err
 		}
 	}
@@ -91,7 +98,7 @@ func claimOf(template string, id spiffeid.ID, selectors []string) *templatev1.Cl
 	return &templatev1.Claim{TemplateId: template, SpiffeId: id.String(), Selectors: selectors}
 }
 
-func (a *Agent) signBatch(ctx context.Context, batch []signing, ask func(context.Context, *grpc.ClientConn, []signing, [][]byte) ([]answer, error)) (err error) {
+func (a *Agent) signBatch(ctx context.Context, batch []signing, ask asking) (err error) {
 	ctx, span := tracing.Start(ctx, "get SVIDs signed")
 	defer func() { span.End(err) }()
 	span.Int(tracing.Count, len(batch))

@@ -83,8 +83,9 @@ func (c *cache) resolve(selectors []string, named map[spiffeid.ID]bool) (found [
 
 // hold keeps the instances of one caller: it implements workload.Hold.
 type hold struct {
-	a   *Agent
-	uid uint32
+	a    *Agent
+	uid  uint32
+	keys bool
 
 	// Under the cache's lock.
 	held     map[string]*record
@@ -93,7 +94,7 @@ type hold struct {
 }
 
 // Hold implements workload.Source.
-func (a *Agent) Hold(uid uint32) workload.Hold { return &hold{a: a, uid: uid} }
+func (a *Agent) Hold(uid uint32, keys bool) workload.Hold { return &hold{a: a, uid: uid, keys: keys} }
 
 // Lookup implements workload.Hold.
 func (h *hold) Lookup(selectors []string) (workload.Grant, <-chan struct{}, error) {

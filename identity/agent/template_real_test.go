@@ -222,7 +222,7 @@ func TestInstanceIsRenewed(t *testing.T) {
 		r.Template("/user/{unix:user}", "/node/n1")
 		a, stop := inMemory(t, r)
 		defer stop()
-		h, other := a.Hold(1), a.Hold(1)
+		h, other := a.Hold(1, true), a.Hold(1, true)
 		serials := map[string]bool{signedFor(t, h, "unix:user:anna").SerialNumber.String(): true}
 		for start := time.Now(); time.Since(start) < time.Minute; {
 			g, changed, err := h.Lookup([]string{"unix:user:anna"})
@@ -270,7 +270,7 @@ func TestHoldMovesOn(t *testing.T) {
 		r.Template("/group/{unix:group}", "/node/n1", "unix:user:anna")
 		a, stop := inMemory(t, r)
 		defer stop()
-		h := a.Hold(1)
+		h := a.Hold(1, true)
 		if got := signedFor(t, h, "unix:user:anna").URIs[0].Path; got != "/user/anna" {
 			t.Errorf("got %s", got)
 		}
@@ -318,7 +318,7 @@ func TestInstancesNobodyHolds(t *testing.T) {
 		var err error
 		holds := []workload.Hold{}
 		for err == nil {
-			h := a.Hold(7)
+			h := a.Hold(7, true)
 			holds = append(holds, h)
 			if _, _, err = h.Lookup([]string{fmt.Sprint("unix:user:u", made)}); err == nil {
 				made++
@@ -327,7 +327,7 @@ func TestInstancesNobodyHolds(t *testing.T) {
 		if !errors.Is(err, workload.ErrTooMany) || made != 100 {
 			t.Errorf("%d made, then %v", made, err)
 		}
-		h := a.Hold(8)
+		h := a.Hold(8, true)
 		signedFor(t, h, "unix:user:x")
 		h.Release()
 		for _, h := range holds {
@@ -347,7 +347,7 @@ func TestKeyOfInstanceIsNotHandedOn(t *testing.T) {
 		made := r.Template("/user/{unix:user}", "/node/n1", "unix:uid:1")
 		a, stop := inMemory(t, r)
 		defer stop()
-		first, second := a.Hold(1), a.Hold(1)
+		first, second := a.Hold(1, true), a.Hold(1, true)
 		before := signedFor(t, first, "unix:user:anna", "unix:uid:1")
 		_, changed, err := second.Lookup([]string{"unix:user:anna", "unix:uid:2"})
 		must(t, err)

@@ -87,6 +87,8 @@ Every method of the server services of spire-api-sdk v1.14.0, as ` + "`writd`" +
 it. Who may call: *anyone* on either listener; *agent* with its current SVID on
 ` + "`issuer_listen`" + `; *admin* on the admin socket, or with the X509-SVID of an entry
 marked admin. What does not work answers ` + "`Unimplemented`" + ` with the reason given here.
+[Templates](../howto/templates.md) are an API of Writ's own, and in none of these
+answers.
 `)
 	notes := 0
 	for _, s := range services {

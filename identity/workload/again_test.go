@@ -20,7 +20,7 @@ type bySelector struct {
 	selector string
 }
 
-func (b bySelector) Hold(uint32) Hold { return b }
+func (b bySelector) Hold(uint32, bool) Hold { return b }
 
 func (b bySelector) Lookup(selectors []string) (Grant, <-chan struct{}, error) {
 	g, changed, err := b.memory.Lookup(selectors)

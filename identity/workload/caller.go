@@ -17,8 +17,7 @@ import (
 // Caller is the process behind one call, attested, for as long as the call
 // lasts. It is used by one goroutine.
 type Caller struct {
-	s *Server
-	// hold is nil for a caller that needs no X509-SVIDs.
+	s         *Server
 	hold      Hold
 	served    bool // it had an X509-SVID
 	peer      peercred.Peer
@@ -38,17 +37,13 @@ const firstWait = 5 * time.Second
 // until that ends. Its errors, as those of the methods of Caller, are what the wire
 // is to see.
 func (s *Server) Caller(ctx context.Context) (*Caller, error) {
-	c, err := s.caller(ctx)
-	if err != nil {
-		return nil, err
-	}
-	c.hold = s.c.Source.Hold(c.peer.UID)
-	context.AfterFunc(ctx, c.hold.Release)
-	return c, nil
+	return s.caller(ctx, true)
 }
 
-// caller is a Caller that needs no X509-SVIDs.
-func (s *Server) caller(ctx context.Context) (*Caller, error) {
+// keyless is a Caller that needs no X509-SVIDs.
+func (s *Server) keyless(ctx context.Context) (*Caller, error) { return s.caller(ctx, false) }
+
+func (s *Server) caller(ctx context.Context, keys bool) (*Caller, error) {
 	// What is asked for is read first: then the selectors are no older than it.
 	before, _, _ := s.c.Source.Lookup(nil)
 	p, _ := peercred.FromContext(ctx)
@@ -57,7 +52,8 @@ func (s *Server) caller(ctx context.Context) (*Caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Caller{s: s, peer: p, selectors: selectors, asked: before.Asked, running: running}
+	c := &Caller{s: s, peer: p, selectors: selectors, asked: before.Asked, running: running, hold: s.c.Source.Hold(p.UID, keys)}
+	context.AfterFunc(ctx, c.hold.Release)
 	c.schedule()
 	return c, nil
 }
@@ -71,13 +67,9 @@ func (c *Caller) Grant(ctx context.Context) (Grant, <-chan struct{}, error) {
 			return Grant{}, nil, err
 		}
 	}
-	lookup := c.s.c.Source.Lookup
-	if c.hold != nil {
-		lookup = c.hold.Lookup
-	}
 	var limit *time.Timer
 	for {
-		g, changed, err := c.s.grant(ctx, c.peer, c.selectors, lookup)
+		g, changed, err := c.s.grant(ctx, c.peer, c.selectors, c.hold.Lookup)
 		if g.Asked > c.asked {
 			c.asked = g.Asked
 			if c.selectors, err = c.s.attestAgain(ctx, c.selectors); err != nil {

@@ -136,7 +136,7 @@ func (m *memory) Lookup([]string) (Grant, <-chan struct{}, error) {
 	return m.grant, m.changed, m.err
 }
 
-func (m *memory) Hold(uint32) Hold { return m }
+func (m *memory) Hold(uint32, bool) Hold { return m }
 
 func (m *memory) Release() {}
 

@@ -70,7 +70,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workloadpb.JWTSVIDReques
 
 // FetchJWTBundles implements the Workload API.
 func (s *Server) FetchJWTBundles(_ *workloadpb.JWTBundlesRequest, stream grpc.ServerStreamingServer[workloadpb.JWTBundlesResponse]) error {
-	return follow(s, stream, s.caller, func(g Grant) (*workloadpb.JWTBundlesResponse, error) {
+	return follow(s, stream, s.keyless, func(g Grant) (*workloadpb.JWTBundlesResponse, error) {
 		resp := &workloadpb.JWTBundlesResponse{Bundles: map[string][]byte{g.Bundle.trustDomain.IDString(): g.Bundle.jwks}}
 		for _, b := range g.Federated {
 			if !b.jwt.Empty() {

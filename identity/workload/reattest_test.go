@@ -168,7 +168,7 @@ type bySelectorOnly struct {
 	selector string
 }
 
-func (b bySelectorOnly) Hold(uint32) Hold { return b }
+func (b bySelectorOnly) Hold(uint32, bool) Hold { return b }
 
 func (b bySelectorOnly) Lookup(selectors []string) (Grant, <-chan struct{}, error) {
 	g, changed, err := b.memory.Lookup(selectors)

@@ -40,9 +40,9 @@ type Source interface {
 	// as well: SVIDs that have expired are not among them.
 	Lookup(selectors []string) (Grant, <-chan struct{}, error)
 
-	// Hold begins look-ups of a process of user uid that stays. What is made for it
-	// on demand is kept until its Release.
-	Hold(uid uint32) Hold
+	// Hold begins look-ups of a process of user uid that stays. With keys, X509-SVIDs
+	// are made for it on demand, and kept until its Release.
+	Hold(uid uint32, keys bool) Hold
 
 	// JWTSVID returns a valid JWT-SVID of an identity that Lookup gave, to a
 	// process of user uid.
@@ -51,8 +51,8 @@ type Source interface {
 
 // Hold is one caller that stays.
 type Hold interface {
-	// Lookup is that of Source, with X509-SVIDs of every identity. ErrTooMany means
-	// that the user has more made than there is for one user.
+	// Lookup is that of Source. ErrTooMany means that the user has more made than
+	// there is for one user.
 	Lookup(selectors []string) (Grant, <-chan struct{}, error)
 	// Release ends it. Look-ups that follow hold nothing.
 	Release()

@@ -42,7 +42,7 @@ func (s *Server) FetchX509SVID(_ *workloadpb.X509SVIDRequest, stream grpc.Server
 
 // FetchX509Bundles implements the Workload API.
 func (s *Server) FetchX509Bundles(_ *workloadpb.X509BundlesRequest, stream grpc.ServerStreamingServer[workloadpb.X509BundlesResponse]) error {
-	return follow(s, stream, s.caller, func(g Grant) (*workloadpb.X509BundlesResponse, error) {
+	return follow(s, stream, s.keyless, func(g Grant) (*workloadpb.X509BundlesResponse, error) {
 		resp := &workloadpb.X509BundlesResponse{Bundles: map[string][]byte{g.Bundle.trustDomain.IDString(): g.Bundle.x509}}
 		for _, b := range g.Federated {
 			if len(b.x509) > 0 {

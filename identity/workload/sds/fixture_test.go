@@ -116,7 +116,7 @@ func (s *source) Lookup([]string) (workload.Grant, <-chan struct{}, error) {
 	return s.grant, s.changed, nil
 }
 
-func (s *source) Hold(uint32) workload.Hold { return s }
+func (s *source) Hold(uint32, bool) workload.Hold { return s }
 
 func (s *source) Release() {}
 
