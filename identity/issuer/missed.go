@@ -86,10 +86,21 @@ func (s *watchService) Sync(req *watchv1.SyncRequest, stream watchv1.EntryWatch_
 			return err
 		}
 	}
-	if err := s.missedBundles(m, req, holding.FederatesWith); err != nil {
+	if err := s.missedBundles(m, req, s.federatesWith(agent, holding)); err != nil {
 		return err
 	}
 	return m.send(false)
+}
+
+// federatesWith are the trust domains that the agent's entries and templates
+// federate with, sorted.
+func (i *Issuer) federatesWith(agent spiffeid.ID, holding *registry.Holding) []string {
+	names := slices.Clone(holding.FederatesWith)
+	for _, t := range i.index.AuthorizedTemplates(agent, i.now()) {
+		names = append(names, t.FederatesWith...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // missedBundles adds the bundles of other trust domains that are not what the

@@ -513,6 +513,43 @@ func TestManyTemplates(t *testing.T) {
 	}
 }
 
+// The bundles that templates need come with the others.
+func TestSyncBundlesOfTemplates(t *testing.T) {
+	w := newWorld(t)
+	a := w.join(w.token("/node/a"))
+	e := entry("/svc/web", "/node/a", "uid:1")
+	e.FederatesWith = []string{"b.org", "d.org"}
+	w.create(e)
+	m := userTemplate()
+	m.FederatesWith = []string{"a.org", "b.org", "c.org"}
+	w.createTemplate(m)
+	m.ParentId, m.FederatesWith = "spiffe://example.org/node/elsewhere", []string{"x.org"}
+	w.createTemplate(m)
+	must(t, w.store.Update(t.Context(), func(tx *sqlstore.Tx) error {
+		for _, name := range []string{"a.org", "b.org", "d.org", "x.org"} {
+			if err := tx.PutFederatedBundle(registry.FederatedBundle{TrustDomain: spiffeid.RequireTrustDomainFromString(name)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	for range 2 { // the second time, what is remembered of the entries
+		stream, err := a.watch().Sync(t.Context(), &watchv1.SyncRequest{Listed: true})
+		must(t, err)
+		reply, err := stream.Recv()
+		must(t, err)
+		var names []string
+		for _, b := range reply.Federated {
+			if b.Bundle != nil {
+				names = append(names, b.TrustDomain)
+			}
+		}
+		if !slices.Equal(names, []string{"a.org", "b.org", "d.org"}) {
+			t.Errorf("told of %v", names)
+		}
+	}
+}
+
 // A federated bundle that templates need is not deleted under them.
 func TestBundleOfTemplates(t *testing.T) {
 	for mode, want := range map[bundlev1.BatchDeleteFederatedBundleRequest_Mode]codes.Code{
