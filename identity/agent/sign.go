@@ -49,7 +49,8 @@ type asking func(context.Context, *grpc.ClientConn, []signing, [][]byte) ([]answ
 func (a *Agent) signAll(ctx context.Context, list []signing, ask asking) error {
 	for batch := range slices.Chunk(list, signBatch) {
 		if err := a.signBatch(ctx, batch, ask); err != nil {
-			return err
+			a.stats.signErrors.Add(1)
+			return fmt.Errorf("sign SVIDs: %w", err)
 		}
 	}
 	return nil
@@ -107,7 +108,7 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing, ask asking) (err
 	keys, csrs := make([]*ecdsa.PrivateKey, len(batch)), make([][]byte, len(batch))
 	for i := range batch {
 		if keys[i], csrs[i], err = newKey(); err != nil {
-			return fmt.Errorf("sign SVIDs: %w", err)
+			return err
 		}
 	}
 	var answers []answer
@@ -115,12 +116,11 @@ func (a *Agent) signBatch(ctx context.Context, batch []signing, ask asking) (err
 		answers, err = ask(ctx, cc, batch, csrs)
 		return err
 	})
-	if err == nil && len(answers) != len(batch) {
-		err = fmt.Errorf("the issuer answered %d requests with %d results", len(batch), len(answers))
-	}
 	if err != nil {
-		a.stats.signErrors.Add(1)
-		return fmt.Errorf("sign SVIDs: %w", err)
+		return err
+	}
+	if len(answers) != len(batch) {
+		return fmt.Errorf("the issuer answered %d requests with %d results", len(batch), len(answers))
 	}
 	now := time.Now()
 	out := make([]signed, len(batch))
