@@ -80,7 +80,7 @@ func (c *CA) readPeers(ctx context.Context) error {
 	next := peers{sequence: state.Sequence, removed: state.Removed, changed: state.Changed, known: true}
 	now := c.Now()
 	for _, p := range state.Peers {
-		sets, signed, err := p.sets(c.gone())
+		sets, signed, err := p.sets(now, c.foreignRetention())
 		if err != nil {
 			// One that cannot be read must not keep the others from rotating.
 			c.cfg.Log.ErrorContext(ctx, "cannot read the authorities of another replica", "replica", p.Name, "error", err)
@@ -114,8 +114,9 @@ func (c *CA) readPeers(ctx context.Context) error {
 
 // sets are the authorities that a replica publishes: its own, and those of
 // others that it was told of. signed tells whether one of its own has ever been
-// active. What ended before gone is left out.
-func (p *Peer) sets(gone time.Time) (all []*Foreign, signed bool, err error) {
+// active. What has
+// ended is left out when the replica itself leaves it out: all have the same bundle.
+func (p *Peer) sets(now time.Time, foreign time.Duration) (all []*Foreign, signed bool, err error) {
 	if len(p.Journal) == 0 {
 		return nil, false, nil
 	}
@@ -140,16 +141,20 @@ func (p *Peer) sets(gone time.Time) (all []*Foreign, signed bool, err error) {
 		return nil, false, err
 	}
 	for _, set := range all {
+		x509Gone, jwtGone := now.Add(-foreign), now.Add(-foreign)
+		if set.Owner == own.Owner {
+			x509Gone, jwtGone = now.Add(-retention), now.Add(-jwtRetention)
+		}
 		kept := set.X509[:0]
 		for _, root := range set.X509 {
-			if !root.expired(gone) {
+			if !root.expired(x509Gone) {
 				kept = append(kept, root)
 			}
 		}
 		set.X509 = kept
 		keys := set.JWT[:0]
 		for _, key := range set.JWT {
-			if !key.expired(gone) {
+			if !key.expired(jwtGone) {
 				keys = append(keys, key)
 			}
 		}

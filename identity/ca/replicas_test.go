@@ -50,16 +50,16 @@ type replica struct {
 	stop   func() // ends what start began
 }
 
-func openReplica(t *testing.T, dsn, name string) *replica {
+func openReplica(t *testing.T, dsn, name string, change ...func(*ca.Config)) *replica {
 	t.Helper()
-	r, err := joinReplica(t, dsn, name)
+	r, err := joinReplica(t, dsn, name, change...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
-func joinReplica(t *testing.T, dsn, name string) (*replica, error) {
+func joinReplica(t *testing.T, dsn, name string, change ...func(*ca.Config)) (*replica, error) {
 	t.Helper()
 	db, err := sqldb.OpenPostgres(t.Context(), dsn)
 	if err != nil {
@@ -74,10 +74,14 @@ func joinReplica(t *testing.T, dsn, name string) (*replica, error) {
 	if r.member, err = r.store.Join(t.Context(), name, log); err != nil {
 		return nil, err
 	}
-	r.ca, err = ca.Open(t.Context(), ca.Config{
+	cfg := ca.Config{
 		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Keys: &keys.Memory{}, Journal: r.member, Peers: r.member, Log: log,
 		Emit: func(context.Context, identity.Act) error { return nil }, Life: ca.MinLife, X509SVIDLife: 10 * time.Second, JWTSVIDLife: 10 * time.Second,
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	r.ca, err = ca.Open(t.Context(), cfg)
 	return r, err
 }
 
@@ -241,4 +245,44 @@ func pulse(t *testing.T, r *replica) {
 	if err := r.member.Beat(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A replica whose clock is two hours ahead signs by that clock, which is of use to
+// nobody, and does no harm to the others: nothing of theirs is tainted or taken out,
+// and their signatures are verified by what it publishes.
+func TestReplicaWhoseClockIsAhead(t *testing.T) {
+	dsn := pgtest.DSN(t)
+	const off = 2 * time.Hour
+	whole := func(c *ca.Config) { c.Life = 24 * time.Hour }
+	right := openReplica(t, dsn, "a", whole)
+	right.start(t)
+	ahead := openReplica(t, dsn, "b", whole, func(c *ca.Config) { c.Clock = func() time.Time { return time.Now().Add(off) } })
+	ahead.start(t)
+	if err := ahead.ca.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	early, err := ahead.sign(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in := time.Until(early.NotBefore); in < off-time.Minute || verifies(bundleOf(right), early) {
+		t.Errorf("begins in %v, and verifies now", in)
+	}
+	if err := verifiesAt(right.ca, early, time.Now().Add(off)); err != nil {
+		t.Errorf("by the clock that is ahead: %v", err)
+	}
+	good, err := right.sign(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, r := range map[string]*replica{"right": right, "ahead": ahead} {
+		if b := bundleOf(r); len(b.X509Authorities) != 2 || len(b.Tainted) != 0 || !verifies(b, good) {
+			t.Errorf("%s: %d authorities, %d tainted, the right one's signature verifies: %v", name, len(b.X509Authorities), len(b.Tainted), verifies(b, good))
+		}
+	}
+}
+
+func bundleOf(r *replica) *ca.Bundle {
+	b, _ := r.ca.Bundle()
+	return b
 }
