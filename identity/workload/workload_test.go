@@ -347,6 +347,8 @@ func TestValidateJWTSVID(t *testing.T) {
 		{"another aud", ca.token(claims(map[string]any{"aud": []string{"b"}}), nil), false},
 		{"no exp", ca.token(claims(map[string]any{"exp": nil}), nil), false},
 		{"expired a second ago", ca.token(claims(map[string]any{"exp": now.Add(-time.Second).Unix()}), nil), false},
+		{"issued in half a minute", ca.token(claims(map[string]any{"iat": now.Add(30 * time.Second).Unix()}), nil), true},
+		{"issued in two hours", ca.token(claims(map[string]any{"iat": now.Add(2 * time.Hour).Unix(), "exp": now.Add(3 * time.Hour).Unix()}), nil), false},
 		{"signed by another", stranger.token(claims(nil), nil), false},
 		{"another trust domain", ca.token(claims(map[string]any{"sub": "spiffe://other.test/web"}), nil), false},
 		{"not signed", none, false},
@@ -358,6 +360,8 @@ func TestValidateJWTSVID(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, err)
 		case !tc.ok && status.Code(err) != codes.InvalidArgument:
 			t.Errorf("%s: %v, %v, want InvalidArgument", tc.name, resp, err)
+		case tc.name == "issued in two hours" && !strings.Contains(err.Error(), "in the future of this machine's clock"):
+			t.Errorf("%s: %v", tc.name, err)
 		case tc.ok && (resp.SpiffeId != "spiffe://example.org/web" || resp.Claims.Fields["extra"].GetStructValue().Fields["n"].GetNumberValue() != 1):
 			t.Errorf("%s: %v", tc.name, resp)
 		}
