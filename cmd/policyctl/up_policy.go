@@ -50,6 +50,10 @@ func (u *upRun) policySources() (bundle.Content, error) {
 	if _, there := content.File(catalogueFile); there {
 		return nil, fmt.Errorf("%s: services are described by the mesh file", filepath.Join(u.mesh.Policy, catalogueFile))
 	}
+	if file, line, column := content.Locate("writ", "outside"); file != "" && !u.mesh.AllowOutside {
+		return nil, policy.Refused{{File: display(filepath.Join(u.mesh.Policy, file)), Line: line, Column: column, Code: policy.ProblemCatalogue,
+			Message: "the sidecars would refuse policy that looks outside of its input: write allow_outside: true in the mesh file"}}
+	}
 	data, err := json.Marshal(catalogue(u.mesh))
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ import (
 	"github.com/writ-dev/writ/internal/mesh"
 	"github.com/writ-dev/writ/internal/strictyaml"
 	"github.com/writ-dev/writ/internal/writdconf"
+	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/policyv1"
 	"github.com/writ-dev/writ/proxy"
 )
@@ -342,5 +343,36 @@ func TestConcluded(t *testing.T) {
 	wrong := &upResult{Requests: []requestResult{{Verdict: "deny", Expected: "allow"}}}
 	if r, err := concluded(wrong, nil); err == nil || r.Error != "1 of 1 verdicts were not as expected" {
 		t.Errorf("wrong: %+v, %v", r, err)
+	}
+}
+
+// TestUpAllowOutside: policy that every sidecar would refuse is not pushed, and
+// what the mesh file allows reaches the sidecars.
+func TestUpAllowOutside(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "writ", "outside"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "writ", "outside", "data.json"), []byte(`{"opa.runtime": {}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, allow := range []bool{false, true} {
+		m, err := mesh.Parse("m", fmt.Appendf(nil, "{trust_domain: example.org, policy: p, allow_outside: %v, services: [{name: pay, address: '127.0.0.1:1'}]}", allow))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Policy = dir
+		u := &upRun{dir: upDir(t.TempDir()), mesh: m}
+		if u.ports, err = assignPorts(u.mesh, u.dir.path("ports.json")); err != nil {
+			t.Fatal(err)
+		}
+		_, err = u.policySources()
+		var refused policy.Refused
+		if errors.As(err, &refused) == allow || !allow && !strings.Contains(err.Error(), "data.json:1:1: catalogue: the sidecars would refuse") {
+			t.Errorf("allow_outside %v: %v", allow, err)
+		}
+		if c := u.sidecar(m.Service("pay")); c.Policy.AllowOutside != allow {
+			t.Errorf("the sidecar has allow_outside %v, want %v", c.Policy.AllowOutside, allow)
+		}
 	}
 }
