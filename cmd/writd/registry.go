@@ -54,13 +54,13 @@ type registryMetrics struct{ w *writd }
 
 var (
 	entriesWithheld = prometheus.NewDesc("writd_entries_withheld", "Registration entries that are not served, because their rows in the database are not what the issuer wrote, by cause.", []string{"cause"}, nil)
-	entryAlarms     = prometheus.NewDesc("writd_entry_alarms_total", "Rows of registration entries that were found not to be what the issuer wrote.", nil, nil)
+	registryAlarms  = prometheus.NewDesc("writd_registry_alarms_total", "Rows of entries, agents, join tokens, federation and authorities that were found not to be what the issuer wrote.", nil, nil)
 	registryRefused = prometheus.NewDesc("writd_registry_refused", "1 while nothing of the database is served, because it is not what a control plane with this key left.", nil, nil)
 )
 
 func (m registryMetrics) Describe(c chan<- *prometheus.Desc) {
 	c <- entriesWithheld
-	c <- entryAlarms
+	c <- registryAlarms
 	c <- registryRefused
 }
 
@@ -73,7 +73,7 @@ func (m registryMetrics) Collect(c chan<- prometheus.Metric) {
 	for cause, n := range count {
 		c <- prometheus.MustNewConstMetric(entriesWithheld, prometheus.GaugeValue, float64(n), cause)
 	}
-	c <- prometheus.MustNewConstMetric(entryAlarms, prometheus.CounterValue, float64(m.w.issuer.WithheldAlarms()))
+	c <- prometheus.MustNewConstMetric(registryAlarms, prometheus.CounterValue, float64(m.w.issuer.RegistryAlarms()))
 	refused := 0.0
 	if m.w.issuer.Doubt() != nil {
 		refused = 1

@@ -25,8 +25,9 @@ type withheldService struct {
 // issuer wrote, and how many more rows there are that are no entries.
 func (i *Issuer) Withheld() (list []*sqlstore.Withheld, more int) { return i.store.Withheld() }
 
-// WithheldAlarms is how often such a row was found since the start.
-func (i *Issuer) WithheldAlarms() uint64 { return i.store.Alarms() }
+// RegistryAlarms is how often a row was found since the start that is not what the
+// issuer wrote, of entries and of what has a mark beside them.
+func (i *Issuer) RegistryAlarms() uint64 { return i.store.Alarms() }
 
 // Doubt is why nothing of the registry's database is served, nil if it is.
 func (i *Issuer) Doubt() error { return i.store.Doubt() }

@@ -74,8 +74,8 @@ func TestWithheld(t *testing.T) {
 	}
 	want("/node/a", "/svc/three")
 	alarms := w.did("entry", "withheld")
-	if len(alarms) != 3 || w.issuer.WithheldAlarms() != 3 {
-		t.Fatalf("%d alarms, %d counted: %+v", len(alarms), w.issuer.WithheldAlarms(), alarms)
+	if len(alarms) != 3 || w.issuer.RegistryAlarms() != 3 {
+		t.Fatalf("%d alarms, %d counted: %+v", len(alarms), w.issuer.RegistryAlarms(), alarms)
 	}
 	for _, act := range alarms {
 		if act.Kind != identity.ActAlarm || act.Reason == "" {

@@ -22,10 +22,10 @@ const (
 
 // federation is all that is known of other trust domains.
 func (t *Tx) federation() (bundles []*registry.FederatedBundle, relationships []*registry.Relationship, err error) {
-	if bundles, err = queryAll(t, `SELECT `+bundleColumns+` FROM registry_bundles`, scanBundle); err != nil {
+	if bundles, err = queryAll(t, `SELECT `+bundleColumns+`, mark FROM registry_bundles`, t.scanBundle); err != nil {
 		return nil, nil, fmt.Errorf("load federated bundles: %w", err)
 	}
-	if relationships, err = queryAll(t, `SELECT `+relationshipColumns+` FROM registry_federation`, scanRelationship); err != nil {
+	if relationships, err = queryAll(t, `SELECT `+relationshipColumns+`, mark FROM registry_federation`, t.scanRelationship); err != nil {
 		return nil, nil, fmt.Errorf("load federation relationships: %w", err)
 	}
 	return bundles, relationships, nil
@@ -40,6 +40,9 @@ func queryAll[T any](t *Tx, query string, scan func(scanner) (*T, error)) ([]*T,
 	var all []*T
 	for rows.Next() {
 		one, err := scan(rows)
+		if errors.Is(err, errForeign) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -51,8 +54,8 @@ func queryAll[T any](t *Tx, query string, scan func(scanner) (*T, error)) ([]*T,
 // FederatedBundle returns the bundle of another trust domain, or
 // registry.ErrNotFound.
 func (t *Tx) FederatedBundle(td spiffeid.TrustDomain) (*registry.FederatedBundle, error) {
-	b, err := scanBundle(t.queryRow(`SELECT `+bundleColumns+` FROM registry_bundles WHERE trust_domain = ?`, td.Name()))
-	if errors.Is(err, sql.ErrNoRows) {
+	b, err := t.scanBundle(t.queryRow(`SELECT `+bundleColumns+`, mark FROM registry_bundles WHERE trust_domain = ?`, td.Name()))
+	if errors.Is(err, sql.ErrNoRows) || errors.Is(err, errForeign) {
 		return nil, registry.ErrNotFound
 	}
 	return b, err
@@ -79,10 +82,11 @@ func (t *Tx) PutFederatedBundle(b registry.FederatedBundle) error {
 	if err != nil {
 		return err
 	}
-	err = t.exec(`INSERT INTO registry_bundles (`+bundleColumns+`, revision) VALUES (?, ?, ?, ?, ?, ?)
+	values := []any{b.TrustDomain.Name(), certs, keys, int64(b.RefreshHint / time.Second), int64(b.Sequence)}
+	err = t.exec(`INSERT INTO registry_bundles (`+bundleColumns+`, revision, mark) VALUES (?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (trust_domain) DO UPDATE SET x509_authorities = excluded.x509_authorities, jwt_authorities = excluded.jwt_authorities,
-		refresh_hint = excluded.refresh_hint, sequence = excluded.sequence, revision = excluded.revision`,
-		b.TrustDomain.Name(), certs, keys, int64(b.RefreshHint/time.Second), int64(b.Sequence), int64(t.change.Revision))
+		refresh_hint = excluded.refresh_hint, sequence = excluded.sequence, revision = excluded.revision, mark = excluded.mark`,
+		append(values, int64(t.change.Revision), t.s.rowMark(kindBundle, values...))...)
 	if err != nil {
 		return fmt.Errorf("write bundle of %s: %w", b.TrustDomain, err)
 	}
@@ -117,8 +121,8 @@ func (t *Tx) EntriesFederatingWith(td spiffeid.TrustDomain) ([]*registry.Entry, 
 // Relationship returns the relationship with another trust domain, or
 // registry.ErrNotFound.
 func (t *Tx) Relationship(td spiffeid.TrustDomain) (*registry.Relationship, error) {
-	r, err := scanRelationship(t.queryRow(`SELECT `+relationshipColumns+` FROM registry_federation WHERE trust_domain = ?`, td.Name()))
-	if errors.Is(err, sql.ErrNoRows) {
+	r, err := t.scanRelationship(t.queryRow(`SELECT `+relationshipColumns+`, mark FROM registry_federation WHERE trust_domain = ?`, td.Name()))
+	if errors.Is(err, sql.ErrNoRows) || errors.Is(err, errForeign) {
 		return nil, registry.ErrNotFound
 	}
 	return r, err
@@ -134,10 +138,11 @@ func (t *Tx) PutRelationship(r registry.Relationship) error {
 	if !r.EndpointID.IsZero() {
 		id = r.EndpointID.String()
 	}
-	err = t.exec(`INSERT INTO registry_federation (`+relationshipColumns+`, revision) VALUES (?, ?, ?, ?, ?)
+	values := []any{r.TrustDomain.Name(), r.EndpointURL, r.Profile, id}
+	err = t.exec(`INSERT INTO registry_federation (`+relationshipColumns+`, revision, mark) VALUES (?, ?, ?, ?, ?, ?)
 		ON CONFLICT (trust_domain) DO UPDATE SET endpoint_url = excluded.endpoint_url, profile = excluded.profile,
-		endpoint_spiffe_id = excluded.endpoint_spiffe_id, revision = excluded.revision`,
-		r.TrustDomain.Name(), r.EndpointURL, r.Profile, id, int64(t.change.Revision))
+		endpoint_spiffe_id = excluded.endpoint_spiffe_id, revision = excluded.revision, mark = excluded.mark`,
+		append(values, int64(t.change.Revision), t.s.rowMark(kindRelationship, values...))...)
 	if err != nil {
 		return fmt.Errorf("write relationship with %s: %w", r.TrustDomain, err)
 	}
@@ -159,13 +164,17 @@ func (t *Tx) DeleteRelationship(td spiffeid.TrustDomain) error {
 	return nil
 }
 
-func scanBundle(row scanner) (*registry.FederatedBundle, error) {
+func (t *Tx) scanBundle(row scanner) (*registry.FederatedBundle, error) {
 	var b registry.FederatedBundle
 	var name, keys string
 	var certs []byte
 	var hint, sequence int64
-	err := row.Scan(&name, &certs, &keys, &hint, &sequence)
+	var mark []byte
+	err := row.Scan(&name, &certs, &keys, &hint, &sequence, &mark)
 	if err != nil {
+		return nil, err
+	}
+	if err := t.checkRow(kindBundle, name, mark, name, certs, keys, hint, sequence); err != nil {
 		return nil, err
 	}
 	if b.TrustDomain, err = spiffeid.TrustDomainFromString(name); err != nil {
@@ -181,11 +190,15 @@ func scanBundle(row scanner) (*registry.FederatedBundle, error) {
 	return &b, nil
 }
 
-func scanRelationship(row scanner) (*registry.Relationship, error) {
+func (t *Tx) scanRelationship(row scanner) (*registry.Relationship, error) {
 	var r registry.Relationship
 	var name, id string
-	err := row.Scan(&name, &r.EndpointURL, &r.Profile, &id)
+	var mark []byte
+	err := row.Scan(&name, &r.EndpointURL, &r.Profile, &id, &mark)
 	if err != nil {
+		return nil, err
+	}
+	if err := t.checkRow(kindRelationship, name, mark, name, r.EndpointURL, r.Profile, id); err != nil {
 		return nil, err
 	}
 	if r.TrustDomain, err = spiffeid.TrustDomainFromString(name); err != nil {

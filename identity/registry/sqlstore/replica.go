@@ -41,8 +41,10 @@ type Replica struct {
 	Alive time.Time
 	Live  bool
 
-	overdue  bool // its lease has ended
+	overdue bool // its lease has ended
+	// journal is nil where it is forged.
 	journal  []byte
+	forged   bool
 	sequence uint64
 	seen     map[string]uint64
 }
@@ -96,7 +98,7 @@ func (t *Tx) revive(name string) error {
 // Replicas are all there are and were, by name.
 func (t *Tx) replicas() ([]*Replica, error) {
 	rows, err := t.tx.QueryContext(t.ctx, `SELECT name, journal, sequence, state, joined, alive,
-		alive >= `+dbNow+` - ?, alive < `+dbNow+` - ?, seen FROM registry_replicas ORDER BY name`, int64(aliveFor/time.Second), int64(Lease/time.Second))
+		alive >= `+dbNow+` - ?, alive < `+dbNow+` - ?, seen, mark FROM registry_replicas ORDER BY name`, int64(aliveFor/time.Second), int64(Lease/time.Second))
 	if err != nil {
 		return nil, fmt.Errorf("read replicas: %w", err)
 	}
@@ -106,11 +108,15 @@ func (t *Tx) replicas() ([]*Replica, error) {
 		var r Replica
 		var joined, alive int64
 		var seen string
-		if err := rows.Scan(&r.Name, &r.journal, &r.sequence, &r.State, &joined, &alive, &r.Live, &r.overdue, &seen); err != nil {
+		var mark []byte
+		if err := rows.Scan(&r.Name, &r.journal, &r.sequence, &r.State, &joined, &alive, &r.Live, &r.overdue, &seen, &mark); err != nil {
 			return nil, fmt.Errorf("read replicas: %w", err)
 		}
 		if err := json.Unmarshal([]byte(seen), &r.seen); err != nil {
 			return nil, fmt.Errorf("read replicas: %s: seen: %w", r.Name, err)
+		}
+		if err := t.s.checkJournal(t.ctx, r.Name, r.journal, mark); err != nil {
+			r.journal, r.forged = nil, true
 		}
 		r.Joined, r.Alive = fromUnix(joined), fromUnix(alive)
 		r.Live = r.Live && r.State == ""
@@ -157,6 +163,9 @@ func (m *Member) LoadJournal(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	for _, r := range all {
+		if r.Name == m.name && r.forged {
+			return nil, ErrForged
+		}
 		if r.Name == m.name && len(r.journal) > 0 {
 			return r.journal, nil
 		}
@@ -168,7 +177,7 @@ func (m *Member) LoadJournal(ctx context.Context) ([]byte, error) {
 func (m *Member) SaveJournal(ctx context.Context, doc []byte) error {
 	err := m.s.Update(ctx, func(tx *Tx) error {
 		tx.replicasChanged = true
-		r, err := tx.tx.ExecContext(tx.ctx, `UPDATE registry_replicas SET journal = ?, sequence = sequence + 1, alive = `+dbNow+` WHERE name = ? AND state <> 'removed'`, doc, m.name)
+		r, err := tx.tx.ExecContext(tx.ctx, `UPDATE registry_replicas SET journal = ?, mark = ?, sequence = sequence + 1, alive = `+dbNow+` WHERE name = ? AND state <> 'removed'`, doc, m.s.journalMark(m.name, doc), m.name)
 		if err != nil {
 			return err
 		}

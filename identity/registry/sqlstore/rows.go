@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,14 +32,17 @@ type row struct {
 }
 
 func (t *Tx) agentsWhere(where string, args ...any) ([]*registry.Agent, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT `+agentColumns+` FROM registry_agents WHERE `+where, args...)
+	rows, err := t.tx.QueryContext(t.ctx, `SELECT `+agentColumns+`, mark FROM registry_agents WHERE `+where, args...)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	var agents []*registry.Agent
 	for rows.Next() {
-		a, err := scanAgent(rows)
+		a, err := t.scanAgent(rows)
+		if errors.Is(err, errForeign) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -227,19 +231,24 @@ func (t *Tx) writeAgent(a *registry.Agent) error {
 	if err != nil {
 		return err
 	}
-	return t.exec(`INSERT INTO registry_agents (`+agentColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+	values := []any{a.ID.String(), a.AttestationType, selectors, a.CanReattest, a.Banned, a.Serial, unix(a.ExpiresAt), a.NewSerial, unix(a.NewExpiresAt)}
+	return t.exec(`INSERT INTO registry_agents (`+agentColumns+`, mark) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET attestation_type = excluded.attestation_type, selectors = excluded.selectors,
 		can_reattest = excluded.can_reattest, banned = excluded.banned, serial = excluded.serial, expires_at = excluded.expires_at,
-		new_serial = excluded.new_serial, new_expires_at = excluded.new_expires_at`,
-		a.ID.String(), a.AttestationType, selectors, a.CanReattest, a.Banned, a.Serial, unix(a.ExpiresAt), a.NewSerial, unix(a.NewExpiresAt))
+		new_serial = excluded.new_serial, new_expires_at = excluded.new_expires_at, mark = excluded.mark`,
+		append(values, t.s.rowMark(kindAgent, values...))...)
 }
 
-func scanAgent(row scanner) (*registry.Agent, error) {
+func (t *Tx) scanAgent(row scanner) (*registry.Agent, error) {
 	var a registry.Agent
 	var id, selectors string
 	var expires, newExpires int64
-	err := row.Scan(&id, &a.AttestationType, &selectors, &a.CanReattest, &a.Banned, &a.Serial, &expires, &a.NewSerial, &newExpires)
+	var mark []byte
+	err := row.Scan(&id, &a.AttestationType, &selectors, &a.CanReattest, &a.Banned, &a.Serial, &expires, &a.NewSerial, &newExpires, &mark)
 	if err != nil {
+		return nil, err
+	}
+	if err := t.checkRow(kindAgent, id, mark, id, a.AttestationType, selectors, a.CanReattest, a.Banned, a.Serial, expires, a.NewSerial, newExpires); err != nil {
 		return nil, err
 	}
 	if a.ID, err = spiffeid.FromString(id); err != nil {

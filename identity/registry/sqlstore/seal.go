@@ -22,9 +22,11 @@ type digest [sha256.Size]byte
 // "Incremental Multiset Hash Functions", with the sum itself kept secret too).
 type sum [sha256.Size]byte
 
-// sealer marks rows and seals sets of them. It is not safe for concurrent use.
+// sealer marks rows and seals sets of them. It is not safe for concurrent use, but
+// for markOf.
 type sealer struct {
 	id    string
+	rows  []byte // of markOf
 	marks hash.Hash
 	part  hash.Hash
 	whole hash.Hash
@@ -36,8 +38,8 @@ func newSealer(secret keys.Secret) (*sealer, error) {
 	derive := func(use string) ([]byte, error) {
 		return hkdf.Key(sha256.New, secret[:], nil, "writ registry "+use+" 1", sha256.Size)
 	}
-	var derived [5][]byte
-	for n, use := range []string{"id", "mark", "share", "seal", "templates"} {
+	var derived [6][]byte
+	for n, use := range []string{"id", "mark", "share", "seal", "templates", "row"} {
 		key, err := derive(use)
 		if err != nil {
 			return nil, err
@@ -45,7 +47,7 @@ func newSealer(secret keys.Secret) (*sealer, error) {
 		derived[n] = key
 	}
 	mac := func(n int) hash.Hash { return hmac.New(sha256.New, derived[n]) }
-	return &sealer{id: hex.EncodeToString(derived[0][:8]), marks: mac(1), part: mac(2), whole: mac(3), names: mac(4)}, nil
+	return &sealer{id: hex.EncodeToString(derived[0][:8]), marks: mac(1), part: mac(2), whole: mac(3), names: mac(4), rows: derived[5]}, nil
 }
 
 // mark is what stands in the row of an entry.

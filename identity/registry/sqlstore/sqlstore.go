@@ -89,8 +89,9 @@ type Store struct {
 	withheld atomic.Pointer[map[string]*Withheld]
 	// more is how many rows are none and are not in withheld, of which there
 	// would be too many.
-	more atomic.Int64
-	// alarms counts the withheld of all time.
+	more   atomic.Int64
+	forged sync.Map // digests of journals that were refused
+	// alarms counts what was found of all time.
 	alarms atomic.Uint64
 	// doubt is why nothing can be said about the database; nil if it can.
 	doubt atomic.Pointer[ForeignError]
@@ -295,11 +296,14 @@ func (s *Store) mend(ctx context.Context) error {
 
 // LoadJournal returns the document that SaveJournal kept, nil if there is none.
 func (s *Store) LoadJournal(ctx context.Context) ([]byte, error) {
-	var doc []byte
-	err := s.db.QueryRowContext(ctx, `SELECT journal FROM registry_authorities`).Scan(&doc)
+	var doc, mark []byte
+	err := s.db.QueryRowContext(ctx, `SELECT journal, mark FROM registry_authorities`).Scan(&doc, &mark)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	} else if err != nil {
+		return nil, fmt.Errorf("load authorities: %w", err)
+	}
+	if err := s.checkJournal(ctx, "", doc, mark); err != nil {
 		return nil, fmt.Errorf("load authorities: %w", err)
 	}
 	return doc, nil
@@ -307,7 +311,7 @@ func (s *Store) LoadJournal(ctx context.Context) ([]byte, error) {
 
 // SaveJournal replaces the document that describes the authorities.
 func (s *Store) SaveJournal(ctx context.Context, doc []byte) error {
-	_, err := s.db.ExecContext(ctx, `INSERT INTO registry_authorities (only, journal) VALUES (1, ?) ON CONFLICT (only) DO UPDATE SET journal = excluded.journal`, doc)
+	_, err := s.db.ExecContext(ctx, `INSERT INTO registry_authorities (only, journal, mark) VALUES (1, ?, ?) ON CONFLICT (only) DO UPDATE SET journal = excluded.journal, mark = excluded.mark`, doc, s.journalMark("", doc))
 	if err != nil {
 		return fmt.Errorf("save authorities: %w", err)
 	}

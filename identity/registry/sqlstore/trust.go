@@ -206,6 +206,9 @@ func (s *Store) seal(t *Tx, st state, rows []row) error {
 			return fmt.Errorf("seal registry: entry %q: %w", r.id, err)
 		}
 	}
+	if err := t.markAll(); err != nil {
+		return fmt.Errorf("seal registry: %w", err)
+	}
 	revision := st.revision
 	if len(rows) > 0 {
 		revision++ // others read everything again

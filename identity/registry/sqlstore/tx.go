@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -40,6 +41,8 @@ type Tx struct {
 	cleared   []string
 	committed bool
 }
+
+const tokenColumns = `hash, expires_at, alias, local`
 
 // changed says whether there is something to commit under a revision.
 func (t *Tx) changed() bool {
@@ -134,8 +137,8 @@ func (t *Tx) DeleteEntry(id string) (*registry.Entry, error) {
 
 // Agent returns an agent, or registry.ErrNotFound.
 func (t *Tx) Agent(id spiffeid.ID) (*registry.Agent, error) {
-	a, err := scanAgent(t.queryRow(`SELECT `+agentColumns+` FROM registry_agents WHERE id = ?`, id.String()))
-	if errors.Is(err, sql.ErrNoRows) {
+	a, err := t.scanAgent(t.queryRow(`SELECT `+agentColumns+`, mark FROM registry_agents WHERE id = ?`, id.String()))
+	if errors.Is(err, sql.ErrNoRows) || errors.Is(err, errForeign) {
 		return nil, registry.ErrNotFound
 	}
 	return a, err
@@ -187,7 +190,8 @@ func (t *Tx) CreateJoinToken(token registry.JoinToken) error {
 	if !token.Alias.IsZero() {
 		alias = token.Alias.String()
 	}
-	err := t.exec(`INSERT INTO registry_join_tokens (hash, expires_at, alias, local, used_at) VALUES (?, ?, ?, ?, 0)`, token.Hash[:], unix(token.ExpiresAt), alias, token.Local)
+	values := []any{token.Hash[:], unix(token.ExpiresAt), alias, token.Local}
+	err := t.exec(`INSERT INTO registry_join_tokens (`+tokenColumns+`, used_at, mark) VALUES (?, ?, ?, ?, 0, ?)`, append(values, t.s.rowMark(kindToken, values...))...)
 	if err != nil {
 		return fmt.Errorf("create join token: %w", err)
 	}
@@ -202,17 +206,23 @@ func (t *Tx) HasJoinToken(hash [sha256.Size]byte) (bool, error) {
 }
 
 // UseJoinToken uses the token up. The error is registry.ErrNotFound,
-// registry.ErrTokenUsed or registry.ErrTokenExpired when it cannot be.
+// registry.ErrTokenUsed or registry.ErrTokenExpired when it cannot be. One that the
+// issuer did not make is not found.
 func (t *Tx) UseJoinToken(hash [sha256.Size]byte) (registry.JoinToken, error) {
 	token := registry.JoinToken{Hash: hash}
 	var alias string
 	var expires, used int64
-	err := t.queryRow(`SELECT expires_at, alias, local, used_at FROM registry_join_tokens WHERE hash = ?`, hash[:]).Scan(&expires, &alias, &token.Local, &used)
+	var mark []byte
+	err := t.queryRow(`SELECT expires_at, alias, local, used_at, mark FROM registry_join_tokens WHERE hash = ?`, hash[:]).Scan(&expires, &alias, &token.Local, &used, &mark)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return token, registry.ErrNotFound
 	case err != nil:
 		return token, fmt.Errorf("use join token: %w", err)
+	}
+	// The beginning of the hash names the token and gives nothing away.
+	if t.checkRow(kindToken, hex.EncodeToString(hash[:8]), mark, hash[:], expires, alias, token.Local) != nil {
+		return token, registry.ErrNotFound
 	}
 	token.ExpiresAt = fromUnix(expires)
 	if alias != "" {

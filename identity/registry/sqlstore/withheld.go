@@ -76,6 +76,7 @@ func (s *Store) known() seen {
 // issuer left, and forgets those that it replaced.
 func (s *Store) suspect(ctx context.Context, tx *Tx) {
 	if len(tx.suspects)+len(tx.gone)+len(*s.withheld.Load()) == 0 {
+		s.tell(ctx)
 		return
 	}
 	changes := map[string]*Withheld{}
