@@ -105,14 +105,18 @@ func (t *Tx) checkRow(kind, id string, mark []byte, columns ...any) error {
 	if hmac.Equal(want, mark) {
 		return nil
 	}
+	if t.s.refused.Load() > maxForeign {
+		return errForeign // enough was said
+	}
 	if _, known := t.s.forged.LoadOrStore([sha256.Size]byte(want), true); known {
 		return errForeign
 	}
-	switch n := t.s.alarms.Add(1); {
-	case n < maxForeign:
+	t.s.alarms.Add(1)
+	switch n := t.s.refused.Add(1); {
+	case n <= maxForeign:
 		t.s.say(identity.Act{Kind: identity.ActAlarm, Verb: "refused", Object: kind, ObjectID: printable(id), Reason: "its row in the database was not written by the issuer"})
-	case n == maxForeign:
-		t.s.say(identity.Act{Kind: identity.ActAlarm, Verb: "refused", Object: "registry", ObjectID: t.s.key.id, Reason: "more rows of the database were not written by the issuer, of agents, tokens or federation: the metric counts them"})
+	default:
+		t.s.say(identity.Act{Kind: identity.ActAlarm, Verb: "refused", Object: "registry", ObjectID: t.s.key.id, Reason: "more rows of agents, tokens or federation were not written by the issuer, and are not named"})
 	}
 	return errForeign
 }

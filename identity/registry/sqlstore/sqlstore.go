@@ -89,8 +89,11 @@ type Store struct {
 	withheld atomic.Pointer[map[string]*Withheld]
 	// more is how many rows are none and are not in withheld, of which there
 	// would be too many.
-	more   atomic.Int64
-	forged sync.Map // digests of journals that were refused
+	more atomic.Int64
+	// forged are what was refused for want of a mark, so that it is said once;
+	// refused counts the rows among it.
+	forged  sync.Map
+	refused atomic.Uint64
 	// alarms counts what was found of all time.
 	alarms atomic.Uint64
 	// doubt is why nothing can be said about the database; nil if it can.
