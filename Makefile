@@ -29,6 +29,7 @@ test: ## Run the tests (with the race detector where a C compiler exists), and c
 		elif [ "$$CI" = true ]; then echo "PKCS #11 needs a C compiler" >&2; exit 1; \
 		else echo "PKCS #11 is not tested: no C compiler"; fi
 	go test -timeout 15m ./policy/program ./policy/compile -run 'Bounds|Allocations|AgainstReference'
+	go test -timeout 15m ./identity/issuer -run TestStorm -storm 5000
 	go test -timeout 15m ./policy/server -run ManyActivations -activations 10000
 	go test -timeout 15m -v ./test/equality -run Generated -policies 2020 -inputs 500
 

@@ -55,7 +55,7 @@ func (w *writd) metrics() *prometheus.Registry {
 	w.recheckMetrics(reg)
 	w.traces.Register(reg, "writd_")
 	if w.issuer != nil {
-		reg.MustRegister(federationMetrics{w}, authorityMetrics{w}, registryMetrics{w})
+		reg.MustRegister(federationMetrics{w}, authorityMetrics{w}, registryMetrics{w}, admissionMetrics{w})
 		gauge("templates_withheld", "1 while no template is served, because those in the database are not what the issuer wrote.", func() float64 {
 			if w.store.TemplatesWithheld() {
 				return 1

@@ -420,9 +420,12 @@ type signing struct {
 	// Of an instance:
 	key       string
 	selectors []string
+	// until is when what is replaced is of no use any more; zero is for nothing.
+	until time.Time
 }
 
-// dueBy returns what must be signed, soonest to expire first.
+// dueBy returns what must be signed, soonest to expire first, and last that of which
+// there is nothing yet.
 func (c *cache) dueBy(now time.Time) []signing {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -432,17 +435,38 @@ func (c *cache) dueBy(now time.Time) []signing {
 			due = append(due, r)
 		}
 	}
-	slices.SortFunc(due, func(x, y *record) int {
-		return cmp.Or(x.notAfter.Compare(y.notAfter), cmp.Compare(x.id, y.id), cmp.Compare(x.key, y.key))
-	})
 	out := make([]signing, len(due))
 	for i, r := range due {
-		out[i] = signing{id: r.id, revision: r.revision, spiffeID: r.spiffeID}
+		out[i] = signing{id: r.id, revision: r.revision, spiffeID: r.spiffeID, until: r.notAfter}
+		if r.revoked && r.notAfter.After(now) {
+			out[i].until = now
+		}
 		if r.key != "" {
 			out[i].key, out[i].selectors = r.key, r.selectors
 		}
 	}
+	slices.SortFunc(out, func(x, y signing) int {
+		switch {
+		case x.until.IsZero() && !y.until.IsZero():
+			return 1
+		case y.until.IsZero() && !x.until.IsZero():
+			return -1
+		}
+		return cmp.Or(x.until.Compare(y.until), cmp.Compare(x.id, y.id), cmp.Compare(x.key, y.key))
+	})
 	return out
+}
+
+// soonest is when the first of the SVIDs expires, zero where there is none.
+func (c *cache) soonest() (soonest time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.records {
+		if r.identity.Chain != nil && (soonest.IsZero() || r.notAfter.Before(soonest)) {
+			soonest = r.notAfter
+		}
+	}
+	return soonest
 }
 
 // nextDue is when the next entry must be signed, and false where there is none.

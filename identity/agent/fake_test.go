@@ -33,6 +33,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
@@ -81,6 +82,7 @@ type fake struct {
 	twist     func(*svidv1.BatchNewX509SVIDResponse)
 	calls     map[string]int
 	signedAt  []time.Time
+	batches   []batch
 	asked     [][]string // ids in paged syncs
 	changed   chan struct{}
 	// missed makes answers to Sync of what is true; nil is an issuer without it.
@@ -90,6 +92,13 @@ type fake struct {
 	ln *bufconn.Listener
 	gs *grpc.Server
 	wg sync.WaitGroup
+}
+
+// batch is a request for SVIDs: what for, and what the agent said of it.
+type batch struct {
+	class   admit.Class
+	life    time.Duration
+	entries []string
 }
 
 func newFake() *fake {
@@ -360,10 +369,16 @@ func (f *fake) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorizedEntriesS
 	}
 }
 
-func (f *fake) BatchNewX509SVID(_ context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
+func (f *fake) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.signedAt = append(f.signedAt, time.Now())
+	b := batch{}
+	b.class, b.life = admit.Stated(ctx, -1)
+	for _, p := range req.Params {
+		b.entries = append(b.entries, p.EntryId)
+	}
+	f.batches = append(f.batches, b)
 	resp := &svidv1.BatchNewX509SVIDResponse{}
 	for _, p := range req.Params {
 		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: &types.Status{Code: int32(codes.NotFound), Message: "entry not found"}}

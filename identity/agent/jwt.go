@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/workload"
@@ -72,7 +73,13 @@ func (a *Agent) JWTSVID(ctx context.Context, uid uint32, id *workload.Identity, 
 		if !a.jwt.limits.Allow(uid) {
 			return nil, workload.ErrTooMany
 		}
-		return a.newJWTSVID(context.WithoutCancel(ctx), key, id, audience)
+		ctx := context.WithoutCancel(ctx)
+		if ok {
+			ctx = admit.WithLife(ctx, time.Until(old.expires))
+		} else {
+			ctx = admit.ForTheFirstTime(ctx)
+		}
+		return a.newJWTSVID(ctx, key, id, audience)
 	})
 	select {
 	case r := <-result:

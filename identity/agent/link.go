@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity/admit"
 )
 
 const (
@@ -161,6 +163,8 @@ func (a *Agent) nextServer() string {
 
 // dial makes a connection that is opened by its first call.
 func (a *Agent) dial(l *link, config *tls.Config) (*session, error) {
+	config = config.Clone()
+	config.NextProtos = []string{a.protocol(), "h2"}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(watchful{TransportCredentials: credentials.NewTLS(config), report: l.setDistrust}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
@@ -179,6 +183,20 @@ func (a *Agent) dial(l *link, config *tls.Config) (*session, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &session{ClientConn: cc, ctx: ctx, done: cancel}, nil
+}
+
+// protocol says to an issuer, before it begins a handshake, how soon something of
+// this agent is of no use any more if it is not renewed.
+func (a *Agent) protocol() string {
+	own := a.self.svid.Load()
+	if own == nil {
+		return admit.FirstProtocol
+	}
+	until := own.Certificates[0].NotAfter
+	if soonest := a.cache.soonest(); !soonest.IsZero() && soonest.Before(until) {
+		until = soonest
+	}
+	return admit.Protocol(time.Until(until))
 }
 
 // mutualTLS shows the agent's SVID and demands the issuer's.

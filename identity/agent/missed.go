@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/held"
 	"github.com/writ-dev/writ/identity/watchv1"
 	"github.com/writ-dev/writ/identity/workload"
@@ -116,6 +117,11 @@ func (a *Agent) ask(ctx context.Context, has holding, listed bool) (replies []*w
 	}
 	if listed {
 		req.Held = has
+		if soonest := a.cache.soonest(); soonest.IsZero() {
+			ctx = admit.ForTheFirstTime(ctx)
+		} else {
+			ctx = admit.WithLife(ctx, time.Until(soonest))
+		}
 	}
 	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) error {
 		replies = nil

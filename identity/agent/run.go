@@ -13,12 +13,16 @@ import (
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"google.golang.org/grpc"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // schedule is when the agent does what next.
 type schedule struct {
 	renew, sync, sign time.Time
+	// told is before when the issuer does not want to be asked to sign, zero if it
+	// did not say.
+	told time.Time
 
 	renewBackoff, syncBackoff, signBackoff backoff
 }
@@ -117,7 +121,7 @@ func (a *Agent) step(ctx context.Context, s *schedule) (err error) {
 	now := time.Now()
 	if !now.Before(s.renew) {
 		if err := a.renew(ctx); err != nil {
-			s.renew = now.Add(s.renewBackoff.next())
+			s.renew = now.Add(s.renewBackoff.after(err))
 			return a.onFailure(ctx, s, fmt.Errorf("renew the agent's SVID: %w", err))
 		}
 		a.stats.renewals.Add(1)
@@ -127,7 +131,7 @@ func (a *Agent) step(ctx context.Context, s *schedule) (err error) {
 	if !now.Before(s.sync) {
 		if err := a.sync(ctx); err != nil {
 			a.stats.syncErrors.Add(1)
-			s.sync = time.Now().Add(s.syncBackoff.next())
+			s.sync = time.Now().Add(s.syncBackoff.after(err))
 			return a.onFailure(ctx, s, err)
 		}
 		a.stats.syncs.Add(1)
@@ -139,15 +143,19 @@ func (a *Agent) step(ctx context.Context, s *schedule) (err error) {
 		if a.watching.Load() {
 			interval *= watchedFactor
 		}
-		s.sync, s.sign = time.Now().Add(jitter(interval, 0.1)), time.Time{}
+		s.sync, s.sign = time.Now().Add(jitter(interval, 0.1)), s.told
 	}
 	if due, ok := a.cache.nextDue(); ok && !time.Now().Before(due) && !time.Now().Before(s.sign) {
 		if err := a.sign(ctx); err != nil {
 			a.cache.withdraw()
-			s.sign = time.Now().Add(s.signBackoff.next())
+			s.sign, s.told = time.Now().Add(s.signBackoff.after(err)), time.Time{}
+			if _, ok := admit.RetryAfter(err); ok {
+				s.told = s.sign
+			}
 			return a.onFailure(ctx, s, err)
 		}
 		s.signBackoff.reset()
+		s.told = time.Time{}
 	}
 	if s.syncBackoff.failures == 0 {
 		a.setReady()
@@ -304,7 +312,7 @@ func (a *Agent) attestUntilDone(ctx context.Context) error {
 			return final
 		}
 		a.log.Warn("node not attested yet: trying again", "error", err)
-		timer := time.NewTimer(wait.next())
+		timer := time.NewTimer(wait.after(err))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

@@ -15,6 +15,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	"github.com/writ-dev/writ/identity/admit"
 )
 
 // self is the agent's own identity: what it shows the issuer, and what it knows
@@ -121,12 +123,25 @@ type backoff struct{ failures int }
 const (
 	backoffFirst = 250 * time.Millisecond
 	backoffMost  = 5 * time.Second
+	// backoffTold is the longest that an issuer can have an agent wait.
+	backoffTold = time.Minute
 )
 
 func (b *backoff) next() time.Duration {
 	d := min(backoffFirst<<min(b.failures, 10), backoffMost)
 	b.failures++
 	return jitter(d*3/4, 1.0/3)
+}
+
+// after is next, or longer where the issuer said when to come again: up to half as
+// long as that again, for it says so to many.
+func (b *backoff) after(err error) time.Duration {
+	wait := b.next()
+	if told, ok := admit.RetryAfter(err); ok {
+		told = min(told, backoffTold)
+		wait = max(wait, told+time.Duration(mathrand.Int64N(int64(told/2)+1)))
+	}
+	return wait
 }
 
 func (b *backoff) reset() { b.failures = 0 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/internal/tracing"
 )
@@ -23,24 +24,35 @@ import (
 // fewer.
 const signBatch = 200
 
-// sign gets new SVIDs for the entries and instances whose turn it is: first for
-// instances, since somebody may wait for them. What single ones are refused is
-// tried again later and is no error.
+// sign gets new SVIDs for the entries and instances whose turn it is: first what is
+// replaced, in the order in which it expires, then what there was none of; and of
+// each first the instances, since somebody may wait for them. What single ones are
+// refused is tried again later and is no error.
 func (a *Agent) sign(ctx context.Context) error {
-	var entries, instances []signing
+	var held, fresh struct{ entries, instances []signing }
 	for _, s := range a.cache.dueBy(time.Now()) {
+		to := &held
+		if s.until.IsZero() {
+			to = &fresh
+		}
 		if s.key != "" {
-			instances = append(instances, s)
+			to.instances = append(to.instances, s)
 		} else {
-			entries = append(entries, s)
+			to.entries = append(to.entries, s)
 		}
 	}
 	// What is wrong with the one must not keep the other from being renewed.
-	failed := a.signAll(ctx, instances, a.askInstances)
-	if failed != nil {
-		a.cache.setTried(instances)
+	instances, entries := a.signAll(ctx, held.instances, a.askInstances), a.signAll(ctx, held.entries, a.askEntries)
+	if instances == nil {
+		instances = a.signAll(ctx, fresh.instances, a.askInstances)
 	}
-	return errors.Join(failed, a.signAll(ctx, entries, a.askEntries))
+	if instances != nil {
+		a.cache.setTried(append(held.instances, fresh.instances...))
+	}
+	if entries == nil {
+		entries = a.signAll(ctx, fresh.entries, a.askEntries)
+	}
+	return errors.Join(instances, entries)
 }
 
 // asking asks the issuer for a batch of SVIDs.
@@ -48,7 +60,11 @@ type asking func(context.Context, *grpc.ClientConn, []signing, [][]byte) ([]answ
 
 func (a *Agent) signAll(ctx context.Context, list []signing, ask asking) error {
 	for batch := range slices.Chunk(list, signBatch) {
-		if err := a.signBatch(ctx, batch, ask); err != nil {
+		stated := admit.ForTheFirstTime(ctx)
+		if until := batch[0].until; !until.IsZero() {
+			stated = admit.WithLife(ctx, time.Until(until))
+		}
+		if err := a.signBatch(stated, batch, ask); err != nil {
 			a.stats.signErrors.Add(1)
 			return fmt.Errorf("sign SVIDs: %w", err)
 		}

@@ -168,6 +168,9 @@ func (c *CA) Now() time.Time { return c.cfg.Clock() }
 // X509SVIDLife is the life of an X509-SVID that does not ask for another.
 func (c *CA) X509SVIDLife() time.Duration { return c.cfg.X509SVIDLife }
 
+// JWTSVIDLife is the life of JWT-SVIDs that do not ask for another.
+func (c *CA) JWTSVIDLife() time.Duration { return c.cfg.JWTSVIDLife }
+
 // Bundle returns the current bundle, and a channel that is closed when there is
 // another.
 func (c *CA) Bundle() (*Bundle, <-chan struct{}) {

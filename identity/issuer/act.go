@@ -62,11 +62,16 @@ func (i *Issuer) emitAll(ctx context.Context, acts []identity.Act) error {
 // update runs fn in a transaction of the registry. What fn recorded is emitted
 // together once fn is done, before the commit; if either then fails, the record
 // says so.
-func (i *Issuer) update(ctx context.Context, fn func(*sqlstore.Tx, recorder) error) (err error) {
+func (i *Issuer) update(ctx context.Context, fn func(*sqlstore.Tx, recorder) error) error {
+	return i.updateAs(ctx, i.turnOf(ctx), fn)
+}
+
+// updateAs is update at a turn.
+func (i *Issuer) updateAs(ctx context.Context, t turn, fn func(*sqlstore.Tx, recorder) error) (err error) {
 	ctx, span := tracing.Start(ctx, "registry transaction")
 	defer func() { span.End(err) }()
 	var recorded []identity.Act
-	err = i.store.Update(ctx, func(tx *sqlstore.Tx) error {
+	err = i.writeAs(ctx, t, func(tx *sqlstore.Tx) error {
 		var acts []identity.Act
 		err := fn(tx, func(act identity.Act) error {
 			acts = append(acts, act)

@@ -78,7 +78,7 @@ func (s *agentService) DeleteAgent(ctx context.Context, req *agentv1.DeleteAgent
 	if err != nil {
 		return nil, err
 	}
-	err = s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
+	err = s.updateAs(ctx, urgent, func(tx *sqlstore.Tx, record recorder) error {
 		aliases, err := tx.DeleteAgent(id)
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentReques
 	if err != nil {
 		return nil, err
 	}
-	err = s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
+	err = s.updateAs(ctx, urgent, func(tx *sqlstore.Tx, record recorder) error {
 		a, err := tx.Agent(id)
 		if err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/attest/server"
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/registry"
@@ -102,7 +103,11 @@ func (s *agentService) admit(ctx context.Context, method string, attested *serve
 	if err != nil {
 		return nil, s.unsigned(ctx, err)
 	}
-	err = s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
+	t := s.turnOf(ctx)
+	if known := s.index.Agent(attested.ID); known != nil && known.CanReattest {
+		t = turn{admit.Renewal, known.LastExpiry().Sub(s.now())} // the form that its renewals have
+	}
+	err = s.updateAs(ctx, t, func(tx *sqlstore.Tx, record recorder) error {
 		agent := registry.Agent{
 			ID: attested.ID, AttestationType: method, Selectors: attested.Selectors, CanReattest: attested.CanReattest,
 			Serial: ticket.Serial(), ExpiresAt: ticket.ExpiresAt(),
@@ -221,6 +226,9 @@ const maxMethod = 64
 // attestFailed puts a refused attestation on record and returns what the caller
 // is told, which does not say whether a token exists.
 func (s *agentService) attestFailed(ctx context.Context, method string, err error) error {
+	if status.Code(err) == codes.ResourceExhausted {
+		return err // nothing was decided, and nothing used up
+	}
 	act := identity.Act{Kind: identity.ActCredential, Verb: "attested", Object: "agent", Failed: true,
 		Details: [][2]string{{"method", strings.ToValidUTF8(method[:min(len(method), maxMethod)], "")}}}
 	answer := status.Error(codes.InvalidArgument, "attestation failed: join token is unknown, expired or already used")

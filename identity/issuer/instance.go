@@ -90,9 +90,11 @@ func (i *Issuer) notGiven(ctx context.Context, t *registry.Template, err error) 
 // NewX509SVIDs implements templatev1.IssuanceServer.
 func (s *issuanceService) NewX509SVIDs(ctx context.Context, req *templatev1.NewX509SVIDsRequest) (*templatev1.NewX509SVIDsResponse, error) {
 	requests := req.GetRequests()
-	if err := s.admitBatch(ctx, "requests", len(requests)); err != nil {
+	leave, err := s.admitBatch(ctx, "requests", len(requests))
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	if err := s.refreshTemplates(ctx, func(known func(*templatev1.Claim) bool) bool {
 		return !slices.ContainsFunc(requests, func(r *templatev1.X509Request) bool { return !known(r.GetClaim()) })
 	}); err != nil {
@@ -132,6 +134,11 @@ func (s *issuanceService) NewJWTSVID(ctx context.Context, req *templatev1.NewJWT
 	if err := s.waitToSign(ctx, 1); err != nil {
 		return nil, err
 	}
+	leave, err := s.enterSigning(ctx, 1, s.ca.JWTSVIDLife()/2)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	t, in, err := s.claimed(ctx, req.GetClaim())
 	if err != nil {
 		return nil, err

@@ -80,6 +80,11 @@ type Config struct {
 	// counted, with a burst of one second's worth; 500 if zero, no limit if
 	// negative, for benchmarks. More wait, as above.
 	SignPerSecond float64
+	// SignAtOnce bounds the SVIDs that are being signed at once, for all agents
+	// together; 512 for each processor if zero. SignWaiting bounds those that wait
+	// then, in the order of their urgency; 16,384 for each processor if zero. Others
+	// are refused with ResourceExhausted and a RetryInfo.
+	SignAtOnce, SignWaiting int
 	// AdminPolicy, when not nil, is asked about each call that an SVID marked
 	// admin makes on the issuer listener; its error, for the wire, refuses it.
 	AdminPolicy func(ctx context.Context, id spiffeid.ID, method string, req any) error
@@ -107,6 +112,7 @@ type Issuer struct {
 	signing   *limit.Limits[spiffeid.ID] // nil: no limit
 	refusing  *limit.Limits[spiffeid.ID] // of logging those whose clock is off
 	refusals  refusals
+	admission admission
 	self      *selfSVID
 	refresher *federation.Refresher
 	crls      crls
@@ -154,20 +160,21 @@ func New(cfg Config) (*Issuer, error) {
 	if cfg.SignPerSecond == 0 {
 		cfg.SignPerSecond = 500
 	}
-	if cfg.AgentSVIDLife < ca.MinSVIDLife || cfg.JoinTokenLife < time.Second || cfg.AttestPerSecond < 0 || cfg.AttestBurst < 0 {
-		return nil, fmt.Errorf("issuer: agent SVID life %v (at least %v), join token life %v (at least 1s), %v attestations per second, burst %d: out of range",
-			cfg.AgentSVIDLife, ca.MinSVIDLife, cfg.JoinTokenLife, cfg.AttestPerSecond, cfg.AttestBurst)
+	if cfg.AgentSVIDLife < ca.MinSVIDLife || cfg.JoinTokenLife < time.Second || cfg.AttestPerSecond < 0 || cfg.AttestBurst < 0 || cfg.SignAtOnce < 0 || cfg.SignWaiting < 0 {
+		return nil, fmt.Errorf("issuer: agent SVID life %v (at least %v), join token life %v (at least 1s), %v attestations per second, burst %d, %d signed at once, %d waiting: out of range",
+			cfg.AgentSVIDLife, ca.MinSVIDLife, cfg.JoinTokenLife, cfg.AttestPerSecond, cfg.AttestBurst, cfg.SignAtOnce, cfg.SignWaiting)
 	}
 	i := &Issuer{
-		cfg:      cfg,
-		store:    cfg.Store,
-		index:    cfg.Store.Index(),
-		ca:       cfg.CA,
-		log:      cfg.Log,
-		rights:   methodRights(),
-		closing:  make(chan struct{}),
-		refusals: newRefusals(),
-		started:  cfg.Clock(),
+		cfg:       cfg,
+		store:     cfg.Store,
+		index:     cfg.Store.Index(),
+		ca:        cfg.CA,
+		log:       cfg.Log,
+		rights:    methodRights(),
+		admission: newAdmission(cfg.SignAtOnce, cfg.SignWaiting),
+		refusals:  newRefusals(),
+		closing:   make(chan struct{}),
+		started:   cfg.Clock(),
 	}
 	if cfg.LogLevel != nil {
 		i.launchLevel = cfg.LogLevel.Level()

@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"errors"
+	"net/netip"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -12,13 +13,17 @@ import (
 
 // waitToAttest returns when the caller's address may attempt an attestation.
 func (i *Issuer) waitToAttest(ctx context.Context) error {
-	addr := callerOf(ctx).addr
+	return limited(i.attesting.Wait(ctx, prefixOf(callerOf(ctx).addr), 1), "too many attestation attempts from this address, try again later")
+}
+
+// prefixOf is what stands for whoever has an address; the zero prefix for none.
+func prefixOf(addr netip.Addr) netip.Prefix {
 	bits := 32
 	if addr.Is6() {
 		bits = 64 // whoever has one address there has the whole /64
 	}
-	prefix, _ := addr.WithZone("").Prefix(bits) // the zero prefix for no address
-	return limited(i.attesting.Wait(ctx, prefix, 1), "too many attestation attempts from this address, try again later")
+	prefix, _ := addr.WithZone("").Prefix(bits)
+	return prefix
 }
 
 // waitToSign returns when n SVIDs may be signed for the agent that calls. Each is

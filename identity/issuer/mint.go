@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/ca"
 )
 
@@ -33,6 +34,11 @@ func (s *svidService) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVID
 	if err != nil {
 		return nil, err
 	}
+	leave, err := s.enterSigningAs(ctx, turn{admit.Bulk, 0}, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	notBefore, err := s.notBefore(id, spiffeid.ID{})
 	if err != nil {
 		return nil, err
@@ -64,6 +70,11 @@ func (s *svidService) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRe
 	if err != nil {
 		return nil, err
 	}
+	leave, err := s.enterSigningAs(ctx, turn{admit.Bulk, 0}, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	svid, err := s.newJWT(ctx, "minted", ca.JWTRequest{ID: id, Audience: req.GetAudience(), Life: life})
 	if err != nil {
 		return nil, err

@@ -66,30 +66,30 @@ func (s *watchService) Sync(req *watchv1.SyncRequest, stream watchv1.EntryWatch_
 		}
 		revision, _ = s.index.Revision()
 	}
-	m := &missed{stream: stream, reply: &watchv1.SyncReply{Revision: revision}}
+	m := &missed{pages: []*watchv1.SyncReply{{Revision: revision}}}
 	if b := s.tagged(); len(b.tag) == 0 || !bytes.Equal(req.GetBundle(), b.tag) {
-		m.reply.Bundle = &watchv1.Bundle{TrustDomain: s.cfg.TrustDomain.Name(), Tag: b.tag, Bundle: b.pb}
+		m.pages[0].Bundle = &watchv1.Bundle{TrustDomain: s.cfg.TrustDomain.Name(), Tag: b.tag, Bundle: b.pb}
 		m.items, m.bytes = 1, proto.Size(b.pb)
 	}
 	holding := s.index.Holding(agent, s.now())
-	if bytes.Equal(req.GetDigest(), holding.Digest[:]) {
-		m.reply.Digest = holding.Digest[:]
-	} else if !req.GetListed() {
-		m.reply.Digest, m.reply.Differs = holding.Digest[:], true
-		return m.send(false)
-	} else {
+	if !bytes.Equal(req.GetDigest(), holding.Digest[:]) {
+		if !req.GetListed() {
+			m.pages[0].Digest, m.pages[0].Differs = holding.Digest[:], true
+			return m.send(stream)
+		}
 		// The digest must be that of the very list that is sent.
 		entries := s.index.Authorized(agent, s.now())
-		holding = registry.HoldingOf(entries)
-		m.reply.Digest = holding.Digest[:]
-		if err := m.entries(req.GetHeld(), entries); err != nil {
+		leave, err := s.enterList(stream.Context(), len(entries))
+		if err != nil {
 			return err
 		}
+		holding = registry.HoldingOf(entries)
+		m.entries(req.GetHeld(), entries)
+		leave() // sending may take as long as the agent likes
 	}
-	if err := s.missedBundles(m, req, s.federatesWith(agent, holding)); err != nil {
-		return err
-	}
-	return m.send(false)
+	m.pages[0].Digest = holding.Digest[:]
+	s.missedBundles(m, req, s.federatesWith(agent, holding))
+	return m.send(stream)
 }
 
 // federatesWith are the trust domains that the agent's entries and templates
@@ -105,7 +105,7 @@ func (i *Issuer) federatesWith(agent spiffeid.ID, holding *registry.Holding) []s
 
 // missedBundles adds the bundles of other trust domains that are not what the
 // agent holds.
-func (s *watchService) missedBundles(m *missed, req *watchv1.SyncRequest, names []string) error {
+func (s *watchService) missedBundles(m *missed, req *watchv1.SyncRequest, names []string) {
 	for _, name := range names {
 		td, err := spiffeid.TrustDomainFromString(name)
 		if err != nil {
@@ -119,24 +119,20 @@ func (s *watchService) missedBundles(m *missed, req *watchv1.SyncRequest, names 
 		if bytes.Equal(has, news.Tag) && (len(has) > 0 || news.Bundle == nil) {
 			continue
 		}
-		if err := m.room(news); err != nil {
-			return err
-		}
-		m.reply.Federated = append(m.reply.Federated, news)
+		page := m.page(news)
+		page.Federated = append(page.Federated, news)
 	}
-	return nil
 }
 
-// missed is a reply to Sync on its way, in as many messages as it takes.
+// missed is a reply to Sync, in as many messages as it takes.
 type missed struct {
-	stream watchv1.EntryWatch_SyncServer
-	reply  *watchv1.SyncReply
-	items  int
-	bytes  int
+	pages []*watchv1.SyncReply
+	// What is in the last of them.
+	items, bytes int
 }
 
 // entries adds the difference between what the agent holds and what it may have.
-func (m *missed) entries(held []*watchv1.Held, entries []*registry.Entry) error {
+func (m *missed) entries(held []*watchv1.Held, entries []*registry.Entry) {
 	has := make(map[string][]byte, len(held))
 	for _, h := range held {
 		has[h.GetId()] = h.GetTag()
@@ -149,37 +145,33 @@ func (m *missed) entries(held []*watchv1.Held, entries []*registry.Entry) error 
 			continue
 		}
 		news := &watchv1.Changed{Entry: entryToProto(e, agentMask), Tag: tag[:]}
-		if err := m.room(news); err != nil {
-			return err
-		}
-		m.reply.Changed = append(m.reply.Changed, news)
+		page := m.page(news)
+		page.Changed = append(page.Changed, news)
 	}
 	for _, id := range slices.Sorted(maps.Keys(has)) {
-		if err := m.room(&watchv1.Held{Id: id}); err != nil { // as large as the ID is
-			return err
-		}
-		m.reply.Gone = append(m.reply.Gone, id)
+		page := m.page(&watchv1.Held{Id: id}) // as large as the ID is
+		page.Gone = append(page.Gone, id)
 	}
-	return nil
 }
 
-// room sends what there is if another item does not go into the same message.
-func (m *missed) room(item proto.Message) error {
+// page is the message that an item goes into.
+func (m *missed) page(item proto.Message) *watchv1.SyncReply {
 	size := proto.Size(item) + 8 // tag and length
 	if m.items == syncPage || m.items > 0 && m.bytes+size > maxReply {
-		if err := m.send(true); err != nil {
-			return err
-		}
+		m.pages = append(m.pages, &watchv1.SyncReply{Revision: m.pages[0].Revision})
+		m.items, m.bytes = 0, 0
 	}
 	m.items++
 	m.bytes += size
-	return nil
+	return m.pages[len(m.pages)-1]
 }
 
-func (m *missed) send(more bool) error {
-	reply := m.reply
-	reply.More = more
-	m.reply = &watchv1.SyncReply{Revision: reply.Revision, Digest: reply.Digest}
-	m.items, m.bytes = 0, 0
-	return m.stream.Send(reply)
+func (m *missed) send(stream watchv1.EntryWatch_SyncServer) error {
+	for n, page := range m.pages {
+		page.More, page.Digest = n < len(m.pages)-1, m.pages[0].Digest
+		if err := stream.Send(page); err != nil {
+			return err
+		}
+	}
+	return nil
 }

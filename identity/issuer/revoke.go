@@ -53,7 +53,7 @@ func (s *revocationService) Revoke(ctx context.Context, req *revocationv1.Revoke
 		return nil, status.Errorf(codes.InvalidArgument, "revocation.reason has %d bytes, at most %d are accepted", len(reason), maxReason)
 	}
 	var made *revocation.Revocation
-	err = s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
+	err = s.updateAs(ctx, urgent, func(tx *sqlstore.Tx, record recorder) error {
 		if list, _ := s.Revocations().Now(); list.Len() >= maxRevocations {
 			return status.Errorf(codes.ResourceExhausted, "%d revocations are in force, as many as there can be: revoke by SPIFFE ID or agent instead of by serial number", list.Len())
 		}

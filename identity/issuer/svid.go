@@ -42,9 +42,11 @@ type svidService struct {
 // BatchNewX509SVID implements svidv1.SVIDServer.
 func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
 	params := req.GetParams()
-	if err := s.admitBatch(ctx, "params", len(params)); err != nil {
+	leave, err := s.admitBatch(ctx, "params", len(params))
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	if err := s.refreshFor(ctx, params); err != nil {
 		return nil, err
 	}
@@ -76,15 +78,18 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	return resp, nil
 }
 
-// admitBatch waits until a batch of X509-SVIDs may be signed.
-func (i *Issuer) admitBatch(ctx context.Context, field string, items int) error {
+// admitBatch waits until a batch of X509-SVIDs may be signed. leave follows.
+func (i *Issuer) admitBatch(ctx context.Context, field string, items int) (leave func(), err error) {
 	switch {
 	case items == 0:
-		return status.Errorf(codes.InvalidArgument, "%s is empty", field)
+		return nil, status.Errorf(codes.InvalidArgument, "%s is empty", field)
 	case items > maxSVIDs:
-		return status.Errorf(codes.InvalidArgument, "batch has %d items, at most %d are accepted", items, maxSVIDs)
+		return nil, status.Errorf(codes.InvalidArgument, "batch has %d items, at most %d are accepted", items, maxSVIDs)
 	}
-	return i.waitToSign(ctx, items)
+	if err := i.waitToSign(ctx, items); err != nil {
+		return nil, err
+	}
+	return i.enterSigning(ctx, items, i.ca.X509SVIDLife()/2)
 }
 
 // wanted is an X509-SVID that the caller may have.
@@ -249,6 +254,11 @@ func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	if err := s.waitToSign(ctx, 1); err != nil {
 		return nil, err
 	}
+	leave, err := s.enterSigning(ctx, 1, s.ca.JWTSVIDLife()/2)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	svid, err := s.newJWT(ctx, "issued", ca.JWTRequest{ID: e.SPIFFEID, Audience: req.GetAudience(), Life: e.JWTSVIDTTL, Through: callerOf(ctx).id}, [2]string{"entry", e.ID})
 	if err != nil {
 		return nil, err

@@ -22,7 +22,13 @@ const syncPage = 500
 func (s *entryService) GetAuthorizedEntries(ctx context.Context, req *entryv1.GetAuthorizedEntriesRequest) (*entryv1.GetAuthorizedEntriesResponse, error) {
 	resp := &entryv1.GetAuthorizedEntriesResponse{}
 	size := 0
-	for _, e := range s.index.Authorized(callerOf(ctx).id, s.now()) {
+	entries := s.index.Authorized(callerOf(ctx).id, s.now())
+	leave, err := s.enterList(ctx, len(entries))
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	for _, e := range entries {
 		pb := entryToProto(e, req.GetOutputMask())
 		if size += proto.Size(pb) + 8; size > maxReply {
 			// This method has no pages, and a part would look like the whole.
@@ -53,7 +59,12 @@ func (s *entryService) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorized
 		return status.Error(codes.InvalidArgument, "output_mask must not hide revision_number: without it nobody can tell what is stale")
 	}
 	entries := s.index.Authorized(caller.id, s.now())
+	leave, err := s.enterList(ctx, len(entries))
+	if err != nil {
+		return err
+	}
 	whole := wholeList(entries, mask)
+	leave() // sending may take as long as the agent likes
 	if whole != nil {
 		err = stream.Send(whole)
 	} else {

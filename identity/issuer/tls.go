@@ -8,7 +8,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/writ-dev/writ/identity/ca"
@@ -76,11 +75,11 @@ func (i *Issuer) refusedClient(chain []*x509.Certificate, bundle *ca.Bundle, now
 // limits on messages and streams, and keepalive that finds dead agents.
 func (i *Issuer) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(credentials.NewTLS(i.TLSConfig())),
+		grpc.Creds(i.orderedTLS()),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxSendMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.ConnectionTimeout(connectionTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}

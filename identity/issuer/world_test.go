@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/ca"
@@ -67,6 +69,9 @@ type world struct {
 	addr   string
 	file   string // the database
 	admin  *grpc.ClientConn
+	// tcp and local are where it listens when that is in memory.
+	memory     bool
+	tcp, local *bufconn.Listener
 	// begin starts it, and again after end has ended it.
 	begin, end func()
 	stop       context.CancelFunc // ends the issuer's Run
@@ -80,8 +85,20 @@ type option func(*issuer.Config, *ca.Config)
 
 func newWorld(t testing.TB, options ...option) *world {
 	t.Helper()
-	w := &world{t: t, clock: &clock{}, keys: &keys.Memory{}}
-	ctx := t.Context()
+	return startWorld(&world{t: t}, options...)
+}
+
+// newWorldInMemory is newWorld without sockets, for bubbles of synctest.
+func newWorldInMemory(t testing.TB, options ...option) *world {
+	t.Helper()
+	return startWorld(&world{t: t, memory: true}, options...)
+}
+
+func startWorld(w *world, options ...option) *world {
+	t := w.t
+	t.Helper()
+	w.clock, w.keys = &clock{}, &keys.Memory{}
+	ctx := context.WithoutCancel(t.Context())
 	w.file = filepath.Join(t.TempDir(), "writ.db")
 	w.begin = func() {
 		t.Helper()
@@ -131,18 +148,11 @@ func (w *world) serve() (done func()) {
 	w.issuer.Register(tlsServer, issuer.TLSCaller)
 	adminServer := grpc.NewServer()
 	w.issuer.Register(adminServer, func(context.Context) (issuer.Caller, error) { return issuer.LocalCaller(1000), nil })
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	must(w.t, err)
-	socket := filepath.Join(w.t.TempDir(), "admin.sock")
-	unix, err := net.Listen("unix", socket)
-	must(w.t, err)
-	w.addr = tcp.Addr().String()
+	tcp, unix := w.listen()
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.issuer.Run(runCtx) })
 	wg.Go(func() { _ = tlsServer.Serve(tcp) })
 	wg.Go(func() { _ = adminServer.Serve(unix) })
-	w.admin, err = grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(w.t, err)
 	return func() {
 		w.admin.Close()
 		stop()
@@ -150,6 +160,30 @@ func (w *world) serve() (done func()) {
 		adminServer.Stop()
 		wg.Wait()
 	}
+}
+
+// listen opens where it is reached, by agents and by administrators.
+func (w *world) listen() (tcp, unix net.Listener) {
+	w.t.Helper()
+	plain := grpc.WithTransportCredentials(insecure.NewCredentials())
+	var err error
+	if w.memory {
+		w.tcp, w.local = bufconn.Listen(1<<12), bufconn.Listen(1<<16)
+		w.addr = "passthrough:issuer"
+		local := w.local
+		w.admin, err = grpc.NewClient("passthrough:admin", plain, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return local.DialContext(ctx) }))
+		must(w.t, err)
+		return w.tcp, w.local
+	}
+	tcp, err = net.Listen("tcp", "127.0.0.1:0")
+	must(w.t, err)
+	socket := filepath.Join(w.t.TempDir(), "admin.sock")
+	unix, err = net.Listen("unix", socket)
+	must(w.t, err)
+	w.addr = tcp.Addr().String()
+	w.admin, err = grpc.NewClient("unix:"+socket, plain)
+	must(w.t, err)
+	return tcp, unix
 }
 
 func (w *world) emit(_ context.Context, act identity.Act) error {
@@ -239,6 +273,7 @@ type agent struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 	conn *grpc.ClientConn
+	says []string // application protocols beside h2
 }
 
 // join attests with a token.
@@ -290,7 +325,12 @@ func (a *agent) adopt(svid *types.X509SVID, key *ecdsa.PrivateKey) {
 // dial connects to the issuer listener, with an agent's SVID or without.
 func (w *world) dial(a *agent) *grpc.ClientConn {
 	w.t.Helper()
-	conn, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(credentials.NewTLS(w.clientTLS(a))))
+	options := []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(w.clientTLS(a)))}
+	if w.memory {
+		tcp := w.tcp
+		options = append(options, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return tcp.DialContext(ctx) }))
+	}
+	conn, err := grpc.NewClient(w.addr, options...)
 	must(w.t, err)
 	return conn
 }
@@ -310,6 +350,7 @@ func (w *world) clientTLS(a *agent) *tls.Config {
 		},
 	}
 	if a != nil {
+		config.NextProtos = append(slices.Clone(a.says), "h2")
 		config.Certificates = []tls.Certificate{{Certificate: [][]byte{a.cert.Raw}, PrivateKey: a.key}}
 	}
 	return config
