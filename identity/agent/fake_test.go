@@ -31,11 +31,11 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/bufnet"
 )
 
 var testTD = spiffeid.RequireTrustDomainFromString("example.org")
@@ -89,7 +89,7 @@ type fake struct {
 	missed func(*watchv1.SyncRequest, *watchv1.SyncReply)
 
 	// where it listens now; nil is down
-	ln *bufconn.Listener
+	ln *bufnet.Listener
 	gs *grpc.Server
 	wg sync.WaitGroup
 }
@@ -158,7 +158,7 @@ func (f *fake) start() {
 	if !f.noWatch {
 		watchv1.RegisterEntryWatchServer(gs, &fakeWatch{f: f})
 	}
-	ln := bufconn.Listen(1 << 20)
+	ln := bufnet.Listen(1 << 20)
 	f.mu.Lock()
 	f.ln, f.gs = ln, gs
 	f.mu.Unlock()

@@ -27,7 +27,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/ca"
@@ -35,6 +34,7 @@ import (
 	"github.com/writ-dev/writ/identity/keys"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/bufnet"
 	"github.com/writ-dev/writ/internal/sqldb"
 )
 
@@ -71,7 +71,7 @@ type world struct {
 	admin  *grpc.ClientConn
 	// tcp and local are where it listens when that is in memory.
 	memory     bool
-	tcp, local *bufconn.Listener
+	tcp, local *bufnet.Listener
 	// begin starts it, and again after end has ended it.
 	begin, end func()
 	stop       context.CancelFunc // ends the issuer's Run
@@ -168,7 +168,7 @@ func (w *world) listen() (tcp, unix net.Listener) {
 	plain := grpc.WithTransportCredentials(insecure.NewCredentials())
 	var err error
 	if w.memory {
-		w.tcp, w.local = bufconn.Listen(1<<12), bufconn.Listen(1<<16)
+		w.tcp, w.local = bufnet.Listen(1<<12), bufnet.Listen(1<<16)
 		w.addr = "passthrough:issuer"
 		local := w.local
 		w.admin, err = grpc.NewClient("passthrough:admin", plain, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return local.DialContext(ctx) }))

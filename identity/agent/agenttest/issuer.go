@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/attest/server"
@@ -30,6 +29,7 @@ import (
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/bufnet"
 	"github.com/writ-dev/writ/internal/sqldb"
 	"github.com/writ-dev/writ/internal/unixsock"
 )
@@ -118,11 +118,11 @@ func StartInMemory(t testing.TB, life time.Duration, attestors ...server.Attesto
 func StartConfigInMemory(t testing.TB, life time.Duration, config issuer.Config) *Issuer {
 	t.Helper()
 	r := newIssuer(t, life, config)
-	var tcp, local atomic.Pointer[bufconn.Listener]
+	var tcp, local atomic.Pointer[bufnet.Listener]
 	r.Address = "issuer:1"
 	r.listen = func() (net.Listener, net.Listener) {
-		tcp.Store(bufconn.Listen(1 << 20))
-		local.Store(bufconn.Listen(1 << 20))
+		tcp.Store(bufnet.Listen(1 << 20))
+		local.Store(bufnet.Listen(1 << 20))
 		return tcp.Load(), local.Load()
 	}
 	r.Dial = func(ctx context.Context, _ string) (net.Conn, error) { return tcp.Load().DialContext(ctx) }
