@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/writ-dev/writ/test/programs"
 )
 
 // bin is where TestMain built the programs.
@@ -274,12 +276,11 @@ func eventually(t *testing.T, within time.Duration, check func() error) {
 // the kernel serves outgoing connections.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := programs.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return ports[0]
 }
 
 // shortDir is a temporary directory whose path leaves room for a socket.

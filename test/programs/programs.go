@@ -8,12 +8,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -209,17 +211,37 @@ func (p *Program) close() {
 	os.RemoveAll(p.dir)
 }
 
-// FreePorts gives n TCP ports of loopback that nobody listens on. All are held
-// until the last one is found, so that they differ.
+// Ports that tests give to programs lie below those that systems choose for
+// connections and for listeners on port 0 (32768 and up on Linux), so that nobody is
+// given one between its choice and its use.
+const (
+	firstPort = 12000
+	lastPort  = 32000
+)
+
+// ports counts through them from a place that differs by process. None comes twice
+// before all have been tried.
+var ports atomic.Uint32
+
+func init() { ports.Store(rand.Uint32N(lastPort - firstPort)) }
+
+// FreePorts gives n TCP ports of loopback that nobody listens on.
 func FreePorts(n int) ([]int, error) {
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+	var free []int
+	for range lastPort - firstPort {
+		if len(free) == n {
+			break
 		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		port := firstPort + int(ports.Add(1)%(lastPort-firstPort))
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		free = append(free, port)
 	}
-	return ports, nil
+	if len(free) < n {
+		return nil, fmt.Errorf("only %d ports between %d and %d are free, want %d", len(free), firstPort, lastPort, n)
+	}
+	return free, nil
 }
