@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -65,6 +66,7 @@ func comeBack(b *testing.B, atOnce int, own bool) {
 		default:
 			a.says = []string{admit.Protocol(lives[n])}
 		}
+		a.from = net.IPv4(127, 1, byte(n/250), byte(1+n%250)) // each an address of its own
 		a.conn.Close()
 		a.conn = w.dial(a)
 	}

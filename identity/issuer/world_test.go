@@ -274,6 +274,7 @@ type agent struct {
 	cert *x509.Certificate
 	conn *grpc.ClientConn
 	says []string // application protocols beside h2
+	from net.IP   // of the loopback network; nil is any
 }
 
 // join attests with a token.
@@ -329,6 +330,10 @@ func (w *world) dial(a *agent) *grpc.ClientConn {
 	if w.memory {
 		tcp := w.tcp
 		options = append(options, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return tcp.DialContext(ctx) }))
+	}
+	if a != nil && a.from != nil {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: a.from}}
+		options = append(options, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) }))
 	}
 	conn, err := grpc.NewClient(w.addr, options...)
 	must(w.t, err)
