@@ -25,12 +25,7 @@ func newAgentCmd(a *app) *cobra.Command {
 
 // agentAdmin runs call against the control plane.
 func (a *app) agentAdmin(call func(agentv1.AgentClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return call(agentv1.NewAgentClient(conn))
+	return withClient(a, agentv1.NewAgentClient, call)
 }
 
 // agentInfo is the JSON form of an agent.

@@ -45,12 +45,7 @@ func newBundleCmd(a *app) *cobra.Command {
 
 // bundleAdmin runs call against the control plane.
 func (a *app) bundleAdmin(call func(bundlev1.BundleClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return call(bundlev1.NewBundleClient(conn))
+	return withClient(a, bundlev1.NewBundleClient, call)
 }
 
 // bundleInfo is the JSON form of a bundle.

@@ -39,12 +39,7 @@ func newEntryCmd(a *app) *cobra.Command {
 
 // entryAdmin runs call against the control plane.
 func (a *app) entryAdmin(call func(entryv1.EntryClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return call(entryv1.NewEntryClient(conn))
+	return withClient(a, entryv1.NewEntryClient, call)
 }
 
 // entryFlags are the fields of a new entry as a person gives them.
@@ -308,18 +303,7 @@ that workloads already have stay valid until they expire.`,
 			if err != nil {
 				return fmt.Errorf("entry delete: %w", err)
 			}
-			result := struct {
-				Deleted []string `json:"deleted"`
-			}{deleted}
-			err = a.emit(result, func(w io.Writer) error {
-				for _, id := range deleted {
-					if _, err := fmt.Fprintf(w, "deleted %s\n", id); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-			if err = errors.Join(failed, err); err != nil {
+			if err := errors.Join(failed, a.emitDeleted(deleted)); err != nil {
 				return fmt.Errorf("entry delete: %w", err)
 			}
 			return nil

@@ -38,15 +38,7 @@ func newEntryTemplateCmd(a *app) *cobra.Command {
 
 // templateAdmin runs call against the control plane.
 func (a *app) templateAdmin(call func(templatev1.AdminClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := call(templatev1.NewAdminClient(conn)); err != nil {
-		return rpcError(err)
-	}
-	return nil
+	return withClient(a, templatev1.NewAdminClient, func(c templatev1.AdminClient) error { return rpcError(call(c)) })
 }
 
 // templateFlags are the fields of a template as a person gives them.
@@ -290,18 +282,7 @@ already have stay valid until they expire (policyctl svid revoke ends them).`,
 			if err != nil {
 				return fmt.Errorf("entry template delete: %w", err)
 			}
-			result := struct {
-				Deleted []string `json:"deleted"`
-			}{deleted}
-			err = a.emit(result, func(w io.Writer) error {
-				for _, id := range deleted {
-					if _, err := fmt.Fprintf(w, "deleted %s\n", id); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-			if err = errors.Join(failed, err); err != nil {
+			if err := errors.Join(failed, a.emitDeleted(deleted)); err != nil {
 				return fmt.Errorf("entry template delete: %w", err)
 			}
 			return nil

@@ -51,15 +51,7 @@ func withheldInfoFrom(pb *withheldv1.Entry) withheldInfo {
 
 // withheld runs call against the control plane.
 func (a *app) withheld(call func(withheldv1.AdminClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := call(withheldv1.NewAdminClient(conn)); err != nil {
-		return rpcError(err)
-	}
-	return nil
+	return withClient(a, withheldv1.NewAdminClient, func(c withheldv1.AdminClient) error { return rpcError(call(c)) })
 }
 
 func (a *app) listWithheld(ctx context.Context) (list []withheldInfo, more uint64, err error) {

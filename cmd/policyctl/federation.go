@@ -31,12 +31,7 @@ func newFederationCmd(a *app) *cobra.Command {
 
 // federationAdmin runs call against the control plane.
 func (a *app) federationAdmin(call func(trustdomainv1.TrustDomainClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return call(trustdomainv1.NewTrustDomainClient(conn))
+	return withClient(a, trustdomainv1.NewTrustDomainClient, call)
 }
 
 // relationshipInfo is the JSON form of a relationship.

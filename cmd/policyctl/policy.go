@@ -55,15 +55,7 @@ end the program with exit code 2.`,
 
 // policyAdmin calls the control plane's policy administration.
 func (a *app) policyAdmin(call func(policyv1.AdminClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := call(policyv1.NewAdminClient(conn)); err != nil {
-		return rpcError(err)
-	}
-	return nil
+	return withClient(a, policyv1.NewAdminClient, func(c policyv1.AdminClient) error { return rpcError(call(c)) })
 }
 
 // largeAnswer admits a whole policy as an answer.

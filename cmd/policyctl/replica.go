@@ -23,15 +23,7 @@ func newReplicaCmd(a *app) *cobra.Command {
 
 // replicas runs call against the control plane.
 func (a *app) replicas(call func(replicav1.AdminClient) error) error {
-	conn, err := a.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := call(replicav1.NewAdminClient(conn)); err != nil {
-		return rpcError(err)
-	}
-	return nil
+	return withClient(a, replicav1.NewAdminClient, func(c replicav1.AdminClient) error { return rpcError(call(c)) })
 }
 
 // replicaInfo is the JSON form of a replica.

@@ -213,8 +213,21 @@ func (a *app) checkOwner(path string, info os.FileInfo) error {
 	return fmt.Errorf("socket %s belongs to %s, neither root nor you: not trusting it; if that is the user of writd, say --server-owner %s", path, owner, owner)
 }
 
-// rpcError is what the server said, without gRPC's wrapping.
+// withClient runs call with a client of the control plane.
+func withClient[C any](a *app, newClient func(grpc.ClientConnInterface) C, call func(C) error) error {
+	conn, err := a.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return call(newClient(conn))
+}
+
+// rpcError is what the server said, without gRPC's wrapping; nil of nil.
 func rpcError(err error) error {
+	if err == nil {
+		return nil
+	}
 	s, ok := status.FromError(err)
 	switch {
 	case !ok:
@@ -225,6 +238,21 @@ func rpcError(err error) error {
 		return fmt.Errorf("the control plane does not answer: %s", s.Message())
 	}
 	return errors.New(s.Message())
+}
+
+// emitDeleted writes the IDs of what was deleted.
+func (a *app) emitDeleted(ids []string) error {
+	result := struct {
+		Deleted []string `json:"deleted"`
+	}{ids}
+	return a.emit(result, func(w io.Writer) error {
+		for _, id := range ids {
+			if _, err := fmt.Fprintf(w, "deleted %s\n", id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // emit writes a result: v as one JSON document, or what text writes.

@@ -76,17 +76,9 @@ func (f *svidFetch) run(ctx context.Context, a *app) error {
 	if f.write != "" && len(f.audiences) > 0 {
 		return errors.New("--write is for X.509-SVIDs: leave --audience out")
 	}
-	var want spiffeid.ID
-	if f.spiffeID != "" {
-		var err error
-		if want, err = spiffeid.FromString(f.spiffeID); err != nil {
-			return fmt.Errorf("--spiffe-id: %w", err)
-		}
-	}
-	address := f.address(a)
-	client, err := workloadapi.New(ctx, workloadapi.WithAddr(address))
+	client, want, err := f.open(ctx, a)
 	if err != nil {
-		return fmt.Errorf("workload API %s: %w", address, err)
+		return err
 	}
 	defer client.Close()
 	if len(f.audiences) > 0 {
@@ -94,7 +86,21 @@ func (f *svidFetch) run(ctx context.Context, a *app) error {
 	} else {
 		err = f.fetchX509(ctx, a, client, want)
 	}
-	return explainWorkloadAPI(err, address)
+	return explainWorkloadAPI(err, f.address(a))
+}
+
+// open gives a client of the Workload API and the identity that is wanted, if one is.
+func (f *svidFetch) open(ctx context.Context, a *app) (client *workloadapi.Client, want spiffeid.ID, err error) {
+	if f.spiffeID != "" {
+		if want, err = spiffeid.FromString(f.spiffeID); err != nil {
+			return nil, want, fmt.Errorf("--spiffe-id: %w", err)
+		}
+	}
+	address := f.address(a)
+	if client, err = workloadapi.New(ctx, workloadapi.WithAddr(address)); err != nil {
+		return nil, want, fmt.Errorf("workload API %s: %w", address, err)
+	}
+	return client, want, nil
 }
 
 // address is the Workload API as a URI.

@@ -89,17 +89,9 @@ stop. When the agent is away the files stay as they are, and the log says so.`,
 }
 
 func (w *svidWrite) run(ctx context.Context, a *app) error {
-	var want spiffeid.ID
-	if w.spiffeID != "" {
-		var err error
-		if want, err = spiffeid.FromString(w.spiffeID); err != nil {
-			return fmt.Errorf("--spiffe-id: %w", err)
-		}
-	}
-	address := w.address(a)
-	client, err := workloadapi.New(ctx, workloadapi.WithAddr(address))
+	client, want, err := w.open(ctx, a)
 	if err != nil {
-		return fmt.Errorf("workload API %s: %w", address, err)
+		return err
 	}
 	defer client.Close()
 	if w.watch {
@@ -109,7 +101,7 @@ func (w *svidWrite) run(ctx context.Context, a *app) error {
 	defer cancel()
 	got, err := client.FetchX509Context(once)
 	if err != nil {
-		return explainWorkloadAPI(err, address)
+		return explainWorkloadAPI(err, w.address(a))
 	}
 	if err := w.newToken(once, client, got, want); err != nil {
 		return err

@@ -69,18 +69,23 @@ func (d *Disk) Create(name string, alg Algorithm) (crypto.Signer, error) {
 	return key, nil
 }
 
-func (d *Disk) write(name string, key crypto.Signer) (err error) {
+func (d *Disk) write(name string, key crypto.Signer) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(d.dir, ".new-*") // mode 0600
+	return writeNew(d.path(name), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// writeNew makes a file, mode 0600, that is durable when writeNew returns. The error
+// is ErrExists where the name is taken.
+func writeNew(file string, data []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(file), ".new-*") // mode 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp.Name())
-	err = pem.Encode(tmp, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err == nil {
+	if _, err = tmp.Write(data); err == nil {
 		err = tmp.Sync()
 	}
 	if err = errors.Join(err, tmp.Close()); err != nil {
@@ -88,13 +93,12 @@ func (d *Disk) write(name string, key crypto.Signer) (err error) {
 	}
 	// A link, not a rename: it never replaces a key that another process made
 	// meanwhile.
-	if err := os.Link(tmp.Name(), d.path(name)); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return ErrExists
-		}
+	if err := os.Link(tmp.Name(), file); errors.Is(err, fs.ErrExist) {
+		return ErrExists
+	} else if err != nil {
 		return err
 	}
-	return atomicfile.SyncDir(d.dir)
+	return atomicfile.SyncDir(filepath.Dir(file))
 }
 
 // Load implements Store. It refuses a file that anyone but its owner can read
@@ -103,32 +107,39 @@ func (d *Disk) Load(name string) (crypto.Signer, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(d.path(name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("load key %s: %w", name, ErrNotFound)
-	} else if err != nil {
-		return nil, fmt.Errorf("load key %s: %w", name, err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("load key %s: %w", name, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("load key %s: %s is not a file", name, f.Name())
-	}
-	if err := private(info); err != nil {
-		return nil, fmt.Errorf("load key %s: %s: %w", name, f.Name(), err)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile))
+	file := d.path(name)
+	data, err := readPrivate(file, syscall.O_NOFOLLOW)
 	if err != nil {
 		return nil, fmt.Errorf("load key %s: %w", name, err)
 	}
 	key, err := parse(data)
 	if err != nil {
-		return nil, fmt.Errorf("load key %s: %s: %w", name, f.Name(), err)
+		return nil, fmt.Errorf("load key %s: %s: %w", name, file, err)
 	}
 	return key, nil
+}
+
+// readPrivate reads a file that nobody but its owner, this user, can read or write.
+// The error is ErrNotFound where there is none, and names the file otherwise.
+func readPrivate(file string, flags int) ([]byte, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK|flags, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNotFound
+	} else if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a file", file)
+	}
+	if err := private(info); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 // Delete implements Store.

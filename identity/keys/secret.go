@@ -5,14 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
-
-	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 // SecretSize is the size of a Secret, bytes.
@@ -35,26 +28,11 @@ func (Secret) String() string { return "[secret]" }
 // "openssl rand -hex 32" makes one. It refuses what Disk refuses of a key; the
 // error is ErrNotFound where there is no file.
 func LoadSecret(file string) (s Secret, err error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, fmt.Errorf("load %s: %w", file, ErrNotFound)
+	text, err := readPrivate(file, 0)
+	if errors.Is(err, ErrNotFound) {
+		return s, fmt.Errorf("load %s: %w", file, err)
 	} else if err != nil {
 		return s, fmt.Errorf("load key: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return s, fmt.Errorf("load %s: %w", file, err)
-	case !info.Mode().IsRegular():
-		return s, fmt.Errorf("load %s: not a file", file)
-	}
-	if err := private(info); err != nil {
-		return s, fmt.Errorf("load %s: %w", file, err)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxFile))
-	if err != nil {
-		return s, fmt.Errorf("load %s: %w", file, err)
 	}
 	// Errors never quote the content.
 	digits := strings.TrimSpace(string(text))
@@ -69,23 +47,9 @@ func LoadSecret(file string) (s Secret, err error) {
 
 // SaveSecret writes a secret to a file that is not there yet, mode 0600. It is
 // durable when SaveSecret returns; the error is ErrExists where the name is taken.
-func SaveSecret(file string, s Secret) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".new-*") // mode 0600
-	if err != nil {
+func SaveSecret(file string, s Secret) error {
+	if err := writeNew(file, []byte(hex.EncodeToString(s[:])+"\n")); err != nil {
 		return fmt.Errorf("save %s: %w", file, err)
 	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.WriteString(hex.EncodeToString(s[:]) + "\n")
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return fmt.Errorf("save %s: %w", file, err)
-	}
-	if err := os.Link(tmp.Name(), file); errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("save %s: %w", file, ErrExists)
-	} else if err != nil {
-		return fmt.Errorf("save key: %w", err)
-	}
-	return atomicfile.SyncDir(filepath.Dir(file))
+	return nil
 }

@@ -21,6 +21,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/writ-dev/writ/internal/atomicfile"
 )
 
 // Current is the link to the newest version.
@@ -66,7 +68,7 @@ func Write(dir string, files []File) (paths []string, err error) {
 	}
 	// Whoever may look into the directory may look into the version: the files
 	// have modes of their own.
-	if err := errors.Join(os.Chmod(version, info.Mode().Perm()), syncDir(version)); err != nil {
+	if err := errors.Join(os.Chmod(version, info.Mode().Perm()), atomicfile.SyncDir(version)); err != nil {
 		return nil, err
 	}
 	before, _ := os.Readlink(filepath.Join(dir, Current))
@@ -83,7 +85,7 @@ func Write(dir string, files []File) (paths []string, err error) {
 			return nil, errors.Join(lerr, link(dir, before, Current))
 		}
 	}
-	return paths, errors.Join(syncDir(dir), tidy(dir, files, filepath.Base(version), before))
+	return paths, errors.Join(atomicfile.SyncDir(dir), tidy(dir, files, filepath.Base(version), before))
 }
 
 // link makes name in dir a symbolic link to, in one step also where there is
@@ -137,12 +139,4 @@ func writeFile(path string, data []byte, mode fs.FileMode) error {
 	}
 	_, err = f.Write(data)
 	return errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
