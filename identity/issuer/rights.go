@@ -151,7 +151,10 @@ func methodRights() map[string]right {
 // its methods. It is done here, not by interceptors, so that no server can
 // carry the service without it.
 func (i *Issuer) register(s grpc.ServiceRegistrar, caller CallerFunc, desc *grpc.ServiceDesc, service any) {
-	admit := func(ctx context.Context, method string) (context.Context, error) {
+	// req is nil for a stream: nothing has been read of it, and an admin policy
+	// decides about everything that could be.
+	admit := func(ctx context.Context, name string, req any) (context.Context, error) {
+		method := "/" + desc.ServiceName + "/" + name
 		c, err := caller(ctx)
 		if err != nil {
 			if _, ok := status.FromError(err); !ok {
@@ -162,10 +165,11 @@ func (i *Issuer) register(s grpc.ServiceRegistrar, caller CallerFunc, desc *grpc
 		if span := tracing.Current(ctx); span.Recorded() {
 			span.String(tracing.Caller, c.Actor())
 		}
-		if err := i.authorize(ctx, c, "/"+desc.ServiceName+"/"+method); err != nil {
+		if err := i.authorize(ctx, c, method); err != nil {
 			return nil, err
 		}
-		return withCaller(ctx, c), nil
+		ctx = withCaller(ctx, c)
+		return ctx, i.restrict(ctx, method, req)
 	}
 	guarded := *desc
 	guarded.Methods = slices.Clone(desc.Methods)
@@ -173,11 +177,8 @@ func (i *Issuer) register(s grpc.ServiceRegistrar, caller CallerFunc, desc *grpc
 		guarded.Methods[n].Handler = func(srv any, ctx context.Context, decode func(any) error, outer grpc.UnaryServerInterceptor) (any, error) {
 			return m.Handler(srv, ctx, decode, func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 				inner := func(ctx context.Context, req any) (any, error) {
-					ctx, err := admit(ctx, m.MethodName)
+					ctx, err := admit(ctx, m.MethodName, req)
 					if err != nil {
-						return nil, err
-					}
-					if err := i.restrict(ctx, "/"+desc.ServiceName+"/"+m.MethodName, req); err != nil {
 						return nil, err
 					}
 					return handler(ctx, req)
@@ -192,7 +193,7 @@ func (i *Issuer) register(s grpc.ServiceRegistrar, caller CallerFunc, desc *grpc
 	guarded.Streams = slices.Clone(desc.Streams)
 	for n, m := range desc.Streams {
 		guarded.Streams[n].Handler = func(srv any, stream grpc.ServerStream) error {
-			ctx, err := admit(stream.Context(), m.StreamName)
+			ctx, err := admit(stream.Context(), m.StreamName, nil)
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,10 @@ package issuer_test
 
 import (
 	"context"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -11,8 +15,10 @@ import (
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
@@ -92,5 +98,56 @@ func TestAdminPolicyRestricts(t *testing.T) {
 	want := []string{"/people/ann " + entryv1.Entry_ListEntries_FullMethodName, "/people/ann " + agentv1.Agent_ListAgents_FullMethodName}
 	if diff := cmp.Diff(want, asked); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A method of administrators that streams is no way around the policy: it is asked
+// before anything is read.
+func TestAdminPolicyRestrictsStreams(t *testing.T) {
+	const allowed, refused = "/test.Allowed/Follow", "/test.Refused/Follow"
+	w := newWorld(t, func(c *issuer.Config, _ *ca.Config) {
+		c.AdminPolicy = func(_ context.Context, id spiffeid.ID, method string, req any) error {
+			if method == allowed && id.Path() == "/people/ann" && req == nil {
+				return nil
+			}
+			return status.Error(codes.PermissionDenied, "the policy says no")
+		}
+	})
+	e := entry("/people/ann", "/node/one", "uid:1")
+	e.Admin = true
+	w.create(e)
+	server := grpc.NewServer(w.issuer.ServerOptions()...)
+	var reached atomic.Int64
+	for _, service := range []string{"test.Allowed", "test.Refused"} {
+		w.issuer.RegisterAdminStream(server, issuer.TLSCaller, service, "Follow", func(any, grpc.ServerStream) error {
+			reached.Add(1)
+			return nil
+		})
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	w.addr = l.Addr().String()
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(l) })
+	t.Cleanup(func() {
+		server.Stop()
+		serving.Wait()
+	})
+	call := func(conn *grpc.ClientConn, method string) error {
+		stream, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+		must(t, err)
+		return stream.RecvMsg(&emptypb.Empty{})
+	}
+	ann, bob := w.asWorkload(t, "/people/ann").conn, w.asWorkload(t, "/people/bob").conn
+	if err := call(ann, allowed); err != io.EOF {
+		t.Errorf("what the policy allows: %v", err)
+	}
+	for name, err := range map[string]error{"what it does not": call(ann, refused), "no administrator": call(bob, allowed)} {
+		if status.Code(err) != codes.PermissionDenied {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := reached.Load(); n != 1 {
+		t.Errorf("%d calls were answered, want 1", n)
 	}
 }
