@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -36,7 +37,6 @@ type svidFetch struct {
 	socket    string
 	spiffeID  string
 	audiences []string
-	write     string
 	timeout   time.Duration
 }
 
@@ -49,10 +49,11 @@ func newSVIDFetchCmd(a *app) *cobra.Command {
 or of any other agent. What it gives depends on who asks, so the result is that
 of policyctl itself: its user, its groups, its program.
 
-Without --audience the SVIDs are X.509, and private keys are never printed.
-With --audience they are JWTs, which as text are printed bare, one a line.`,
+Without --audience the SVIDs are X.509, and private keys are never printed: svid
+write puts them into files. With --audience they are JWTs, which as text are
+printed bare, one a line.`,
 		Example: `  policyctl svid fetch
-  policyctl svid fetch --socket /run/writ-agent/agent.sock --write /run/my-app
+  policyctl svid fetch --socket /run/writ-agent/agent.sock
   curl -H "Authorization: Bearer $(policyctl svid fetch --audience api)" https://api.example.org/`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -62,20 +63,27 @@ With --audience they are JWTs, which as text are printed bare, one a line.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.socket, "socket", "", "Workload API: a path, unix:///path or tcp://IP:port (default "+workloadapi.SocketEnv+", then the agent's of the local mesh)")
-	flags.StringVar(&f.spiffeID, "spiffe-id", "", "of several identities take this one")
+	f.register(cmd)
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if unknown := (*pflag.NotExistError)(nil); errors.As(err, &unknown) && unknown.GetSpecifiedName() == "write" {
+			return fmt.Errorf("%w: policyctl svid write DIR puts SVIDs into files", err)
+		}
+		return err
+	})
 	flags.StringSliceVar(&f.audiences, "audience", nil, "fetch JWT-SVIDs for this audience (repeatable)")
-	flags.StringVar(&f.write, "write", "", "write svid.pem, key.pem and bundle.pem into this directory")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "how long to wait for the agent")
-	_ = cmd.MarkFlagDirname("write")
-	_ = cmd.MarkFlagFilename("socket")
 	return cmd
 }
 
+// register adds the flags that say whom to ask for what.
+func (f *svidFetch) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.socket, "socket", "", "Workload API: a path, unix:///path or tcp://IP:port (default "+workloadapi.SocketEnv+", then the agent's of the local mesh)")
+	flags.StringVar(&f.spiffeID, "spiffe-id", "", "of several identities take this one")
+	_ = cmd.MarkFlagFilename("socket")
+}
+
 func (f *svidFetch) run(ctx context.Context, a *app) error {
-	if f.write != "" && len(f.audiences) > 0 {
-		return errors.New("--write is for X.509-SVIDs: leave --audience out")
-	}
 	client, want, err := f.open(ctx, a)
 	if err != nil {
 		return err
@@ -151,14 +159,9 @@ func (f *svidFetch) fetchX509(ctx context.Context, a *app, client *workloadapi.C
 	if err != nil {
 		return err
 	}
-	var svids []*x509svid.SVID
-	for _, s := range got.SVIDs {
-		if want.IsZero() || s.ID == want {
-			svids = append(svids, s)
-		}
-	}
-	if len(svids) == 0 {
-		return fmt.Errorf("the agent gives this process %s, not %s", got.DefaultSVID().ID, want)
+	svids, err := chosen(got, want)
+	if err != nil {
+		return err
 	}
 	result := x509Result{Bundles: map[string]string{}}
 	for _, b := range got.Bundles.Bundles() {
@@ -175,17 +178,17 @@ func (f *svidFetch) fetchX509(ctx context.Context, a *app, client *workloadapi.C
 		}
 		result.SVIDs = append(result.SVIDs, entry)
 	}
-	if f.write != "" {
-		first := svids[0]
-		certs, key, err := first.Marshal()
-		if err != nil {
-			return err
-		}
-		if result.Written, err = writeSVID(f.write, certs, key, []byte(result.Bundles[first.ID.TrustDomain().Name()])); err != nil {
-			return fmt.Errorf("--write %s: %w", f.write, err)
-		}
-	}
 	return a.emit(result, result.text)
+}
+
+// chosen are the SVIDs that are wanted, the default one first: all of them, or those of
+// one name.
+func chosen(got *workloadapi.X509Context, want spiffeid.ID) ([]*x509svid.SVID, error) {
+	svids := slices.DeleteFunc(slices.Clone(got.SVIDs), func(s *x509svid.SVID) bool { return !want.IsZero() && s.ID != want })
+	if len(svids) == 0 {
+		return nil, fmt.Errorf("the agent gives this process %s, not %s", got.DefaultSVID().ID, want)
+	}
+	return svids, nil
 }
 
 func describeSVID(s *x509svid.SVID) (x509Entry, error) {
@@ -247,55 +250,4 @@ func (f *svidFetch) fetchJWT(ctx context.Context, a *app, client *workloadapi.Cl
 		}
 		return nil
 	})
-}
-
-// writeSVID writes the three files. Each is replaced in one step, and none
-// before all of them are on disk, so that a reader sees a pair that does not fit
-// for no longer than two renames take.
-func writeSVID(dir string, certs, key, bundle []byte) (written []string, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	files := []struct {
-		name string
-		data []byte
-		mode fs.FileMode
-	}{{"bundle.pem", bundle, 0o644}, {"key.pem", key, 0o600}, {"svid.pem", certs, 0o644}}
-	temps := make([]string, len(files))
-	defer func() {
-		for _, temp := range temps {
-			if err != nil && temp != "" {
-				os.Remove(temp)
-			}
-		}
-	}()
-	for i, file := range files {
-		if temps[i], err = writeTemp(dir, file.name, file.data, file.mode); err != nil {
-			return nil, err
-		}
-	}
-	for i, file := range files {
-		path := filepath.Join(dir, file.name)
-		if err := os.Rename(temps[i], path); err != nil {
-			return nil, err
-		}
-		temps[i] = ""
-		written = append(written, path)
-	}
-	return written, nil
-}
-
-// writeTemp writes data beside where it will go and returns where it is.
-func writeTemp(dir, name string, data []byte, mode fs.FileMode) (string, error) {
-	f, err := os.CreateTemp(dir, "."+name+"-*") // mode 0600
-	if err != nil {
-		return "", err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err != nil {
-		os.Remove(f.Name())
-		return "", err
-	}
-	return f.Name(), nil
 }

@@ -31,6 +31,7 @@ const (
 
 type svidWrite struct {
 	svidFetch
+	dir       string
 	watch     bool
 	federated bool
 	command   string
@@ -68,14 +69,13 @@ stop. When the agent is away the files stay as they are, and the log says so.`,
   policyctl svid write /run/my-app --watch --reload-command 'systemctl reload my-app'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			w.svidFetch.write = args[0]
+			w.dir = args[0]
 			w.log = slog.New(slog.NewTextHandler(a.stderr, nil))
 			return w.run(cmd.Context(), a)
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&w.socket, "socket", "", "Workload API: a path, unix:///path or tcp://IP:port (default "+workloadapi.SocketEnv+", then the agent's of the local mesh)")
-	flags.StringVar(&w.spiffeID, "spiffe-id", "", "of several identities take this one")
+	w.register(cmd)
 	flags.DurationVar(&w.timeout, "timeout", 10*time.Second, "how long to wait for the agent, without --watch")
 	flags.BoolVar(&w.watch, "watch", false, "go on, and write again at each change")
 	flags.BoolVar(&w.federated, "federated", false, "also write the federated bundles, as bundle.TRUST-DOMAIN.pem")
@@ -83,7 +83,6 @@ stop. When the agent is away the files stay as they are, and the log says so.`,
 	flags.StringVar(&w.command, "reload-command", "", "run this by sh -c after each write")
 	flags.StringVar(&w.pidFile, "reload-signal", "", "send SIGHUP to the process that this file names after each write")
 	cmd.MarkFlagsMutuallyExclusive("reload-command", "reload-signal")
-	_ = cmd.MarkFlagFilename("socket")
 	_ = cmd.MarkFlagFilename("reload-signal")
 	return cmd
 }
@@ -95,7 +94,7 @@ func (w *svidWrite) run(ctx context.Context, a *app) error {
 	}
 	defer client.Close()
 	if w.watch {
-		return w.follow(ctx, client, want)
+		return explainWorkloadAPI(w.follow(ctx, client, want), w.address(a))
 	}
 	once, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
@@ -165,7 +164,7 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 			if ctx.Err() != nil { // told to stop: both are true then
 				return nil
 			}
-			return explainWorkloadAPI(err, w.socket)
+			return err
 		case err := <-u.errs:
 			if expires.IsZero() {
 				w.log.Warn("no SVID yet", "error", err)
@@ -208,29 +207,17 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 	}
 }
 
-// choose is the SVID that is wanted.
-func choose(got *workloadapi.X509Context, want spiffeid.ID) (*x509svid.SVID, error) {
-	if want.IsZero() {
-		return got.DefaultSVID(), nil
-	}
-	for _, s := range got.SVIDs {
-		if s.ID == want {
-			return s, nil
-		}
-	}
-	return nil, fmt.Errorf("the agent gives this process %s, not %s", got.DefaultSVID().ID, want)
-}
-
 // newToken gets a JWT-SVID of the same identity when there is none yet or half of
 // its life is over. After an error the one before stays.
 func (w *svidWrite) newToken(ctx context.Context, client *workloadapi.Client, got *workloadapi.X509Context, want spiffeid.ID) error {
 	if len(w.audiences) == 0 {
 		return nil
 	}
-	svid, err := choose(got, want)
+	svids, err := chosen(got, want)
 	if err != nil {
 		return err
 	}
+	svid := svids[0]
 	now := time.Now()
 	if w.token.id == svid.ID && now.Before(w.token.renewal) {
 		return nil
@@ -272,10 +259,11 @@ func (w *svidWrite) renewal(err error) <-chan time.Time {
 
 // store writes one SVID and its bundles as a set.
 func (w *svidWrite) store(got *workloadapi.X509Context, want spiffeid.ID) (*x509svid.SVID, []string, error) {
-	svid, err := choose(got, want)
+	svids, err := chosen(got, want)
 	if err != nil {
 		return nil, nil, err
 	}
+	svid := svids[0]
 	chain, key, err := svid.Marshal()
 	if err != nil {
 		return nil, nil, err
@@ -307,9 +295,9 @@ func (w *svidWrite) store(got *workloadapi.X509Context, want spiffeid.ID) (*x509
 	if !own {
 		return nil, nil, fmt.Errorf("the agent gives no bundle of %s", svid.ID.TrustDomain())
 	}
-	paths, err := fileset.Write(w.write, files)
+	paths, err := fileset.Write(w.dir, files)
 	if err != nil {
-		return nil, nil, fmt.Errorf("write %s: %w", w.write, err)
+		return nil, nil, fmt.Errorf("write %s: %w", w.dir, err)
 	}
 	return svid, paths, nil
 }
