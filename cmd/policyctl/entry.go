@@ -7,11 +7,9 @@ import (
 	"io"
 	"math"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -42,16 +40,19 @@ func (a *app) entryAdmin(call func(entryv1.EntryClient) error) error {
 	return withClient(a, entryv1.NewEntryClient, call)
 }
 
-// entryFlags are the fields of a new entry as a person gives them.
+// commonFlags are the fields of an entry or a template as a person gives them.
+type commonFlags struct {
+	id, spiffeID, parentID    string
+	selectors, dns, federates []string
+	x509TTL, jwtTTL           time.Duration
+	hint                      string
+}
+
+// entryFlags are those of an entry.
 type entryFlags struct {
-	id, spiffeID, parentID string
-	selectors              []string
-	x509TTL, jwtTTL        time.Duration
-	expiresIn              time.Duration
-	dns, federates         []string
-	hint                   string
-	admin, downstream      bool
-	store                  bool
+	commonFlags
+	expiresIn                time.Duration
+	admin, downstream, store bool
 }
 
 func newEntryCreateCmd(a *app) *cobra.Command {
@@ -75,30 +76,36 @@ func newEntryCreateCmd(a *app) *cobra.Command {
 				return fmt.Errorf("entry create: %w", err)
 			}
 			a.warnDoubts(made)
-			return a.emit(entryInfoFrom(made), func(w io.Writer) error { return writeEntry(w, made) })
+			return entryInfoFrom(made).emit(a, "entry")
 		},
 	}
-	f.register(cmd.Flags())
+	f.register(cmd)
 	cmd.Flags().StringVar(&f.id, "id", "", "ID of the entry itself (default: a new one)")
 	for _, required := range []string{"spiffe-id", "parent-id", "selector"} {
 		cmd.Flags().Lookup(required).Usage += " (required)"
 		_ = cmd.MarkFlagRequired(required)
 	}
-	_ = cmd.RegisterFlagCompletionFunc("selector", selectorKinds)
 	return cmd
 }
 
-// register adds the flags of an entry's fields.
-func (f *entryFlags) register(fl *pflag.FlagSet) {
-	fl.StringVar(&f.spiffeID, "spiffe-id", "", "SPIFFE ID that the workload gets")
+// register adds the flags. spiffeID and selector say what these two mean.
+func (f *commonFlags) register(cmd *cobra.Command, spiffeID, selector string) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.spiffeID, "spiffe-id", "", spiffeID)
 	fl.StringVar(&f.parentID, "parent-id", "", "SPIFFE ID of the node, its alias or its agent")
-	fl.StringArrayVar(&f.selectors, "selector", nil, "what the workload must be, as in unix:uid:1000; all of them must match")
-	fl.DurationVar(&f.x509TTL, "x509-svid-ttl", 0, "life of its X509-SVIDs, at least 10s (default: the issuer's)")
-	fl.DurationVar(&f.jwtTTL, "jwt-svid-ttl", 0, "life of its JWT-SVIDs, at least 10s (default: the issuer's)")
+	fl.StringArrayVar(&f.selectors, "selector", nil, selector)
+	fl.DurationVar(&f.x509TTL, "x509-svid-ttl", 0, "life of X509-SVIDs, at least 10s (default: the issuer's)")
+	fl.DurationVar(&f.jwtTTL, "jwt-svid-ttl", 0, "life of JWT-SVIDs, at least 10s (default: the issuer's)")
+	fl.StringArrayVar(&f.dns, "dns", nil, "DNS name in X509-SVIDs")
+	fl.StringArrayVar(&f.federates, "federates-with", nil, "trust domain whose bundle workloads get too")
+	fl.StringVar(&f.hint, "hint", "", "what these SVIDs are for, told to workloads that have several")
+	_ = cmd.RegisterFlagCompletionFunc("selector", selectorKinds)
+}
+
+func (f *entryFlags) register(cmd *cobra.Command) {
+	f.commonFlags.register(cmd, "SPIFFE ID that the workload gets", "what the workload must be, as in unix:uid:1000; all of them must match")
+	fl := cmd.Flags()
 	fl.DurationVar(&f.expiresIn, "expires-in", 0, "remove the entry after this time (default: never)")
-	fl.StringArrayVar(&f.dns, "dns", nil, "DNS name in its X509-SVIDs")
-	fl.StringArrayVar(&f.federates, "federates-with", nil, "trust domain whose bundle it gets too")
-	fl.StringVar(&f.hint, "hint", "", "what this SVID is for, told to workloads that have several")
 	fl.BoolVar(&f.admin, "admin", false, "it may administer this control plane")
 	fl.BoolVar(&f.downstream, "downstream", false, "it is a downstream SPIRE server")
 	fl.BoolVar(&f.store, "store-svid", false, "agents may put its SVIDs into a store")
@@ -213,7 +220,7 @@ func newEntryListCmd(a *app) *cobra.Command {
 			result := struct {
 				Entries []entryInfo `json:"entries"`
 			}{infos}
-			return a.emit(result, func(w io.Writer) error { return writeEntries(w, infos) })
+			return a.emit(result, func(w io.Writer) error { return writeInfos(w, "entry", infos) })
 		},
 	}
 	fl := cmd.Flags()
@@ -270,7 +277,7 @@ func newEntryShowCmd(a *app) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("entry show %s: %w", args[0], rpcError(err))
 			}
-			return a.emit(entryInfoFrom(e), func(w io.Writer) error { return writeEntry(w, e) })
+			return entryInfoFrom(e).emit(a, "entry")
 		},
 	}
 }
@@ -309,90 +316,6 @@ that workloads already have stay valid until they expire.`,
 			return nil
 		},
 	}
-}
-
-// entryInfo is the JSON form of an entry.
-type entryInfo struct {
-	ID            string     `json:"id"`
-	SPIFFEID      string     `json:"spiffe_id"`
-	ParentID      string     `json:"parent_id"`
-	Selectors     []string   `json:"selectors"`
-	X509SVIDTTL   int32      `json:"x509_svid_ttl,omitempty"` // seconds
-	JWTSVIDTTL    int32      `json:"jwt_svid_ttl,omitempty"`  // seconds
-	DNSNames      []string   `json:"dns_names,omitempty"`
-	FederatesWith []string   `json:"federates_with,omitempty"`
-	Hint          string     `json:"hint,omitempty"`
-	Admin         bool       `json:"admin,omitempty"`
-	Downstream    bool       `json:"downstream,omitempty"`
-	StoreSVID     bool       `json:"store_svid,omitempty"`
-	ExpiresAt     *time.Time `json:"expires_at,omitempty"`
-	CreatedAt     *time.Time `json:"created_at,omitempty"`
-	Revision      int64      `json:"revision"`
-	// Digest is what acts on record name the entry by.
-	Digest string `json:"digest,omitempty"`
-}
-
-func entryInfoFrom(e *types.Entry) entryInfo {
-	return entryInfo{
-		ID: e.GetId(), SPIFFEID: idText(e.GetSpiffeId()), ParentID: idText(e.GetParentId()), Selectors: notNil(selectors(e)),
-		X509SVIDTTL: e.GetX509SvidTtl(), JWTSVIDTTL: e.GetJwtSvidTtl(), DNSNames: e.GetDnsNames(), FederatesWith: e.GetFederatesWith(),
-		Hint: e.GetHint(), Admin: e.GetAdmin(), Downstream: e.GetDownstream(), StoreSVID: e.GetStoreSvid(),
-		ExpiresAt: secondsTime(e.GetExpiresAt()), CreatedAt: secondsTime(e.GetCreatedAt()), Revision: e.GetRevisionNumber(), Digest: entryDigest(e),
-	}
-}
-
-func writeEntries(w io.Writer, entries []entryInfo) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "ENTRY\tSPIFFE ID\tPARENT\tSELECTORS")
-	for _, e := range entries {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", e.ID, e.SPIFFEID, e.ParentID, terminalSafe(strings.Join(e.Selectors, " ")))
-	}
-	return tw.Flush()
-}
-
-func writeEntry(w io.Writer, pb *types.Entry) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, line := range entryInfoFrom(pb).lines() {
-		fmt.Fprintf(tw, "%s\t%s\n", line[0], terminalSafe(line[1]))
-	}
-	return tw.Flush()
-}
-
-// lines are what there is to say about an entry: name and value.
-func (e entryInfo) lines() (lines [][2]string) {
-	row := func(name, value string) {
-		if value != "" {
-			lines = append(lines, [2]string{name, value})
-		}
-	}
-	row("entry", e.ID)
-	row("spiffe id", e.SPIFFEID)
-	row("parent", e.ParentID)
-	for _, s := range e.Selectors {
-		row("selector", s)
-	}
-	row("x509-svid ttl", ttlText(e.X509SVIDTTL))
-	row("jwt-svid ttl", ttlText(e.JWTSVIDTTL))
-	row("dns names", strings.Join(e.DNSNames, " "))
-	row("federates with", strings.Join(e.FederatesWith, " "))
-	row("hint", e.Hint)
-	for _, is := range []struct {
-		name string
-		set  bool
-	}{{"admin", e.Admin}, {"downstream", e.Downstream}, {"store svid", e.StoreSVID}} {
-		if is.set {
-			row(is.name, "yes")
-		}
-	}
-	if e.ExpiresAt != nil {
-		row("expires", e.ExpiresAt.Format(time.RFC3339))
-	}
-	if e.CreatedAt != nil {
-		row("created", e.CreatedAt.Format(time.RFC3339))
-	}
-	row("revision", fmt.Sprint(e.Revision))
-	row("digest", e.Digest)
-	return lines
 }
 
 // completeEntries offers the IDs of entries, if the control plane answers.

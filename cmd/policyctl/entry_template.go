@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,25 +39,13 @@ func (a *app) templateAdmin(call func(templatev1.AdminClient) error) error {
 	return withClient(a, templatev1.NewAdminClient, func(c templatev1.AdminClient) error { return rpcError(call(c)) })
 }
 
-// templateFlags are the fields of a template as a person gives them.
-type templateFlags struct {
-	id, spiffeID, parentID    string
-	selectors, dns, federates []string
-	x509TTL, jwtTTL           time.Duration
-	hint                      string
-}
+// templateFlags are the fields of a template.
+type templateFlags struct{ commonFlags }
 
-func (f *templateFlags) add(cmd *cobra.Command) {
-	fl := cmd.Flags()
-	fl.StringVar(&f.spiffeID, "spiffe-id", "", "SPIFFE ID with variables, as in spiffe://example.org/user/{unix:user}")
-	fl.StringVar(&f.parentID, "parent-id", "", "SPIFFE ID of the node, its alias or its agent")
-	fl.StringArrayVar(&f.selectors, "selector", nil, "what the workload must be beside what the variables ask for, as in unix:group:staff; all of them must match")
-	fl.DurationVar(&f.x509TTL, "x509-svid-ttl", 0, "life of X509-SVIDs, at least 10s (default: the issuer's)")
-	fl.DurationVar(&f.jwtTTL, "jwt-svid-ttl", 0, "life of JWT-SVIDs, at least 10s (default: the issuer's)")
-	fl.StringArrayVar(&f.dns, "dns", nil, "DNS name in X509-SVIDs, with variables or without")
-	fl.StringArrayVar(&f.federates, "federates-with", nil, "trust domain whose bundle the workloads get too")
-	fl.StringVar(&f.hint, "hint", "", "what these SVIDs are for, told to workloads that have several")
-	_ = cmd.RegisterFlagCompletionFunc("selector", selectorKinds)
+func (f *templateFlags) register(cmd *cobra.Command) {
+	f.commonFlags.register(cmd, "SPIFFE ID with variables, as in spiffe://example.org/user/{unix:user}",
+		"what the workload must be beside what the variables ask for, as in unix:group:staff; all of them must match")
+	cmd.Flags().Lookup("dns").Usage += ", with variables or without"
 }
 
 // apply sets what was given.
@@ -144,7 +130,7 @@ func newTemplateCreateCmd(a *app) *cobra.Command {
 			return a.emitTemplate(resp.GetTemplate(), resp.GetWarnings())
 		},
 	}
-	f.add(cmd)
+	f.register(cmd)
 	cmd.Flags().StringVar(&f.id, "id", "", "ID of the template itself (default: a new one)")
 	for _, required := range []string{"spiffe-id", "parent-id"} {
 		_ = cmd.MarkFlagRequired(required)
@@ -184,7 +170,7 @@ SVIDs, or none.`,
 			return a.emitTemplate(resp.GetTemplate(), resp.GetWarnings())
 		},
 	}
-	f.add(cmd)
+	f.register(cmd)
 	cmd.MarkFlagsOneRequired("spiffe-id", "parent-id", "selector", "x509-svid-ttl", "jwt-svid-ttl", "dns", "federates-with", "hint")
 	return cmd
 }
@@ -200,21 +186,14 @@ func newTemplateListCmd(a *app) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("entry template list: %w", err)
 			}
-			infos := []templateInfo{}
+			infos := []entryInfo{}
 			for _, t := range templates {
 				infos = append(infos, templateInfoFrom(t))
 			}
 			result := struct {
-				Templates []templateInfo `json:"templates"`
+				Templates []entryInfo `json:"templates"`
 			}{infos}
-			return a.emit(result, func(w io.Writer) error {
-				tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-				fmt.Fprintln(tw, "TEMPLATE\tSPIFFE ID\tPARENT\tSELECTORS")
-				for _, t := range infos {
-					fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", t.ID, t.SPIFFEID, t.ParentID, terminalSafe(strings.Join(t.Selectors, " ")))
-				}
-				return tw.Flush()
-			})
+			return a.emit(result, func(w io.Writer) error { return writeInfos(w, "template", infos) })
 		},
 	}
 }
@@ -290,59 +269,12 @@ already have stay valid until they expire (policyctl svid revoke ends them).`,
 	}
 }
 
-// templateInfo is the JSON form of a template.
-type templateInfo struct {
-	ID            string     `json:"id"`
-	SPIFFEID      string     `json:"spiffe_id"`
-	ParentID      string     `json:"parent_id"`
-	Selectors     []string   `json:"selectors"`
-	X509SVIDTTL   int32      `json:"x509_svid_ttl,omitempty"` // seconds
-	JWTSVIDTTL    int32      `json:"jwt_svid_ttl,omitempty"`  // seconds
-	DNSNames      []string   `json:"dns_names,omitempty"`
-	FederatesWith []string   `json:"federates_with,omitempty"`
-	Hint          string     `json:"hint,omitempty"`
-	CreatedAt     *time.Time `json:"created_at,omitempty"`
-	Revision      int64      `json:"revision"`
-}
-
-func templateInfoFrom(t *templatev1.Template) templateInfo {
-	return templateInfo{
-		ID: t.GetId(), SPIFFEID: t.GetSpiffeId(), ParentID: t.GetParentId(), Selectors: notNil(t.GetSelectors()),
-		X509SVIDTTL: t.GetX509SvidTtl(), JWTSVIDTTL: t.GetJwtSvidTtl(), DNSNames: t.GetDnsNames(), FederatesWith: t.GetFederatesWith(),
-		Hint: t.GetHint(), CreatedAt: secondsTime(t.GetCreatedAt()), Revision: t.GetRevision(),
-	}
-}
-
 // emitTemplate shows a template, and on stderr what is doubtful about it.
 func (a *app) emitTemplate(pb *templatev1.Template, warnings []string) error {
 	for _, w := range warnings {
 		fmt.Fprintln(a.stderr, "warning:", terminalSafe(w))
 	}
-	t := templateInfoFrom(pb)
-	return a.emit(t, func(w io.Writer) error {
-		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		row := func(name, value string) {
-			if value != "" {
-				fmt.Fprintf(tw, "%s\t%s\n", name, terminalSafe(value))
-			}
-		}
-		row("template", t.ID)
-		row("spiffe id", t.SPIFFEID)
-		row("parent", t.ParentID)
-		for _, s := range t.Selectors {
-			row("selector", s)
-		}
-		row("x509-svid ttl", ttlText(t.X509SVIDTTL))
-		row("jwt-svid ttl", ttlText(t.JWTSVIDTTL))
-		row("dns names", strings.Join(t.DNSNames, " "))
-		row("federates with", strings.Join(t.FederatesWith, " "))
-		row("hint", t.Hint)
-		if t.CreatedAt != nil {
-			row("created", t.CreatedAt.Format(time.RFC3339))
-		}
-		row("revision", fmt.Sprint(t.Revision))
-		return tw.Flush()
-	})
+	return templateInfoFrom(pb).emit(a, "template")
 }
 
 // completeTemplates offers the IDs of templates, if the control plane answers.

@@ -12,7 +12,7 @@ func TestTemplateCommands(t *testing.T) {
 	r := newRegistrar(t)
 	create := []string{"entry", "template", "create", "--id", "users", "--spiffe-id", "spiffe://example.org/user/{unix:user}", "--parent-id", "spiffe://example.org/node/a",
 		"--selector", "unix:uid:1000", "--selector", "unix:group:staff", "--x509-svid-ttl", "10m", "--dns", "{unix:user}.example.org", "--federates-with", "b.org", "--hint", "internal"}
-	info := func(args ...string) (made templateInfo) {
+	info := func(args ...string) (made entryInfo) {
 		t.Helper()
 		if err := json.Unmarshal([]byte(r.ok(append(args, "-o", "json")...)), &made); err != nil {
 			t.Fatal(err)
@@ -20,7 +20,7 @@ func TestTemplateCommands(t *testing.T) {
 		return made
 	}
 	made := info(create...)
-	want := templateInfo{
+	want := entryInfo{
 		ID: "users", SPIFFEID: "spiffe://example.org/user/{unix:user}", ParentID: "spiffe://example.org/node/a",
 		Selectors: []string{"unix:group:staff", "unix:uid:1000"}, X509SVIDTTL: 600, DNSNames: []string{"{unix:user}.example.org"}, FederatesWith: []string{"b.org"}, Hint: "internal",
 		CreatedAt: made.CreatedAt, Revision: made.Revision,
@@ -51,7 +51,7 @@ func TestTemplateCommands(t *testing.T) {
 	if code != 0 || !strings.HasPrefix(errs, "warning: variable {unix:group}: a process may have several") {
 		t.Errorf("doubtful: exit %d, %q", code, errs)
 	}
-	var list struct{ Templates []templateInfo }
+	var list struct{ Templates []entryInfo }
 	if err := json.Unmarshal([]byte(r.ok("entry", "template", "list", "-o", "json")), &list); err != nil || len(list.Templates) != 2 {
 		t.Errorf("list: %+v, %v", list, err)
 	}

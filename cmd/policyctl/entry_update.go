@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,11 +40,10 @@ stay valid until they expire.`,
 				return fmt.Errorf("entry update %s: %w", args[0], err)
 			}
 			a.warnDoubts(updated)
-			return a.emit(entryInfoFrom(updated), func(w io.Writer) error { return writeEntry(w, updated) })
+			return entryInfoFrom(updated).emit(a, "entry")
 		},
 	}
-	f.register(cmd.Flags())
-	_ = cmd.RegisterFlagCompletionFunc("selector", selectorKinds)
+	f.register(cmd)
 	return cmd
 }
 
@@ -67,7 +64,13 @@ func (f *entryFlags) changes(flags *pflag.FlagSet, now time.Time) (*types.Entry,
 		return nil, nil, errors.New("nothing to change: give a flag for each field that is to be another")
 	}
 	given := *f
-	given.dns, given.federates = notEmpty(f.dns), notEmpty(f.federates)
+	var err error
+	if given.dns, err = noneOf(f.dns, "dns", "NAME"); err != nil {
+		return nil, nil, err
+	}
+	if given.federates, err = noneOf(f.federates, "federates-with", "TRUST-DOMAIN"); err != nil {
+		return nil, nil, err
+	}
 	e, err := given.fields(now)
 	if err == nil && mask.SpiffeId {
 		e.SpiffeId, err = idFlag("spiffe-id", f.spiffeID)
@@ -76,14 +79,6 @@ func (f *entryFlags) changes(flags *pflag.FlagSet, now time.Time) (*types.Entry,
 		e.ParentId, err = idFlag("parent-id", f.parentID)
 	}
 	return e, mask, err
-}
-
-// notEmpty is a list without the empty text that stands for none.
-func notEmpty(list []string) []string {
-	if strings.Join(list, "") == "" {
-		return nil
-	}
-	return list
 }
 
 func (a *app) updateEntry(ctx context.Context, e *types.Entry, mask *types.EntryMask) (updated *types.Entry, err error) {

@@ -11,11 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 
-	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/withheldv1"
 )
 
@@ -38,13 +35,9 @@ func withheldInfoFrom(pb *withheldv1.Entry) withheldInfo {
 		ID: pb.GetId(), Cause: pb.GetCause(), Why: pb.GetWhy(), FoundAt: secondsTime(pb.GetFoundAt()),
 		Digest: hex.EncodeToString(pb.GetDigest()), WantDigest: hex.EncodeToString(pb.GetWantDigest()),
 	}
-	if len(pb.GetDigest()) > 0 {
-		info.Row = &entryInfo{
-			ID: pb.GetId(), SPIFFEID: pb.GetSpiffeId(), ParentID: pb.GetParentId(), Selectors: notNil(pb.GetSelectors()),
-			X509SVIDTTL: int32(pb.GetX509SvidTtl()), JWTSVIDTTL: int32(pb.GetJwtSvidTtl()), DNSNames: pb.GetDnsNames(), FederatesWith: pb.GetFederatesWith(),
-			Hint: pb.GetHint(), Admin: pb.GetAdmin(), Downstream: pb.GetDownstream(), StoreSVID: pb.GetStoreSvid(),
-			ExpiresAt: secondsTime(pb.GetExpiresAt()), CreatedAt: secondsTime(pb.GetCreatedAt()), Revision: pb.GetRevision(), Digest: info.Digest,
-		}
+	if row := pb.GetRow(); row != nil {
+		entry := entryInfoFrom(row)
+		entry.Digest, info.Row = info.Digest, &entry
 	}
 	return info
 }
@@ -111,9 +104,7 @@ func writeWithheld(w io.Writer, list []withheldInfo, more uint64) error {
 			continue
 		}
 		for _, line := range e.Row.lines() {
-			if line[0] != "entry" {
-				row("in the database: "+line[0], line[1])
-			}
+			row("in the database: "+line[0], line[1])
 		}
 	}
 	if err := tw.Flush(); err != nil {
@@ -218,34 +209,4 @@ func (a *app) acceptEntries(ctx context.Context, ids []string, all bool) (accept
 		return nil
 	})
 	return accepted, errors.Join(failed, err)
-}
-
-// entryDigest is the digest of an entry, by which acts on record name it; empty
-// for what is none of ours.
-func entryDigest(pb *types.Entry) string {
-	var ids [2]spiffeid.ID
-	for n, id := range []*types.SPIFFEID{pb.GetSpiffeId(), pb.GetParentId()} {
-		var err error
-		if ids[n], err = spiffeid.FromString(idText(id)); err != nil {
-			return ""
-		}
-	}
-	e := registry.Entry{
-		ID: pb.GetId(), SPIFFEID: ids[0], ParentID: ids[1],
-		X509SVIDTTL: time.Duration(pb.GetX509SvidTtl()) * time.Second, JWTSVIDTTL: time.Duration(pb.GetJwtSvidTtl()) * time.Second,
-		FederatesWith: pb.GetFederatesWith(), DNSNames: pb.GetDnsNames(), Admin: pb.GetAdmin(), Downstream: pb.GetDownstream(), StoreSVID: pb.GetStoreSvid(),
-		Hint: pb.GetHint(), RevisionNumber: pb.GetRevisionNumber(),
-	}
-	for _, s := range pb.GetSelectors() {
-		e.Selectors = append(e.Selectors, registry.Selector{Type: s.GetType(), Value: s.GetValue()})
-	}
-	e.Normalize()
-	if at := secondsTime(pb.GetExpiresAt()); at != nil {
-		e.ExpiresAt = *at
-	}
-	if at := secondsTime(pb.GetCreatedAt()); at != nil {
-		e.CreatedAt = *at
-	}
-	digest := e.Digest()
-	return hex.EncodeToString(digest[:])
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -137,7 +138,7 @@ func seconds(t time.Time) int64 {
 func entryToProto(e *registry.Entry, mask *types.EntryMask) *types.Entry {
 	full := &types.Entry{
 		Id: e.ID, SpiffeId: idToProto(e.SPIFFEID), ParentId: idToProto(e.ParentID), Selectors: selectorsToProto(e.Selectors),
-		X509SvidTtl: int32(e.X509SVIDTTL / time.Second), JwtSvidTtl: int32(e.JWTSVIDTTL / time.Second),
+		X509SvidTtl: ttlToProto(e.X509SVIDTTL), JwtSvidTtl: ttlToProto(e.JWTSVIDTTL),
 		FederatesWith: e.FederatesWith, Admin: e.Admin, Downstream: e.Downstream, ExpiresAt: seconds(e.ExpiresAt),
 		DnsNames: e.DNSNames, RevisionNumber: e.RevisionNumber, StoreSvid: e.StoreSVID, Hint: e.Hint, CreatedAt: seconds(e.CreatedAt),
 	}
@@ -261,6 +262,10 @@ func checkEntryID(id string) error {
 	}
 	return nil
 }
+
+// ttlToProto is a life in seconds. One that is longer than the API can say, which only
+// somebody else can have written into the database, stays the longest.
+func ttlToProto(ttl time.Duration) int32 { return int32(min(ttl/time.Second, math.MaxInt32)) }
 
 func ttlFromProto(sec int32) (time.Duration, error) {
 	ttl := time.Duration(sec) * time.Second

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
@@ -157,7 +156,7 @@ func templateAct(verb string, t *registry.Template) identity.Act {
 func templateToProto(t *registry.Template) *templatev1.Template {
 	pb := ruleToProto(t, &t.Rule)
 	pb.ParentId = t.ParentID.String()
-	pb.X509SvidTtl, pb.JwtSvidTtl = int32(t.X509SVIDTTL/time.Second), int32(t.JWTSVIDTTL/time.Second)
+	pb.X509SvidTtl, pb.JwtSvidTtl = ttlToProto(t.X509SVIDTTL), ttlToProto(t.JWTSVIDTTL)
 	return pb
 }
 

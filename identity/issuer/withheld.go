@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -47,24 +46,8 @@ func withheldToProto(w *sqlstore.Withheld) *withheldv1.Entry {
 	if w.Known {
 		pb.WantDigest = w.Want[:]
 	}
-	e := w.Entry
-	if e == nil {
-		return pb
-	}
-	pb.Digest = w.Digest[:]
-	pb.SpiffeId, pb.ParentId = e.SPIFFEID.String(), e.ParentID.String()
-	for _, sel := range e.Selectors {
-		pb.Selectors = append(pb.Selectors, sel.String())
-	}
-	pb.X509SvidTtl, pb.JwtSvidTtl = int64(e.X509SVIDTTL/time.Second), int64(e.JWTSVIDTTL/time.Second)
-	pb.FederatesWith, pb.DnsNames = e.FederatesWith, e.DNSNames
-	pb.Admin, pb.Downstream, pb.StoreSvid, pb.Hint = e.Admin, e.Downstream, e.StoreSVID, e.Hint
-	pb.Revision = e.RevisionNumber
-	if !e.ExpiresAt.IsZero() {
-		pb.ExpiresAt = e.ExpiresAt.Unix()
-	}
-	if !e.CreatedAt.IsZero() {
-		pb.CreatedAt = e.CreatedAt.Unix()
+	if w.Entry != nil {
+		pb.Digest, pb.Row = w.Digest[:], entryToProto(w.Entry, nil)
 	}
 	return pb
 }

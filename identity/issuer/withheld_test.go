@@ -89,7 +89,7 @@ func TestWithheld(t *testing.T) {
 	for _, e := range list.Entries {
 		held[e.Id] = e
 	}
-	if e := held[made[0].Id]; len(held) != 3 || !e.GetAdmin() || len(e.GetWantDigest()) != 32 || bytes.Equal(e.Digest, e.WantDigest) || held[made[1].Id].GetCause() != "missing" {
+	if e := held[made[0].Id]; len(held) != 3 || !e.GetRow().GetAdmin() || len(e.GetWantDigest()) != 32 || bytes.Equal(e.Digest, e.WantDigest) || held[made[1].Id].GetCause() != "missing" {
 		t.Fatalf("withheld: %v", list)
 	}
 	_, err = withheldv1.NewAdminClient(a.conn).List(ctx, &withheldv1.ListRequest{})

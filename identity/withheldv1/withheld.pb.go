@@ -9,6 +9,7 @@
 package withheldv1
 
 import (
+	types "github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -23,8 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Entry is one of them. From spiffe_id on it is what the row says, empty where
-// there is no row, or none that is an entry.
+// Entry is one of them.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -37,22 +37,10 @@ type Entry struct {
 	FoundAt int64 `protobuf:"varint,4,opt,name=found_at,json=foundAt,proto3" json:"found_at,omitempty"`
 	// Digest of the entry in the row, as acts on record have it; and of the entry
 	// that is to be there, empty if there is to be none.
-	Digest        []byte   `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
-	WantDigest    []byte   `protobuf:"bytes,6,opt,name=want_digest,json=wantDigest,proto3" json:"want_digest,omitempty"`
-	SpiffeId      string   `protobuf:"bytes,10,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	ParentId      string   `protobuf:"bytes,11,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
-	Selectors     []string `protobuf:"bytes,12,rep,name=selectors,proto3" json:"selectors,omitempty"`                           // type:value
-	X509SvidTtl   int64    `protobuf:"varint,13,opt,name=x509_svid_ttl,json=x509SvidTtl,proto3" json:"x509_svid_ttl,omitempty"` // seconds
-	JwtSvidTtl    int64    `protobuf:"varint,14,opt,name=jwt_svid_ttl,json=jwtSvidTtl,proto3" json:"jwt_svid_ttl,omitempty"`    // seconds
-	FederatesWith []string `protobuf:"bytes,15,rep,name=federates_with,json=federatesWith,proto3" json:"federates_with,omitempty"`
-	DnsNames      []string `protobuf:"bytes,16,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
-	Admin         bool     `protobuf:"varint,17,opt,name=admin,proto3" json:"admin,omitempty"`
-	Downstream    bool     `protobuf:"varint,18,opt,name=downstream,proto3" json:"downstream,omitempty"`
-	StoreSvid     bool     `protobuf:"varint,19,opt,name=store_svid,json=storeSvid,proto3" json:"store_svid,omitempty"`
-	Hint          string   `protobuf:"bytes,20,opt,name=hint,proto3" json:"hint,omitempty"`
-	ExpiresAt     int64    `protobuf:"varint,21,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // Unix seconds
-	Revision      int64    `protobuf:"varint,22,opt,name=revision,proto3" json:"revision,omitempty"`
-	CreatedAt     int64    `protobuf:"varint,23,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"` // Unix seconds
+	Digest     []byte `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	WantDigest []byte `protobuf:"bytes,6,opt,name=want_digest,json=wantDigest,proto3" json:"want_digest,omitempty"`
+	// What the row says; absent where there is none, or none that is an entry.
+	Row           *types.Entry `protobuf:"bytes,7,opt,name=row,proto3" json:"row,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,102 +117,11 @@ func (x *Entry) GetWantDigest() []byte {
 	return nil
 }
 
-func (x *Entry) GetSpiffeId() string {
+func (x *Entry) GetRow() *types.Entry {
 	if x != nil {
-		return x.SpiffeId
-	}
-	return ""
-}
-
-func (x *Entry) GetParentId() string {
-	if x != nil {
-		return x.ParentId
-	}
-	return ""
-}
-
-func (x *Entry) GetSelectors() []string {
-	if x != nil {
-		return x.Selectors
+		return x.Row
 	}
 	return nil
-}
-
-func (x *Entry) GetX509SvidTtl() int64 {
-	if x != nil {
-		return x.X509SvidTtl
-	}
-	return 0
-}
-
-func (x *Entry) GetJwtSvidTtl() int64 {
-	if x != nil {
-		return x.JwtSvidTtl
-	}
-	return 0
-}
-
-func (x *Entry) GetFederatesWith() []string {
-	if x != nil {
-		return x.FederatesWith
-	}
-	return nil
-}
-
-func (x *Entry) GetDnsNames() []string {
-	if x != nil {
-		return x.DnsNames
-	}
-	return nil
-}
-
-func (x *Entry) GetAdmin() bool {
-	if x != nil {
-		return x.Admin
-	}
-	return false
-}
-
-func (x *Entry) GetDownstream() bool {
-	if x != nil {
-		return x.Downstream
-	}
-	return false
-}
-
-func (x *Entry) GetStoreSvid() bool {
-	if x != nil {
-		return x.StoreSvid
-	}
-	return false
-}
-
-func (x *Entry) GetHint() string {
-	if x != nil {
-		return x.Hint
-	}
-	return ""
-}
-
-func (x *Entry) GetExpiresAt() int64 {
-	if x != nil {
-		return x.ExpiresAt
-	}
-	return 0
-}
-
-func (x *Entry) GetRevision() int64 {
-	if x != nil {
-		return x.Revision
-	}
-	return 0
-}
-
-func (x *Entry) GetCreatedAt() int64 {
-	if x != nil {
-		return x.CreatedAt
-	}
-	return 0
 }
 
 type ListRequest struct {
@@ -524,7 +421,7 @@ var File_identity_withheldv1_withheld_proto protoreflect.FileDescriptor
 
 const file_identity_withheldv1_withheld_proto_rawDesc = "" +
 	"\n" +
-	"\"identity/withheldv1/withheld.proto\x12\x19writ.identity.withheld.v1\"\xb8\x04\n" +
+	"\"identity/withheldv1/withheld.proto\x12\x19writ.identity.withheld.v1\x1a\x1bspire/api/types/entry.proto\"\xbd\x01\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x10\n" +
@@ -532,28 +429,8 @@ const file_identity_withheldv1_withheld_proto_rawDesc = "" +
 	"\bfound_at\x18\x04 \x01(\x03R\afoundAt\x12\x16\n" +
 	"\x06digest\x18\x05 \x01(\fR\x06digest\x12\x1f\n" +
 	"\vwant_digest\x18\x06 \x01(\fR\n" +
-	"wantDigest\x12\x1b\n" +
-	"\tspiffe_id\x18\n" +
-	" \x01(\tR\bspiffeId\x12\x1b\n" +
-	"\tparent_id\x18\v \x01(\tR\bparentId\x12\x1c\n" +
-	"\tselectors\x18\f \x03(\tR\tselectors\x12\"\n" +
-	"\rx509_svid_ttl\x18\r \x01(\x03R\vx509SvidTtl\x12 \n" +
-	"\fjwt_svid_ttl\x18\x0e \x01(\x03R\n" +
-	"jwtSvidTtl\x12%\n" +
-	"\x0efederates_with\x18\x0f \x03(\tR\rfederatesWith\x12\x1b\n" +
-	"\tdns_names\x18\x10 \x03(\tR\bdnsNames\x12\x14\n" +
-	"\x05admin\x18\x11 \x01(\bR\x05admin\x12\x1e\n" +
-	"\n" +
-	"downstream\x18\x12 \x01(\bR\n" +
-	"downstream\x12\x1d\n" +
-	"\n" +
-	"store_svid\x18\x13 \x01(\bR\tstoreSvid\x12\x12\n" +
-	"\x04hint\x18\x14 \x01(\tR\x04hint\x12\x1d\n" +
-	"\n" +
-	"expires_at\x18\x15 \x01(\x03R\texpiresAt\x12\x1a\n" +
-	"\brevision\x18\x16 \x01(\x03R\brevision\x12\x1d\n" +
-	"\n" +
-	"created_at\x18\x17 \x01(\x03R\tcreatedAt\"\r\n" +
+	"wantDigest\x12(\n" +
+	"\x03row\x18\a \x01(\v2\x16.spire.api.types.EntryR\x03row\"\r\n" +
 	"\vListRequest\"^\n" +
 	"\fListResponse\x12:\n" +
 	"\aentries\x18\x01 \x03(\v2 .writ.identity.withheld.v1.EntryR\aentries\x12\x12\n" +
@@ -594,20 +471,22 @@ var file_identity_withheldv1_withheld_proto_goTypes = []any{
 	(*AcceptResponse)(nil),        // 4: writ.identity.withheld.v1.AcceptResponse
 	(*AcceptRequest_Item)(nil),    // 5: writ.identity.withheld.v1.AcceptRequest.Item
 	(*AcceptResponse_Result)(nil), // 6: writ.identity.withheld.v1.AcceptResponse.Result
+	(*types.Entry)(nil),           // 7: spire.api.types.Entry
 }
 var file_identity_withheldv1_withheld_proto_depIdxs = []int32{
-	0, // 0: writ.identity.withheld.v1.ListResponse.entries:type_name -> writ.identity.withheld.v1.Entry
-	5, // 1: writ.identity.withheld.v1.AcceptRequest.items:type_name -> writ.identity.withheld.v1.AcceptRequest.Item
-	6, // 2: writ.identity.withheld.v1.AcceptResponse.results:type_name -> writ.identity.withheld.v1.AcceptResponse.Result
-	1, // 3: writ.identity.withheld.v1.Admin.List:input_type -> writ.identity.withheld.v1.ListRequest
-	3, // 4: writ.identity.withheld.v1.Admin.Accept:input_type -> writ.identity.withheld.v1.AcceptRequest
-	2, // 5: writ.identity.withheld.v1.Admin.List:output_type -> writ.identity.withheld.v1.ListResponse
-	4, // 6: writ.identity.withheld.v1.Admin.Accept:output_type -> writ.identity.withheld.v1.AcceptResponse
-	5, // [5:7] is the sub-list for method output_type
-	3, // [3:5] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	7, // 0: writ.identity.withheld.v1.Entry.row:type_name -> spire.api.types.Entry
+	0, // 1: writ.identity.withheld.v1.ListResponse.entries:type_name -> writ.identity.withheld.v1.Entry
+	5, // 2: writ.identity.withheld.v1.AcceptRequest.items:type_name -> writ.identity.withheld.v1.AcceptRequest.Item
+	6, // 3: writ.identity.withheld.v1.AcceptResponse.results:type_name -> writ.identity.withheld.v1.AcceptResponse.Result
+	1, // 4: writ.identity.withheld.v1.Admin.List:input_type -> writ.identity.withheld.v1.ListRequest
+	3, // 5: writ.identity.withheld.v1.Admin.Accept:input_type -> writ.identity.withheld.v1.AcceptRequest
+	2, // 6: writ.identity.withheld.v1.Admin.List:output_type -> writ.identity.withheld.v1.ListResponse
+	4, // 7: writ.identity.withheld.v1.Admin.Accept:output_type -> writ.identity.withheld.v1.AcceptResponse
+	6, // [6:8] is the sub-list for method output_type
+	4, // [4:6] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_identity_withheldv1_withheld_proto_init() }
