@@ -68,8 +68,6 @@ type Agent struct {
 	jwt   *tokens
 	// instanceLimits are of new instances, by user: each is a signature.
 	instanceLimits *limit.Limits[uint32]
-	// noTemplates is until when the issuer is not asked for templates.
-	noTemplates time.Time
 	// revoked is what the issuer has revoked, as far as it was heard.
 	revoked revocation.Set
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -445,8 +446,13 @@ type fakeIssuance struct {
 	f *fake
 }
 
-func (s *fakeIssuance) Authorized(_ *templatev1.AuthorizedRequest, stream templatev1.Issuance_AuthorizedServer) error {
+func (s *fakeIssuance) Authorized(req *templatev1.AuthorizedRequest, stream templatev1.Issuance_AuthorizedServer) error {
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
-	return stream.Send(&templatev1.AuthorizedResponse{Templates: s.f.templates})
+	digest := []byte(fmt.Sprint(s.f.templates))
+	if bytes.Equal(req.Digest, digest) {
+		return stream.Send(&templatev1.AuthorizedResponse{Digest: digest, Unchanged: true})
+	}
+	s.f.calls["Authorized in full"]++
+	return stream.Send(&templatev1.AuthorizedResponse{Templates: s.f.templates, Digest: digest})
 }

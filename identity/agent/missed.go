@@ -32,6 +32,7 @@ type told struct {
 	revision  uint64
 	bundle    *watchv1.Bundle
 	federated map[string]*watchv1.Bundle
+	templates toldTemplates
 	// wholeUntil is when to ask again an issuer that does not tell what was missed.
 	wholeUntil time.Time
 }

@@ -262,23 +262,37 @@ func newRefusals() map[template.Reason]*atomic.Uint64 {
 	return counts
 }
 
+// toldTemplates is what the issuer said last of templates: the digest that it is asked
+// by, and what was made of it.
+type toldTemplates struct {
+	digest   []byte
+	patterns []*pattern
+	// none is until when an issuer that has no templates is not asked.
+	none time.Time
+}
+
 // fetchTemplates gets the templates that the node is entitled to; none from an
 // issuer that does not have them, which is asked again after a while.
 func (a *Agent) fetchTemplates(ctx context.Context) ([]*pattern, error) {
-	if time.Now().Before(a.noTemplates) {
+	last := &a.told.templates
+	if time.Now().Before(last.none) {
 		return nil, nil
 	}
 	var sent []*templatev1.Template
+	var digest []byte
+	var unchanged bool
 	err := a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
-		sent, err = receiveTemplates(ctx, templatev1.NewIssuanceClient(cc))
+		sent, digest, unchanged, err = receiveTemplates(ctx, templatev1.NewIssuanceClient(cc), last.digest)
 		return err
 	})
-	if status.Code(err) == codes.Unimplemented {
-		a.noTemplates = time.Now().Add(unwatchedRetry)
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		*last = toldTemplates{none: time.Now().Add(unwatchedRetry)}
 		return nil, nil
-	}
-	if err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("sync templates: %w", err)
+	case unchanged:
+		return slices.Clone(last.patterns), nil
 	}
 	var patterns []*pattern
 	for _, t := range sent {
@@ -289,23 +303,30 @@ func (a *Agent) fetchTemplates(ctx context.Context) ([]*pattern, error) {
 		}
 		patterns = append(patterns, p)
 	}
-	return patterns, nil
+	*last = toldTemplates{digest: digest, patterns: patterns}
+	return slices.Clone(patterns), nil
 }
 
-func receiveTemplates(ctx context.Context, client templatev1.IssuanceClient) (all []*templatev1.Template, err error) {
-	stream, err := client.Authorized(ctx, &templatev1.AuthorizedRequest{})
+// receiveTemplates asks for what is not of the digest that the agent had.
+func receiveTemplates(ctx context.Context, client templatev1.IssuanceClient, had []byte) (all []*templatev1.Template, digest []byte, unchanged bool, err error) {
+	stream, err := client.Authorized(ctx, &templatev1.AuthorizedRequest{Digest: had})
 	if err != nil {
-		return nil, err
+		return nil, nil, false, err
 	}
-	for {
+	for size := 0; ; {
 		page, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return all, nil
+		switch {
+		case errors.Is(err, io.EOF):
+			return all, digest, unchanged, nil
+		case err != nil:
+			return nil, nil, false, err
+		case page.Unchanged && len(had) == 0:
+			return nil, nil, false, errors.New("the issuer says that nothing has changed, and has said nothing before")
 		}
-		if err != nil {
-			return nil, err
+		if size += proto.Size(page); size > maxAnswer {
+			return nil, nil, false, errEndless
 		}
-		all = append(all, page.Templates...)
+		all, digest, unchanged = append(all, page.Templates...), page.Digest, page.Unchanged
 	}
 }
 

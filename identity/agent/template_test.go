@@ -1,13 +1,18 @@
 package agent
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/identity/templatev1"
+	"github.com/writ-dev/writ/identity/workload"
 )
 
 // An issuer that signs no instances keeps nobody else from being served: who waits
@@ -63,6 +68,56 @@ func TestStockIssuerHasNoTemplates(t *testing.T) {
 		}
 		if leaf, _ := b.web(); leaf == nil || b.agent.Status().Templates != 0 {
 			t.Error("entries do not work")
+		}
+	})
+}
+
+// Templates that the agent has are not sent again, and are when they have changed.
+func TestTemplatesAreSentOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		one := &templatev1.Template{Id: "t", SpiffeId: "spiffe://example.org/user/{unix:user}", Revision: 1, CreatedAt: 1}
+		bad := &templatev1.Template{Id: "bad", SpiffeId: "?"}
+		b.f.templates = []*templatev1.Template{one, bad, one}
+		b.f.stop()
+		b.f.start()
+		b.mustRun()
+		until := func(what string, is func(workload.Grant) bool) {
+			t.Helper()
+			for {
+				g, changed := b.lookup("unix:user:anna")
+				if is(g) {
+					return
+				}
+				select {
+				case <-changed:
+				case <-time.After(10 * time.Second): // of the bubble
+					t.Fatalf("%s: never, and there are %v", what, names(g))
+				}
+			}
+		}
+		named := func(want string) func(workload.Grant) bool {
+			return func(g workload.Grant) bool { return slices.Equal(names(g), []string{want}) }
+		}
+		until("at first", named("/user/anna"))
+		for n := range 5 {
+			before := b.agent.Status().Entries
+			b.f.with(func() { // something else, which has the agent sync
+				b.f.entries = append(b.f.entries, &types.Entry{Id: fmt.Sprint("more", n), SpiffeId: &types.SPIFFEID{TrustDomain: "example.org", Path: "/more"}, Selectors: []*types.Selector{{Type: "unix", Value: "uid:9"}}, RevisionNumber: 1})
+			})
+			until("another entry", func(workload.Grant) bool { return b.agent.Status().Entries > before })
+			until("with it", named("/user/anna"))
+		}
+		if asked, full := b.f.count("Authorized"), b.f.count("Authorized in full"); asked < 6 || full != 1 {
+			t.Errorf("sent %d times of %d", full, asked)
+		}
+		b.f.with(func() {
+			next := proto.CloneOf(one)
+			next.SpiffeId, next.Revision = "spiffe://example.org/person/{unix:user}", 2
+			b.f.templates = []*templatev1.Template{next}
+		})
+		until("another pattern", named("/person/anna"))
+		if full := b.f.count("Authorized in full"); full != 2 {
+			t.Errorf("sent %d times, want 2", full)
 		}
 	})
 }

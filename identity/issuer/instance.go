@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/identity/ca"
+	"github.com/writ-dev/writ/identity/held"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/template"
 	"github.com/writ-dev/writ/identity/templatev1"
@@ -41,32 +43,47 @@ func newRefusals() refusals {
 // have, if not for a value.
 func (i *Issuer) TemplateRefusals(r template.Reason) uint64 { return i.refusals[r].Load() }
 
-// Authorized implements templatev1.IssuanceServer.
-func (s *issuanceService) Authorized(_ *templatev1.AuthorizedRequest, stream templatev1.Issuance_AuthorizedServer) error {
+// Authorized implements templatev1.IssuanceServer. As with entries, nothing is kept of
+// an agent: the digest is of what it would be sent, whichever replica it asks.
+func (s *issuanceService) Authorized(req *templatev1.AuthorizedRequest, stream templatev1.Issuance_AuthorizedServer) error {
 	caller := callerOf(stream.Context())
 	agent := s.index.Agent(caller.id)
 	if agent == nil {
 		return nil
 	}
 	own := textsOf(agent.Selectors)
-	page := &templatev1.AuthorizedResponse{}
-	size := 0
+	pages := []*templatev1.AuthorizedResponse{{}}
+	size, sum := 0, held.NewSum()
 	for _, t := range s.index.AuthorizedTemplates(caller.id, s.now()) {
 		rule, err := s.ruleFor(stream.Context(), t, own)
 		if err != nil {
 			continue
 		}
 		pb := ruleToProto(t, rule)
-		if n := proto.Size(pb) + 8; len(page.Templates) > 0 && size+n > maxReply {
-			if err := stream.Send(page); err != nil {
-				return err
-			}
+		content, err := proto.MarshalOptions{Deterministic: true}.Marshal(pb)
+		if err != nil {
+			return s.internal(stream.Context(), "encode a template", err)
+		}
+		sum.Add(t.ID, content)
+		page := pages[len(pages)-1]
+		if len(page.Templates) > 0 && size+len(content)+8 > maxReply {
 			page, size = &templatev1.AuthorizedResponse{}, 0
+			pages = append(pages, page)
 		}
 		page.Templates = append(page.Templates, pb)
-		size += proto.Size(pb) + 8
+		size += len(content) + 8
 	}
-	return stream.Send(page)
+	digest := sum.Digest()
+	if bytes.Equal(req.GetDigest(), digest[:]) {
+		return stream.Send(&templatev1.AuthorizedResponse{Digest: digest[:], Unchanged: true})
+	}
+	pages[len(pages)-1].Digest = digest[:]
+	for _, page := range pages {
+		if err := stream.Send(page); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ruleFor is a template with an agent's own values in it. It logs and counts what

@@ -1,6 +1,7 @@
 package issuer_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -48,16 +49,22 @@ func (a *agent) issuance() templatev1.IssuanceClient { return templatev1.NewIssu
 // authorized is what the agent is told of templates.
 func (a *agent) authorized() []*templatev1.Template {
 	a.w.t.Helper()
-	stream, err := a.issuance().Authorized(a.w.t.Context(), &templatev1.AuthorizedRequest{})
+	return a.authorizedSince(nil).Templates
+}
+
+// authorizedSince is what it is told that had those of digest: all pages as one.
+func (a *agent) authorizedSince(digest []byte) *templatev1.AuthorizedResponse {
+	a.w.t.Helper()
+	stream, err := a.issuance().Authorized(a.w.t.Context(), &templatev1.AuthorizedRequest{Digest: digest})
 	must(a.w.t, err)
-	var all []*templatev1.Template
+	all := &templatev1.AuthorizedResponse{}
 	for {
 		page, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			return all
 		}
 		must(a.w.t, err)
-		all = append(all, page.Templates...)
+		all.Templates, all.Digest, all.Unchanged = append(all.Templates, page.Templates...), page.Digest, page.Unchanged
 	}
 }
 
@@ -485,6 +492,53 @@ func TestWhoSeesTemplates(t *testing.T) {
 	_, err = w.templates().Delete(ctx, &templatev1.DeleteRequest{Id: made.Id})
 	must(t, err)
 	next(watchB)
+}
+
+// Who has what there is is told so in a few bytes; whatever an agent would get
+// otherwise, by a change of the template or of its node, is sent.
+func TestTemplatesByDigest(t *testing.T) {
+	w := newWorld(t)
+	a := w.join(w.token("/node/a"))
+	none := a.authorizedSince(nil)
+	if len(none.Digest) == 0 || len(none.Templates) != 0 || none.Unchanged || !a.authorizedSince(none.Digest).Unchanged {
+		t.Errorf("without any: %v", none)
+	}
+	asked := &templatev1.Template{SpiffeId: "spiffe://example.org/n/{agent:k8s_psat:agent_node_name}/user/{unix:user}", ParentId: "spiffe://example.org/node/a"}
+	made := w.createTemplate(asked)
+	digest := none.Digest
+	changed := func(what string, templates int) {
+		t.Helper()
+		got := a.authorizedSince(digest)
+		if got.Unchanged || len(got.Templates) != templates || bytes.Equal(got.Digest, digest) {
+			t.Errorf("%s: %v", what, got)
+		}
+		digest = got.Digest
+		if again := a.authorizedSince(digest); !again.Unchanged || len(again.Templates) != 0 || !bytes.Equal(again.Digest, digest) {
+			t.Errorf("%s, asked again: %v", what, again)
+		}
+	}
+	node := func(name string) registry.Selector {
+		return registry.Selector{Type: "k8s_psat", Value: "agent_node_name:" + name}
+	}
+	alias := w.store.Index().Agent(a.id).Selectors
+	a.attested(append(slices.Clone(alias), node("one"))...)
+	changed("made", 1)
+	a.attested(append(slices.Clone(alias), node("two"))...)
+	changed("another node", 1)
+	made.Hint, made.Revision = "inner", 0
+	_, err := w.templates().Update(t.Context(), &templatev1.UpdateRequest{Template: made})
+	must(t, err)
+	changed("updated", 1)
+	w.end()
+	w.begin()
+	a.conn.Close()
+	a.conn = w.dial(a)
+	if !a.authorizedSince(digest).Unchanged {
+		t.Error("another process has another digest for the same")
+	}
+	_, err = w.templates().Delete(t.Context(), &templatev1.DeleteRequest{Id: made.Id})
+	must(t, err)
+	changed("deleted", 0)
 }
 
 // A list that is longer than one message comes whole.

@@ -630,7 +630,9 @@ func (*DeleteResponse) Descriptor() ([]byte, []int) {
 }
 
 type AuthorizedRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the last answer, empty for none.
+	Digest        []byte `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -665,9 +667,21 @@ func (*AuthorizedRequest) Descriptor() ([]byte, []int) {
 	return file_identity_templatev1_template_proto_rawDescGZIP(), []int{11}
 }
 
+func (x *AuthorizedRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 type AuthorizedResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Templates     []*Template            `protobuf:"bytes,1,rep,name=templates,proto3" json:"templates,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Templates []*Template            `protobuf:"bytes,1,rep,name=templates,proto3" json:"templates,omitempty"`
+	// Digest of all that the stream gives; in its last message. The agent gives it
+	// back as it was.
+	Digest []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// They are those of the digest that was asked with, and are not sent again.
+	Unchanged     bool `protobuf:"varint,3,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -707,6 +721,20 @@ func (x *AuthorizedResponse) GetTemplates() []*Template {
 		return x.Templates
 	}
 	return nil
+}
+
+func (x *AuthorizedResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *AuthorizedResponse) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
 }
 
 // Claim says which instance of a template a workload is.
@@ -1135,10 +1163,13 @@ const file_identity_templatev1_template_proto_rawDesc = "" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x1f\n" +
 	"\rDeleteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
-	"\x0eDeleteResponse\"\x13\n" +
-	"\x11AuthorizedRequest\"W\n" +
+	"\x0eDeleteResponse\"+\n" +
+	"\x11AuthorizedRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\"\x8d\x01\n" +
 	"\x12AuthorizedResponse\x12A\n" +
-	"\ttemplates\x18\x01 \x03(\v2#.writ.identity.template.v1.TemplateR\ttemplates\"c\n" +
+	"\ttemplates\x18\x01 \x03(\v2#.writ.identity.template.v1.TemplateR\ttemplates\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x1c\n" +
+	"\tunchanged\x18\x03 \x01(\bR\tunchanged\"c\n" +
 	"\x05Claim\x12\x1f\n" +
 	"\vtemplate_id\x18\x01 \x01(\tR\n" +
 	"templateId\x12\x1b\n" +
