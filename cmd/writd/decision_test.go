@@ -27,7 +27,7 @@ func TestCheckPublishers(t *testing.T) {
 		{"approvers of one key", "approvers:\n  - {name: ann, keys: [k]}\n  - {name: bob, keys: [k]}\n", `of approver "ann" and of "bob"`},
 		{"not read without the role", "approvers:\n  - {name: ann, keys: [none]}\nroles: [issuer, audit]\n", "configuration ok"},
 		{"token", "policy_source: {url: 'https://x/', token_file: /none/token}\n", ":5:48: policy_source.token_file: token: open /none/token: "},
-		{"authorities", "policy_source:\n  url: https://x/\n  ca_file: k\n", ":7:12: policy_source.ca_file: " + public + ": no PEM certificate"},
+		{"authorities", "policy_source:\n  url: https://x/\n  ca_file: k\n", ":7:12: policy_source.ca_file: no certificate (PEM) in " + public},
 		{"overlap", "  - {name: b, keys: [other], packages: [services.orders]}\n", `: publishers[1].packages: services.orders overlaps with services.orders of publisher "a"`},
 		{"unknown key", "  - {name: b, keys: [k], package: [x]}\n", `did you mean "packages"?`},
 	} {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -10,10 +11,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity/federation"
 	"github.com/writ-dev/writ/identity/issuer"
 	"github.com/writ-dev/writ/identity/oidc"
+	"github.com/writ-dev/writ/internal/authorities"
 	"github.com/writ-dev/writ/internal/writdconf"
 )
 
@@ -63,6 +66,16 @@ func (w *writd) listenFederation() (*listener, error) {
 		served.serve = func() error { return errors.Join(serve(), source.Close()) }
 	}
 	return served, nil
+}
+
+// federationRoots are the authorities of the bundle endpoint of a trust domain, nil for
+// the system's. A file that cannot be read does not fall back to those.
+func (w *writd) federationRoots(td spiffeid.TrustDomain) (*x509.CertPool, error) {
+	file, ok := w.cfg.FederationCAFiles[td.Name()]
+	if !ok {
+		return nil, nil
+	}
+	return authorities.Pool(file)
 }
 
 // listenOIDC serves the keys of JWT-SVIDs to those who verify them as tokens of

@@ -275,3 +275,63 @@ func TestWebEndpoints(t *testing.T) {
 		t.Errorf("--check: %v", err)
 	}
 }
+
+// An endpoint with a certificate of an authority that the system does not know is
+// proven by the file of its relationship, and by no other. The file is read at each
+// fetch, and is not passed over when it cannot be.
+func TestFederationCAFile(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile, caFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "ca.pem")
+	webFiles(t, certFile, keyFile)
+	b := newDomain(t, "b.test", func(c *writdconf.Config) {
+		c.Federation = &writdconf.Federation{Listen: "127.0.0.1:0", Profile: writdconf.ProfileWeb, CertFile: certFile, KeyFile: keyFile}
+	})
+	authority, err := os.ReadFile(certFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	relating := func(name string, files map[string]string) *domain {
+		d := newDomain(t, name, func(c *writdconf.Config) { c.FederationCAFiles = files })
+		resp, err := trustdomainv1.NewTrustDomainClient(d.admin).BatchCreateFederationRelationship(t.Context(), &trustdomainv1.BatchCreateFederationRelationshipRequest{
+			FederationRelationships: []*types.FederationRelationship{{
+				TrustDomain: "b.test", BundleEndpointUrl: "https://" + b.addrs["federation"],
+				BundleEndpointProfile: &types.FederationRelationship_HttpsWeb{HttpsWeb: &types.HTTPSWebProfile{}},
+			}}})
+		if err != nil || resp.Results[0].Status.Code != 0 {
+			t.Fatal(resp, err)
+		}
+		return d
+	}
+	for name, files := range map[string]map[string]string{"system.test": nil, "other.test": {"c.test": certFile}} {
+		if err := relating(name, files).refresh(b); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	a := relating("a.test", map[string]string{"b.test": caFile})
+	put := func(data []byte) {
+		t.Helper()
+		if err := os.WriteFile(caFile, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.refresh(b); err == nil || !strings.Contains(err.Error(), "authorities of the endpoint of b.test: open "+caFile) {
+		t.Errorf("without the file: %v", err)
+	}
+	put([]byte("?"))
+	if err := a.refresh(b); err == nil || !strings.Contains(err.Error(), "no certificate (PEM) in "+caFile) {
+		t.Errorf("with no file of authorities: %v", err)
+	}
+	if err := validate(&a.cfg, unplaced); err == nil || !strings.Contains(err.Error(), "federation_ca_files.b.test") {
+		t.Errorf("--check: %v", err)
+	}
+	put(authority)
+	if err := a.refresh(b); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := a.registry.FederatedBundle(b.td), b.issuer.OwnBundle(); got == nil || len(got.X509Authorities) != len(want.X509Authorities) {
+		t.Errorf("knows %+v", got)
+	}
+	if err := validate(&a.cfg, unplaced); err != nil {
+		t.Errorf("--check: %v", err)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/writ-dev/writ/internal/authorities"
 	"github.com/writ-dev/writ/internal/daemon"
 	"github.com/writ-dev/writ/internal/writdconf"
 )
@@ -73,7 +74,7 @@ func (c *webCert) stamps() (both [2]stamp, err error) {
 	return both, err
 }
 
-// validateCerts reads the files of certificates of the web.
+// validateCerts reads the files of certificates of the web, and of their authorities.
 func validateCerts(cfg *writdconf.Config, at daemon.At) error {
 	var errs []error
 	if f := cfg.Federation; f != nil && f.CertFile != "" && f.KeyFile != "" {
@@ -84,6 +85,11 @@ func validateCerts(cfg *writdconf.Config, at daemon.At) error {
 	if o := cfg.OIDC; o != nil && o.CertFile != "" && o.KeyFile != "" {
 		if _, err := openWebCert(o.CertFile, o.KeyFile, nil); err != nil {
 			errs = append(errs, at("oidc.cert_file", "%v", err))
+		}
+	}
+	for name, file := range cfg.FederationCAFiles {
+		if _, err := authorities.Pool(file); err != nil {
+			errs = append(errs, at("federation_ca_files."+name, "%v", err))
 		}
 	}
 	return errors.Join(errs...)

@@ -35,7 +35,7 @@ type Cause string
 const (
 	Unreachable  Cause = "unreachable"
 	Untrusted    Cause = "untrusted" // the endpoint did not prove who it is
-	NoBundle     Cause = "no_bundle" // nothing to verify an https_spiffe endpoint with
+	NoBundle     Cause = "no_bundle" // nothing to verify the endpoint with
 	Redirected   Cause = "redirect"
 	BadStatus    Cause = "status"
 	TooLarge     Cause = "too_large"
@@ -69,8 +69,10 @@ type Client struct {
 	// Bundles verify endpoints of profile https_spiffe. They are asked at each
 	// connection, for the latest.
 	Bundles x509bundle.Source
-	// Roots verify endpoints of profile https_web; the system's if nil.
-	Roots *x509.CertPool
+	// Roots, when not nil, has what verifies the endpoint of profile https_web that
+	// the bundle of a trust domain is fetched from: nil for the system's roots. It is
+	// asked at each connection. An error fails the fetch.
+	Roots func(spiffeid.TrustDomain) (*x509.CertPool, error)
 	// Now is the clock; time.Now if nil.
 	Now func() time.Time
 }
@@ -176,7 +178,13 @@ func (c *Client) tls(r *registry.Relationship) (*tls.Config, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Time: now}
 	if r.Profile == registry.HTTPSWeb {
-		config.RootCAs = c.Roots
+		if c.Roots == nil {
+			return config, nil
+		}
+		var err error
+		if config.RootCAs, err = c.Roots(r.TrustDomain); err != nil {
+			return nil, Refuse(NoBundle, "authorities of the endpoint of %s: %v", r.TrustDomain.Name(), err)
+		}
 		return config, nil
 	}
 	td := r.EndpointID.TrustDomain()

@@ -32,10 +32,16 @@ func endpoint(t testing.TB, config *tls.Config, handler http.HandlerFunc) *httpt
 	return s
 }
 
-func roots(s *httptest.Server) *x509.CertPool {
+// roots are those of the partner's endpoint; others have the system's.
+func roots(s *httptest.Server) func(spiffeid.TrustDomain) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(s.Certificate())
-	return pool
+	return func(td spiffeid.TrustDomain) (*x509.CertPool, error) {
+		if td != partner {
+			return nil, nil
+		}
+		return pool, nil
+	}
 }
 
 func web(url string) *registry.Relationship {
@@ -117,8 +123,15 @@ func TestFetchWeb(t *testing.T) {
 			t.Errorf("%s: the body is told: %v", path, err)
 		}
 	}
-	_, err = (&federation.Client{Roots: x509.NewCertPool()}).Fetch(t.Context(), web(s.URL+"/b?x=1"))
+	_, err = (&federation.Client{Roots: func(spiffeid.TrustDomain) (*x509.CertPool, error) { return x509.NewCertPool(), nil }}).Fetch(t.Context(), web(s.URL+"/b?x=1"))
 	wantCause(t, "unknown authority", err, federation.Untrusted, "unknown authority")
+	somebody := web(s.URL + "/b?x=1")
+	somebody.TrustDomain = spiffeid.RequireTrustDomainFromString("somebody.test")
+	_, err = c.Fetch(t.Context(), somebody)
+	wantCause(t, "authorities of another relationship", err, federation.Untrusted, "unknown authority")
+	unreadable := func(spiffeid.TrustDomain) (*x509.CertPool, error) { return nil, errors.New("ca.pem: gone") }
+	_, err = (&federation.Client{Roots: unreadable}).Fetch(t.Context(), web(s.URL+"/b?x=1"))
+	wantCause(t, "no authorities", err, federation.NoBundle, "authorities of the endpoint of partner.test: ca.pem: gone")
 	_, err = (&federation.Client{Roots: roots(s), Now: func() time.Time { return time.Now().AddDate(100, 0, 0) }}).Fetch(t.Context(), web(s.URL+"/b?x=1"))
 	wantCause(t, "expired", err, federation.Untrusted, "expired")
 	_, err = c.Fetch(t.Context(), web("https://localhost:1/"))

@@ -86,11 +86,11 @@ type Config struct {
 	// are refused with ResourceExhausted and a RetryInfo.
 	SignAtOnce, SignWaiting int
 	// AdminPolicy, when not nil, is asked about each call that an SVID marked
-	// admin makes on the issuer listener; its error, for the wire, refuses it.
+	// admin makes on the issuer listener; its error, for the wire, refuses it. req
+	// is nil for a stream, about which it is asked once, before anything is read.
 	AdminPolicy func(ctx context.Context, id spiffeid.ID, method string, req any) error
-	// FederationRoots verify bundle endpoints of profile https_web; the
-	// system's if nil.
-	FederationRoots *x509.CertPool
+	// FederationRoots is federation.Client's Roots.
+	FederationRoots func(spiffeid.TrustDomain) (*x509.CertPool, error)
 	// Health, if given, gets the issuer's conditions added to what else it knows of
 	// this program, and is run by its maker. Without it the issuer has its own.
 	Health *health.Server

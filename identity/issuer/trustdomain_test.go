@@ -171,7 +171,9 @@ func TestRefreshBundle(t *testing.T) {
 	p := newPartnerEndpoint(t)
 	web := x509.NewCertPool()
 	web.AddCert(p.Certificate())
-	w := newWorld(t, func(c *issuer.Config, _ *ca.Config) { c.FederationRoots = web })
+	w := newWorld(t, func(c *issuer.Config, _ *ca.Config) {
+		c.FederationRoots = func(spiffeid.TrustDomain) (*x509.CertPool, error) { return web, nil }
+	})
 	one := spiffeid.RequireTrustDomainFromString("one.org")
 	a, b := testpki.New(t, "one.org").Bundle().X509Authorities()[0], testpki.New(t, "one.org").Bundle().X509Authorities()[0]
 	p.publish(t, 5, a)

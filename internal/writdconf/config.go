@@ -72,6 +72,10 @@ type Config struct {
 	SignRate int `yaml:"sign_rate"`
 	// Bundle endpoint from which other trust domains get our trust bundle.
 	Federation *Federation `yaml:"federation"`
+	// Files with the authorities (PEM) that prove bundle endpoints of profile
+	// https_web, by the trust domain whose bundle is fetched there, in place of the
+	// system's roots. They are read at each fetch.
+	FederationCAFiles map[string]string `yaml:"federation_ca_files"`
 	// OpenID Connect discovery of the keys that sign JWT-SVIDs.
 	OIDC *OIDC `yaml:"oidc"`
 	// Files with the public keys (PEM) that may push all of policy: one
@@ -297,6 +301,7 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	if c.Federation != nil {
 		c.Federation.validate(c, bad)
 	}
+	c.validateFederationCAFiles(bad)
 	if c.OIDC != nil {
 		c.OIDC.validate(c, bad)
 	}

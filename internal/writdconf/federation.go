@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/url"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Values of Federation.Profile.
@@ -58,6 +60,24 @@ func (f *Federation) validate(c *Config, bad func(key, format string, args ...an
 	}
 	if !c.Runs("issuer") {
 		bad("federation", "is for the issuer role: whose bundle would it be?")
+	}
+}
+
+func (c *Config) validateFederationCAFiles(bad func(key, format string, args ...any)) {
+	for name, file := range c.FederationCAFiles {
+		key := "federation_ca_files." + name
+		td, err := spiffeid.TrustDomainFromString(name)
+		switch {
+		case err != nil || td.Name() != name:
+			bad(key, "want the name of a trust domain, as in partner.org, got %q", name)
+		case name == c.TrustDomain:
+			bad(key, "is our own trust domain, whose bundle is fetched nowhere")
+		case file == "":
+			bad(key, "missing: name the file with the authorities")
+		}
+	}
+	if len(c.FederationCAFiles) > 0 && !c.Runs("issuer") {
+		bad("federation_ca_files", "is for the issuer role, which fetches bundles")
 	}
 }
 

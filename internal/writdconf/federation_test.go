@@ -27,6 +27,14 @@ func TestValidateFederationAndOIDC(t *testing.T) {
 		{"no key", func(c *Config) { c.Federation = web(); c.Federation.KeyFile = "" }, "federation.key_file: missing"},
 		{"parts of seconds", func(c *Config) { c.Federation = spiffe(); c.Federation.RefreshHint = 1500 * time.Millisecond }, "federation.refresh_hint: want whole seconds"},
 		{"too rarely", func(c *Config) { c.Federation = spiffe(); c.Federation.RefreshHint = 3 * time.Hour }, "federation.refresh_hint: want at most a ninth of ca_ttl (2h40m0s)"},
+		{"authorities", func(c *Config) { c.FederationCAFiles = map[string]string{"partner.org": "ca.pem"} }, ""},
+		{"authorities of no trust domain", func(c *Config) { c.FederationCAFiles = map[string]string{"https://partner.org": "ca.pem"} }, "federation_ca_files.https://partner.org: want the name of a trust domain"},
+		{"authorities of an ID", func(c *Config) { c.FederationCAFiles = map[string]string{"spiffe://partner.org": "ca.pem"} }, "want the name of a trust domain"},
+		{"authorities of ours", func(c *Config) { c.FederationCAFiles = map[string]string{c.TrustDomain: "ca.pem"} }, "is our own trust domain"},
+		{"authorities in no file", func(c *Config) { c.FederationCAFiles = map[string]string{"partner.org": ""} }, "federation_ca_files.partner.org: missing"},
+		{"authorities without issuer", func(c *Config) {
+			c.FederationCAFiles, c.Roles, c.WorkloadAPI = map[string]string{"partner.org": "ca.pem"}, []string{"audit"}, "unix:///x"
+		}, "federation_ca_files: is for the issuer role"},
 		{"not the issuer", func(c *Config) { c.Federation, c.Roles, c.WorkloadAPI = spiffe(), []string{"audit"}, "unix:///x" }, "federation: is for the issuer role"},
 		{"plain on loopback", func(c *Config) { c.OIDC = plain() }, ""},
 		{"plain to everybody", func(c *Config) { c.OIDC = plain(); c.OIDC.Listen = ":80" }, "oidc.listen: want a loopback address without cert_file"},

@@ -2,10 +2,8 @@ package otlp
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -13,6 +11,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/writ-dev/writ/internal/authorities"
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
@@ -97,11 +96,11 @@ func clientTLS(caFile string, exporting func(string) (string, string)) (*tls.Con
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	var err error
 	if caFile != "" {
-		if config.RootCAs, err = authorities(caFile); err != nil {
+		if config.RootCAs, err = authorities.Pool(caFile); err != nil {
 			return nil, &fileError{err}
 		}
 	} else if name, file := exporting("CERTIFICATE"); file != "" {
-		if config.RootCAs, err = authorities(file); err != nil {
+		if config.RootCAs, err = authorities.Pool(file); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -126,18 +125,6 @@ type fileError struct{ err error }
 
 func (e *fileError) Error() string { return "tracing.ca_file: " + e.err.Error() }
 func (e *fileError) Unwrap() error { return e.err }
-
-func authorities(file string) (*x509.CertPool, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("no certificate (PEM) in %s", file)
-	}
-	return pool, nil
-}
 
 // sampler is what OTEL_TRACES_SAMPLER names, where the configuration names no
 // share. The SDK would go on with its default after a mistake.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/writ-dev/writ/internal/authorities"
 	"github.com/writ-dev/writ/policy/bundle"
 )
 
@@ -94,15 +95,7 @@ func (h HTTP) authorities() (*x509.CertPool, error) {
 	if h.CAFile == "" {
 		return nil, nil
 	}
-	pem, err := os.ReadFile(h.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s: no PEM certificate", h.CAFile)
-	}
-	return pool, nil
+	return authorities.Pool(h.CAFile)
 }
 
 // token is empty where none is sent.

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
-	"os"
 	"slices"
 	"strings"
 	"text/template"
@@ -23,6 +22,7 @@ import (
 	"github.com/writ-dev/writ/identity/attest/server"
 	"github.com/writ-dev/writ/identity/attest/x509pop"
 	"github.com/writ-dev/writ/identity/registry"
+	"github.com/writ-dev/writ/internal/authorities"
 )
 
 const (
@@ -158,18 +158,12 @@ func prove(ctx context.Context, leaf *x509.Certificate, ask server.Challenge) er
 }
 
 func (a *Attestor) roots() (*x509.CertPool, error) {
-	roots := x509.NewCertPool()
-	for _, file := range a.cfg.CABundles {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("authorities of x509pop: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("authorities of x509pop: no certificate (PEM) in %s", file)
-		}
-	}
 	if len(a.cfg.CABundles) == 0 {
 		return nil, errors.New("x509pop has no authorities: name a file")
+	}
+	roots, err := authorities.Pool(a.cfg.CABundles...)
+	if err != nil {
+		return nil, fmt.Errorf("authorities of x509pop: %w", err)
 	}
 	return roots, nil
 }
