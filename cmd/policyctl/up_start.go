@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -97,9 +98,9 @@ func (u *upRun) firstPolicy(ctx context.Context) error {
 
 // allReady waits until every program is ready and the record is followed.
 func (u *upRun) allReady(ctx context.Context, subscribed <-chan struct{}) error {
-	outer, cancel := context.WithTimeout(ctx, readyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	g, ctx := errgroup.WithContext(outer)
+	g, ctx := errgroup.WithContext(ctx)
 	for _, p := range u.apps {
 		g.Go(func() error { return u.waitReady(ctx, p) })
 	}
@@ -126,11 +127,10 @@ func (u *upRun) allReady(ctx context.Context, subscribed <-chan struct{}) error 
 			return context.Cause(ctx)
 		}
 	})
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	// A sidecar may have started with the revision of an earlier run.
-	return u.enforced(outer, u.revision)
+	// A sidecar may have started with the revision of an earlier run. One that refuses
+	// this one may never be ready: nobody waits for it to be given up.
+	g.Go(func() error { return u.enforced(ctx, u.revision) })
+	return g.Wait()
 }
 
 // lookTimeout bounds the look for a program that up does not start.
@@ -192,7 +192,17 @@ func (u *upRun) supervise(cfg supervise.Config) (*supervise.Process, error) {
 	u.mu.Lock()
 	u.logs[cfg.Name] = log
 	u.mu.Unlock()
-	cfg.Output, cfg.OnChange, cfg.Attempts = log, u.view.change, attempts
+	cfg.Output, cfg.Attempts = log, attempts
+	cfg.OnChange = func(c supervise.Change) {
+		// A program that ends has said why; one that was not ready has told its
+		// status.
+		if exit := (*exec.ExitError)(nil); errors.As(c.Err, &exit) {
+			if tail := log.Tail(); len(tail) > 0 {
+				c.Err = fmt.Errorf("%w: %s", c.Err, plainText(tail[len(tail)-1]))
+			}
+		}
+		u.view.change(c)
+	}
 	return u.group.Start(cfg), nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -185,7 +186,10 @@ func (s *sidecar) follow() error {
 			s.decidedOnce.Do(func() { close(s.decided) })
 		},
 		Contacted: s.proxy.Contacted,
-		Emit:      func(_ context.Context, act identity.Act) error { return s.record(audit.FromAct(act, time.Now())) },
+		Emit: func(_ context.Context, act identity.Act) error {
+			s.tellRefused(act.Reason)
+			return s.record(audit.FromAct(act, time.Now()))
+		},
 	})
 	return err
 }
@@ -212,6 +216,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	var owned sync.WaitGroup
 	failed := make(chan error, 2)
+	daemon.Notify(s.log, "STATUS=waiting for policy")
 	if s.follower != nil {
 		owned.Go(func() {
 			if err := s.follower.Run(background); err != nil && background.Err() == nil {
@@ -271,9 +276,27 @@ func (s *sidecar) record(ev audit.Event) error {
 	return err
 }
 
+// maxStatus is how long a status may be, bytes: service managers take 4,096 for all of
+// a notification.
+const maxStatus = 1024
+
+// tellRefused tells the service manager why there is no policy yet. Where one decides,
+// the control plane and the log have it.
+func (s *sidecar) tellRefused(why string) {
+	select {
+	case <-s.decided:
+		return
+	default:
+	}
+	status := "waiting for policy: refused: " + strings.Join(strings.Fields(why), " ")
+	if len(status) > maxStatus {
+		status = strings.ToValidUTF8(status[:maxStatus], "") + "…"
+	}
+	daemon.Notify(s.log, "STATUS="+status)
+}
+
 // ready tells the service manager once requests are being decided.
 func (s *sidecar) ready(ctx context.Context) {
-	daemon.Notify(s.log, "STATUS=waiting for policy")
 	select {
 	case <-s.decided:
 	case <-ctx.Done():

@@ -1,17 +1,17 @@
 package supervise
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
 
-// notify is the socket on which one start of a program says that it is ready
-// (sd_notify(3)). Each start has its own, so that a dead predecessor cannot
+// notify is the socket on which one start of a program says that it is ready, and
+// before that what it waits for (sd_notify(3), READY=1 and STATUS=). Each start has its own, so that a dead predecessor cannot
 // speak for its successor. The directory is ours alone, and so are the
 // senders.
 type notify struct {
@@ -19,6 +19,9 @@ type notify struct {
 	conn  *net.UnixConn
 	ready chan struct{}
 	wg    sync.WaitGroup
+
+	mu     sync.Mutex
+	status string // what it said last
 }
 
 func listenNotify(path string) (*notify, error) {
@@ -39,21 +42,41 @@ func (n *notify) read() {
 		if err != nil {
 			return
 		}
-		if !said && isReady(buf[:size]) {
+		ready, status := parseNotification(string(buf[:size]))
+		if status != "" {
+			n.mu.Lock()
+			n.status = status
+			n.mu.Unlock()
+		}
+		if ready && !said {
 			said = true
 			close(n.ready)
 		}
 	}
 }
 
-// isReady finds READY=1 in a notification, which is lines of NAME=value.
-func isReady(msg []byte) bool {
-	for line := range bytes.SplitSeq(msg, []byte("\n")) {
-		if string(line) == "READY=1" {
-			return true
-		}
+// late is the error of a program that was not ready in time, with what it said that it
+// is at.
+func (n *notify) late(after time.Duration) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.status == "" {
+		return fmt.Errorf("not ready after %s", after)
 	}
-	return false
+	return fmt.Errorf("not ready after %s: %s", after, n.status)
+}
+
+// parseNotification finds READY=1 and STATUS=… in a notification, which is lines of
+// NAME=value.
+func parseNotification(msg string) (ready bool, status string) {
+	for line := range strings.Lines(msg) {
+		line = strings.TrimSuffix(line, "\n")
+		if text, ok := strings.CutPrefix(line, "STATUS="); ok {
+			status = text
+		}
+		ready = ready || line == "READY=1"
+	}
+	return ready, status
 }
 
 func (n *notify) close() {

@@ -3,7 +3,6 @@ package supervise
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -49,7 +48,7 @@ func (p *Process) run() error {
 		ready, stop = accepts(ctx, p.cfg.Address)
 		defer stop()
 	}
-	return p.watch(c, began, exited, ready)
+	return p.watch(c, began, exited, ready, n)
 }
 
 // prepare runs the hook, which ends early when the process is stopped.
@@ -86,7 +85,7 @@ func (p *Process) start(n *notify) (*exec.Cmd, error) {
 }
 
 // watch waits for what comes first, until the program is gone.
-func (p *Process) watch(c *child, began time.Time, exited <-chan error, ready <-chan struct{}) error {
+func (p *Process) watch(c *child, began time.Time, exited <-chan error, ready <-chan struct{}, n *notify) error {
 	deadline := time.NewTimer(p.cfg.ReadyTimeout)
 	defer deadline.Stop()
 	term, kill := p.term, p.kill
@@ -106,7 +105,7 @@ func (p *Process) watch(c *child, began time.Time, exited <-chan error, ready <-
 				close(p.ready)
 			}
 		case <-deadline.C:
-			late = fmt.Errorf("not ready after %s", p.cfg.ReadyTimeout)
+			late = n.late(p.cfg.ReadyTimeout)
 			c.kill()
 		case <-term:
 			term = nil

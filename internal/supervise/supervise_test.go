@@ -42,6 +42,10 @@ func TestMain(m *testing.M) {
 		select {}
 	case "mute":
 		select {}
+	case "waits":
+		say("STATUS=waiting")
+		say("STATUS=waiting for " + arg)
+		select {}
 	case "dies":
 		fmt.Fprintln(os.Stderr, "cannot open the database")
 		os.Exit(3)
@@ -267,6 +271,18 @@ func TestNotReadyInTime(t *testing.T) {
 	}
 }
 
+// What a program says that it waits for is why it is not ready.
+func TestNotReadySaysWhatFor(t *testing.T) {
+	p, r := start(t, group(t), "waits a policy: p.rego:3", func(c *Config) { c.Attempts, c.ReadyTimeout = 1, time.Second })
+	if err := p.WaitReady(bounded(t)); err == nil || err.Error() != "prog: not ready after 1s: waiting for a policy: p.rego:3" {
+		t.Errorf("got %v", err)
+	}
+	r.next(t)
+	if c := r.next(t); c.State != Failed || !strings.HasSuffix(c.Err.Error(), "p.rego:3") {
+		t.Errorf("told %+v", c)
+	}
+}
+
 func TestReadyByPort(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -466,12 +482,16 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-func TestIsReady(t *testing.T) {
-	for msg, want := range map[string]bool{
-		"READY=1": true, "STATUS=x\nREADY=1\n": true, "READY=0": false, "STATUS=READY=1": false, "XREADY=1": false, "": false, "READY=10": false,
+func TestParseNotification(t *testing.T) {
+	for msg, want := range map[string]struct {
+		ready  bool
+		status string
+	}{
+		"READY=1": {true, ""}, "STATUS=x\nREADY=1\n": {true, "x"}, "READY=0": {}, "STATUS=READY=1": {false, "READY=1"},
+		"XREADY=1": {}, "": {}, "READY=10": {}, "STATUS=a\nSTATUS=b": {false, "b"}, "STATUS=\n": {},
 	} {
-		if isReady([]byte(msg)) != want {
-			t.Errorf("%q: want %v", msg, want)
+		if ready, status := parseNotification(msg); ready != want.ready || status != want.status {
+			t.Errorf("%q: %v, %q, want %+v", msg, ready, status, want)
 		}
 	}
 }
