@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"time"
 
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/ca/upstream/disk"
@@ -15,6 +16,7 @@ func (w *writd) openCA(ctx context.Context, journal ca.Journal) (*ca.CA, error) 
 	config := ca.Config{
 		TrustDomain: w.td, Keys: w.keys, Journal: journal, Emit: w.emit, Log: w.log,
 		Life: w.cfg.CATTL, X509SVIDLife: w.cfg.SVIDTTL, JWTSVIDLife: w.cfg.JWTTTL, JWTIssuer: w.jwtIssuer(),
+		Revoked: w.store.Revocations().Now, CRLLife: cmp.Or(w.cfg.CRLTTL, max(24*time.Hour, 2*w.cfg.SVIDTTL)),
 	}
 	if w.member != nil {
 		config.Journal, config.Peers = w.member, w.member

@@ -28,6 +28,7 @@ import (
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/keys"
+	"github.com/writ-dev/writ/identity/revocation"
 )
 
 const (
@@ -75,6 +76,12 @@ type Config struct {
 	// another; one hour and five minutes if zero. An SVID never outlives its
 	// authority.
 	X509SVIDLife, JWTSVIDLife time.Duration
+	// Revoked is what is revoked, and a channel that is closed when more is; nothing
+	// if nil. Serial numbers in it go into CRLs.
+	Revoked func() (*revocation.List, <-chan struct{})
+	// CRLLife is how long a CRL is good; 24 hours if zero. They are signed anew at
+	// half of it.
+	CRLLife time.Duration
 	// JWTIssuer is the iss claim of JWT-SVIDs, for verifiers of OpenID Connect;
 	// there is none if empty.
 	JWTIssuer string
@@ -99,6 +106,12 @@ func (c *Config) complete() error {
 	if c.JWTSVIDLife == 0 {
 		c.JWTSVIDLife = 5 * time.Minute
 	}
+	if c.CRLLife == 0 {
+		c.CRLLife = 24 * time.Hour
+	}
+	if c.Revoked == nil {
+		c.Revoked = new(revocation.Set).Now
+	}
 	switch {
 	case c.Life < MinLife || c.Life > maxLife:
 		return fmt.Errorf("ca: life of an authority is %v, want %v to %v", c.Life, MinLife, maxLife)
@@ -106,6 +119,8 @@ func (c *Config) complete() error {
 		return fmt.Errorf("ca: life of an X509-SVID is %v, want at least %v", c.X509SVIDLife, MinSVIDLife)
 	case c.KeyType == keys.Ed25519, c.JWTKeyType == keys.Ed25519:
 		return fmt.Errorf("ca: authorities do not have Ed25519 keys: JWT-SVIDs know no such algorithm, and few verify such certificates")
+	case c.CRLLife < MinSVIDLife:
+		return fmt.Errorf("ca: life of a CRL is %v, want at least %v", c.CRLLife, MinSVIDLife)
 	case c.JWTSVIDLife < MinSVIDLife:
 		return fmt.Errorf("ca: life of a JWT-SVID is %v, want at least %v", c.JWTSVIDLife, MinSVIDLife)
 	}
@@ -123,6 +138,8 @@ type CA struct {
 	signed     atomic.Uint64
 	distrusted atomic.Bool
 
+	crls crls
+
 	mu      sync.RWMutex
 	x509    slots
 	jwt     slots
@@ -131,8 +148,9 @@ type CA struct {
 	seq     uint64
 	bundle  *Bundle
 	changed chan struct{}
-	// turned is closed when Readiness may have become another.
-	turned chan struct{}
+	// turned is closed when Readiness may have become another, listed when
+	// RevocationLists may have.
+	turned, listed chan struct{}
 }
 
 // Open loads the authorities, and makes them if there are none or if they are
@@ -142,7 +160,7 @@ func Open(ctx context.Context, cfg Config) (*CA, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	c := &CA{cfg: cfg, changed: make(chan struct{}), turned: make(chan struct{})}
+	c := &CA{cfg: cfg, changed: make(chan struct{}), turned: make(chan struct{}), listed: make(chan struct{})}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("open ca: %w", err)
 	}
@@ -195,6 +213,13 @@ func (c *CA) Run(ctx context.Context) error {
 		} else if err == nil {
 			wait = c.nextRotation().Sub(c.Now())
 		}
+		revoked := c.revokedChanges()
+		if err := c.refreshCRLs(ctx); err != nil && ctx.Err() == nil {
+			c.cfg.Log.ErrorContext(ctx, "other replicas lack the newest CRLs of this one, trying again", "error", err)
+			wait = min(wait, time.Second)
+		} else if revoked != nil {
+			wait = min(wait, max(c.crlsDue().Sub(c.Now()), c.cfg.CRLLife/20))
+		}
 		// Timers stand still while the machine sleeps; the wall clock does not.
 		timer := time.NewTimer(max(time.Millisecond, min(wait, time.Minute)))
 		select {
@@ -202,6 +227,8 @@ func (c *CA) Run(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		case <-timer.C:
+		case <-revoked:
+			timer.Stop()
 		case <-c.peersNow().changed: // nil where there are none
 			timer.Stop()
 			if err := c.takePeers(ctx); err != nil && ctx.Err() == nil {

@@ -103,17 +103,29 @@ func encodeJournal(seq uint64, x, j *slots, others foreign) ([]byte, error) {
 	return json.Marshal(doc)
 }
 
-func (c *CA) load(ctx context.Context) error {
-	doc, err := c.cfg.Journal.LoadJournal(ctx)
-	if err != nil || doc == nil {
-		return err
+// decodeJournal reads a journal; nil is of one that there is none of yet.
+func decodeJournal(doc []byte) (*journal, error) {
+	if len(doc) == 0 {
+		return nil, nil
 	}
 	var jn journal
 	if err := json.Unmarshal(doc, &jn); err != nil {
-		return fmt.Errorf("journal of authorities: %w", err)
+		return nil, fmt.Errorf("journal of authorities: %w", err)
 	}
 	if jn.Version < 1 || jn.Version > journalVersion {
-		return fmt.Errorf("journal of authorities has version %d, this build knows 1 to %d: run a newer build", jn.Version, journalVersion)
+		return nil, fmt.Errorf("journal of authorities has version %d, this build knows 1 to %d: run a newer build", jn.Version, journalVersion)
+	}
+	return &jn, nil
+}
+
+func (c *CA) load(ctx context.Context) error {
+	doc, err := c.cfg.Journal.LoadJournal(ctx)
+	if err != nil {
+		return err
+	}
+	jn, err := decodeJournal(doc)
+	if err != nil || jn == nil {
+		return err
 	}
 	x, err := c.restore(jn.X509, true)
 	if err != nil {

@@ -2,19 +2,22 @@ package ca
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
 // Peers are the other replicas of this issuer, each with authorities and keys
-// of its own. All of them publish the authorities of all.
+// of its own. All of them publish the authorities of all, and their CRLs.
 type Peers interface {
 	// Peers is what there is now.
 	Peers(ctx context.Context) (PeerState, error)
 	// Publishes tells the others that this CA's bundle has what peers publish.
 	Publishes(ctx context.Context, peers []Peer) error
+	// SaveCRLs gives the others the CRLs of this CA: DER, one after another. It
+	// changes no sequence.
+	SaveCRLs(ctx context.Context, lists []byte) error
 }
 
 // PeerState is what is known of the replicas at one time.
@@ -33,6 +36,8 @@ type Peer struct {
 	Name string
 	// Journal is what its CA saved last, nil if nothing.
 	Journal []byte
+	// CRLs are what its CA saved last with SaveCRLs.
+	CRLs []byte
 	// Sequence grows with every change of Journal or Tainted.
 	Sequence uint64
 	// Tainted: it was removed, or has been away for too long. What it signed is
@@ -52,6 +57,7 @@ const introduction = 10 * time.Second
 // peers is what the bundle has of them.
 type peers struct {
 	published foreign
+	crls      []peerCRLs
 	sequence  uint64
 	removed   bool
 	live      bool // there is somebody to wait for
@@ -80,11 +86,23 @@ func (c *CA) readPeers(ctx context.Context) error {
 	next := peers{sequence: state.Sequence, removed: state.Removed, changed: state.Changed, known: true}
 	now := c.Now()
 	for _, p := range state.Peers {
-		sets, signed, err := p.sets(now, c.foreignRetention())
+		jn, err := decodeJournal(p.Journal)
+		var sets []*Foreign
+		var signed bool
+		if err == nil && jn != nil {
+			sets, signed, err = p.sets(jn, now, c.foreignRetention())
+		}
 		if err != nil {
 			// One that cannot be read must not keep the others from rotating.
 			c.cfg.Log.ErrorContext(ctx, "cannot read the authorities of another replica", "replica", p.Name, "error", err)
 			continue
+		}
+		if jn != nil {
+			lists, err := p.crls(jn, c.peers.crls)
+			if err != nil {
+				c.cfg.Log.ErrorContext(ctx, "cannot read the CRLs of another replica", "replica", p.Name, "error", err)
+			}
+			next.crls = append(next.crls, lists)
 		}
 		next.published = append(next.published, sets...)
 		next.signed = next.signed || signed
@@ -99,6 +117,9 @@ func (c *CA) readPeers(ctx context.Context) error {
 	}
 	changed := next.sequence != c.peers.sequence
 	c.mu.Lock()
+	if !slices.EqualFunc(c.peers.crls, next.crls, func(a, b peerCRLs) bool { return slices.EqualFunc(a.lists, b.lists, sameList) }) {
+		c.listedNow()
+	}
 	c.peers = next
 	c.turnedNow()
 	c.mu.Unlock()
@@ -116,17 +137,7 @@ func (c *CA) readPeers(ctx context.Context) error {
 // others that it was told of. signed tells whether one of its own has ever been
 // active. What has
 // ended is left out when the replica itself leaves it out: all have the same bundle.
-func (p *Peer) sets(now time.Time, foreign time.Duration) (all []*Foreign, signed bool, err error) {
-	if len(p.Journal) == 0 {
-		return nil, false, nil
-	}
-	var jn journal
-	if err := json.Unmarshal(p.Journal, &jn); err != nil {
-		return nil, false, fmt.Errorf("journal of authorities: %w", err)
-	}
-	if jn.Version < 1 || jn.Version > journalVersion {
-		return nil, false, fmt.Errorf("journal of authorities has version %d, this build knows 1 to %d: run a newer build", jn.Version, journalVersion)
-	}
+func (p *Peer) sets(jn *journal, now time.Time, foreign time.Duration) (all []*Foreign, signed bool, err error) {
 	own := journalForeign{Owner: "replica " + p.Name}
 	for _, r := range jn.X509 {
 		signed = signed || r.Slot != slotNext
@@ -221,7 +232,7 @@ func (c *CA) step(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.Rotate(ctx)
+	return errors.Join(c.Rotate(ctx), c.refreshCRLs(ctx))
 }
 
 func (c *CA) peersNow() peers {

@@ -77,6 +77,7 @@ func joinReplica(t *testing.T, dsn, name string, change ...func(*ca.Config)) (*r
 	cfg := ca.Config{
 		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Keys: &keys.Memory{}, Journal: r.member, Peers: r.member, Log: log,
 		Emit: func(context.Context, identity.Act) error { return nil }, Life: ca.MinLife, X509SVIDLife: 10 * time.Second, JWTSVIDLife: 10 * time.Second,
+		Revoked: r.store.Revocations().Now,
 	}
 	for _, c := range change {
 		c(&cfg)

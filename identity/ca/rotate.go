@@ -91,7 +91,11 @@ func (c *CA) commit(ctx context.Context, ch *change) error {
 		err = c.record(ctx, ch.acts)
 	}
 	if err == nil {
-		if err = c.cfg.Journal.SaveJournal(ctx, doc); err != nil {
+		// First the lists: an authority without one has all refused that it signs.
+		if err = c.saveCRLs(ctx, &ch.x509); err == nil {
+			err = c.cfg.Journal.SaveJournal(ctx, doc)
+		}
+		if err != nil {
 			c.retract(ctx, ch.acts, err)
 		}
 	}

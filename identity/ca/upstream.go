@@ -66,6 +66,9 @@ func (c *CA) mintUpstream(ctx context.Context, a *authority) ([]Root, error) {
 		return nil, fmt.Errorf("%w: it signed a certificate that is of no use: %w", ErrUpstream, err)
 	}
 	a.cert, a.chain, a.notAfter = chain[0], chain, chain[0].NotAfter
+	if !a.mayList() {
+		c.cfg.Log.WarnContext(ctx, "the upstream does not let this authority sign CRLs (key usage cRLSign): Envoys that get CRLs refuse all that it signs", "id", a.publicID())
+	}
 	return roots, nil
 }
 

@@ -115,7 +115,6 @@ type Issuer struct {
 	admission admission
 	self      *selfSVID
 	refresher *federation.Refresher
-	crls      crls
 	shown     struct {
 		sync.Mutex
 		shownBundle

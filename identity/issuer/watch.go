@@ -1,12 +1,14 @@
 package issuer
 
 import (
+	"context"
 	"time"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
@@ -31,7 +33,8 @@ type watching struct {
 	// What the agent was told: the sequence of the bundle, the highest number of
 	// the revocations, and the CRLs.
 	bundle, number uint64
-	listed         *watchv1.CRLs
+	listed         *ca.RevocationLists
+	lists          *ca.RevocationLists // there are now; nil for none
 }
 
 // Watch implements watchv1.EntryWatchServer. The stream ends, with the reason,
@@ -55,11 +58,15 @@ func (s *watchService) Watch(req *watchv1.WatchRequest, stream watchv1.EntryWatc
 	// What is known of the revocations goes first: it is what is waited for.
 	for first, changed := true, true; ; first = false {
 		list, revoked := s.Revocations().Now()
-		_, bundleChanged := s.ca.Bundle()
+		bundle, bundleChanged := s.ca.Bundle()
+		var listed <-chan struct{}
+		if w.crls {
+			listed = w.ready(ctx)
+		}
 		if err := s.checkAgent(ctx, caller); err != nil {
 			return err
 		}
-		if err := w.tell(first, changed, list); err != nil {
+		if err := w.tell(first, changed, bundle, list); err != nil {
 			return err
 		}
 		select {
@@ -68,6 +75,8 @@ func (s *watchService) Watch(req *watchv1.WatchRequest, stream watchv1.EntryWatc
 		case <-bundleChanged:
 			changed = true
 		case <-revoked:
+			changed = false
+		case <-listed:
 			changed = false
 		case <-beat:
 			changed = false
@@ -83,11 +92,10 @@ func (s *watchService) Watch(req *watchv1.WatchRequest, stream watchv1.EntryWatc
 
 // tell sends what the agent does not know yet; to those who follow revocations,
 // always at least that nothing is new.
-func (w *watching) tell(first, changed bool, list *revocation.List) error {
+func (w *watching) tell(first, changed bool, bundle *ca.Bundle, list *revocation.List) error {
 	if !w.revocations && !changed {
 		return nil
 	}
-	bundle, _ := w.ca.Bundle()
 	revision, _ := w.index.Revision()
 	// Both numbers only grow, and both survive a restart; so does the sum.
 	change := &watchv1.Change{Revision: revision + bundle.Sequence, Bundle: !first && bundle.Sequence != w.bundle, Unchanged: !changed}
@@ -95,13 +103,13 @@ func (w *watching) tell(first, changed bool, list *revocation.List) error {
 	if !w.revocations {
 		return w.stream.Send(change)
 	}
-	if w.crls {
-		signed, err := w.currentCRLs(list)
-		if err != nil {
-			// The agent goes on with those it has; the next heartbeat tries again.
-			w.log.ErrorContext(w.stream.Context(), "agents get no new CRLs", "error", err)
-		} else if signed != w.listed {
-			change.Crls, w.listed = signed, signed
+	messages := newCRLs(w.listed, w.lists)
+	w.listed = w.lists
+	for n, crls := range messages {
+		if n == len(messages)-1 {
+			change.Crls = crls
+		} else if err := w.stream.Send(&watchv1.Change{Revision: change.Revision, Unchanged: true, Crls: crls}); err != nil {
+			return err
 		}
 	}
 	for n, update := range w.updates(first, list) {
@@ -115,6 +123,19 @@ func (w *watching) tell(first, changed bool, list *revocation.List) error {
 	}
 	w.number = list.Number()
 	return nil
+}
+
+// ready looks which CRLs there are, those of a bundle that is about to be told of
+// among them, and returns a channel that is closed when there may be others.
+func (w *watching) ready(ctx context.Context) <-chan struct{} {
+	lists, changed, err := w.ca.RevocationLists()
+	if err != nil {
+		// The agent goes on with those it has; the next heartbeat tries again.
+		w.log.ErrorContext(ctx, "agents get no new CRLs", "error", err)
+		return changed
+	}
+	w.lists = lists
+	return changed
 }
 
 // updates are the revocations that the agent lacks. At the beginning that is all

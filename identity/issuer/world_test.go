@@ -106,7 +106,7 @@ func startWorld(w *world, options ...option) *world {
 		must(t, err)
 		w.store, err = sqlstore.Open(ctx, db, w.storeConfig(filepath.Dir(w.file)))
 		must(t, err)
-		caConfig := ca.Config{TrustDomain: td, Keys: w.keys, Journal: w.store, Emit: w.emit, Clock: w.clock.now}
+		caConfig := ca.Config{TrustDomain: td, Keys: w.keys, Journal: w.store, Emit: w.emit, Clock: w.clock.now, Revoked: w.store.Revocations().Now}
 		config := issuer.Config{TrustDomain: td, Store: w.store, Emit: w.emit, Clock: w.clock.now, AttestPerSecond: 1e6, AttestBurst: 1e6, SignPerSecond: -1}
 		for _, o := range options {
 			o(&config, &caConfig)

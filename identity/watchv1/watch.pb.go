@@ -92,7 +92,7 @@ type Change struct {
 	// With the first message of a stream, and when there are more: revocations. To
 	// those who asked.
 	Revocations *revocationv1.Update `protobuf:"bytes,4,opt,name=revocations,proto3" json:"revocations,omitempty"`
-	// Present when they have become others, to those who asked.
+	// Those that are new, to those who asked.
 	Crls          *CRLs `protobuf:"bytes,5,opt,name=crls,proto3" json:"crls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -163,13 +163,16 @@ func (x *Change) GetCrls() *CRLs {
 	return nil
 }
 
-// CRLs are the certificate revocation lists that the issuer signs, all of them: one
-// for each of its X.509 authorities that may have signed what is valid. They hold
-// what is revoked by serial number, and nothing else.
+// CRLs are certificate revocation lists of the issuer's X.509 authorities, of all
+// replicas. Each takes the place of the one before of the same authority; what is not
+// named stands. They hold what is revoked by serial number, and nothing else.
 type CRLs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// RFC 5280 section 5, DER.
-	Lists         [][]byte `protobuf:"bytes,1,rep,name=lists,proto3" json:"lists,omitempty"`
+	Lists [][]byte `protobuf:"bytes,1,rep,name=lists,proto3" json:"lists,omitempty"`
+	// Certificates, DER, between those who sign lists and the trust bundle, where an
+	// upstream signs the authorities.
+	Intermediates [][]byte `protobuf:"bytes,2,rep,name=intermediates,proto3" json:"intermediates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,6 +210,13 @@ func (*CRLs) Descriptor() ([]byte, []int) {
 func (x *CRLs) GetLists() [][]byte {
 	if x != nil {
 		return x.Lists
+	}
+	return nil
+}
+
+func (x *CRLs) GetIntermediates() [][]byte {
+	if x != nil {
+		return x.Intermediates
 	}
 	return nil
 }
@@ -594,9 +604,10 @@ const file_identity_watchv1_watch_proto_rawDesc = "" +
 	"\x06bundle\x18\x02 \x01(\bR\x06bundle\x12\x1c\n" +
 	"\tunchanged\x18\x03 \x01(\bR\tunchanged\x12E\n" +
 	"\vrevocations\x18\x04 \x01(\v2#.writ.identity.revocation.v1.UpdateR\vrevocations\x120\n" +
-	"\x04crls\x18\x05 \x01(\v2\x1c.writ.identity.watch.v1.CRLsR\x04crls\"\x1c\n" +
+	"\x04crls\x18\x05 \x01(\v2\x1c.writ.identity.watch.v1.CRLsR\x04crls\"B\n" +
 	"\x04CRLs\x12\x14\n" +
-	"\x05lists\x18\x01 \x03(\fR\x05lists\"\xb3\x02\n" +
+	"\x05lists\x18\x01 \x03(\fR\x05lists\x12$\n" +
+	"\rintermediates\x18\x02 \x03(\fR\rintermediates\"\xb3\x02\n" +
 	"\vSyncRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x16\n" +

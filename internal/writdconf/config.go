@@ -60,6 +60,11 @@ type Config struct {
 	Keys *Keys `yaml:"keys"`
 	// Who signs the X.509 authorities; they sign themselves when left out.
 	Upstream *Upstream `yaml:"upstream"`
+	// How long a CRL is good, for Envoys that get them; at least twice svid_ttl. A
+	// new one is signed at half of it: of an issuer, or a replica, that is away for
+	// longer they refuse all that it signed. 24h, or twice svid_ttl if that is more,
+	// when left out.
+	CRLTTL time.Duration `yaml:"crl_ttl"`
 	// Life of an X509-SVID whose entry sets none; at least 10s.
 	SVIDTTL time.Duration `yaml:"svid_ttl"`
 	// Life of a JWT-SVID whose entry sets none.
@@ -250,6 +255,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.CATTL < 2*c.SVIDTTL {
 		bad("ca_ttl", "want at least twice svid_ttl (%s), got %s: an SVID never outlives its authority", c.SVIDTTL, c.CATTL)
+	}
+	if c.CRLTTL != 0 && c.CRLTTL < 2*c.SVIDTTL {
+		bad("crl_ttl", "want at least twice svid_ttl (%s), got %s: with less, an issuer that is away would have SVIDs refused that are valid still", c.SVIDTTL, c.CRLTTL)
 	}
 	for _, k := range []struct{ key, name string }{{"ca_key_type", c.CAKeyType}, {"jwt_key_type", c.JWTKeyType}} {
 		switch k.name {

@@ -200,9 +200,30 @@ func TestEnvoyCRL(t *testing.T) {
 
 // TestEnvoyRevoked is revocation by serial number with the example configuration and
 // CRLs: what is revoked is refused after the push, and everybody else is served, in
-// and out, also under new authorities.
+// and out, also under new authorities. So it is where an upstream signs them: Envoy
+// asks for a CRL of who signed the leaf, and for none of the root.
 func TestEnvoyRevoked(t *testing.T) {
-	m := &envoyMesh{node: newNode(t, "writ-agent", "writd", "sds: {crl: true}"), entries: map[string]string{}}
+	t.Run("alone", func(t *testing.T) { envoyRevoked(t, "") })
+	t.Run("below a CA in files", func(t *testing.T) {
+		root := newCRLCA(t, "root", nil)
+		key, err := x509.MarshalPKCS8PrivateKey(root.key)
+		check(t, err)
+		dir := t.TempDir()
+		check(t, os.WriteFile(filepath.Join(dir, "ca.pem"), []byte(root.pem()), 0o600))
+		check(t, os.WriteFile(filepath.Join(dir, "ca.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
+		envoyRevoked(t, fmt.Sprintf("upstream:\n  disk: {cert: %q, key: %q}\n", filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca.key")))
+	})
+	t.Run("below spire-server", func(t *testing.T) {
+		upper := newSide(t, shortDir(t), "spire-server", "spire-agent", domain)
+		upper.start(t, programs.StartSPIRE)
+		upper.downstream = true
+		upper.join(t, upper.td)
+		envoyRevoked(t, fmt.Sprintf("upstream:\n  spire:\n    server_address: 127.0.0.1:%d\n    workload_api: unix://%s\n", upper.conf.IssuerPort, upper.socket()))
+	})
+}
+
+func envoyRevoked(t *testing.T, serverConf string) {
+	m := &envoyMesh{node: newNodeWith(t, "writ-agent", "writd", serverConf, "sds: {crl: true}"), entries: map[string]string{}}
 	self, err := os.Executable()
 	check(t, err)
 	envoy := program(t, "envoy")

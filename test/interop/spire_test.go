@@ -64,6 +64,11 @@ type node struct {
 
 // newNode starts a server and an agent; agentConf is added to the agent's file.
 func newNode(t *testing.T, agent, server string, agentConf ...string) *node {
+	return newNodeWith(t, agent, server, "", agentConf...)
+}
+
+// newNodeWith is newNode with more in writd's configuration.
+func newNodeWith(t *testing.T, agent, server, serverConf string, agentConf ...string) *node {
 	ctx := bounded(t, time.Minute)
 	dir := shortDir(t)
 	ports, err := programs.FreePorts(2)
@@ -72,7 +77,7 @@ func newNode(t *testing.T, agent, server string, agentConf ...string) *node {
 		start: programs.StartWritd,
 		conf: programs.ServerConfig{
 			Path: program(t, server), Dir: filepath.Join(dir, "s"), TrustDomain: domain,
-			IssuerPort: ports[0], ControlPort: ports[1],
+			IssuerPort: ports[0], ControlPort: ports[1], More: serverConf,
 		},
 		alias:    spiffeid.RequireFromString("spiffe://" + domain + "/node/one"),
 		selector: fmt.Sprintf("unix:uid:%d", os.Getuid()),

@@ -268,7 +268,7 @@ func (r *Issuer) start() {
 	must(t, err)
 	store, err := sqlstore.Open(ctx, db, sqlstore.Config{Clock: r.now, KeyFile: filepath.Join(filepath.Dir(r.file), "registry.key"), Record: func(context.Context, []identity.Act) error { return nil }})
 	must(t, err)
-	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &r.keys, Journal: store, Emit: r.config.Emit, Clock: r.now, X509SVIDLife: r.life})
+	authority, err := ca.Open(ctx, ca.Config{TrustDomain: TrustDomain, Keys: &r.keys, Journal: store, Emit: r.config.Emit, Clock: r.now, X509SVIDLife: r.life, Revoked: store.Revocations().Now})
 	must(t, err)
 	config := r.config
 	config.Store, config.CA, config.Clock = store, authority, r.now

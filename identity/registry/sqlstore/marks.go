@@ -67,6 +67,7 @@ func (s *Store) checkJournal(ctx context.Context, owner string, doc, mark []byte
 const (
 	kindAgent        = "agent"
 	kindBundle       = "bundle"
+	kindCRLs         = "CRLs"
 	kindRelationship = "federation relationship"
 	kindToken        = "token"
 )

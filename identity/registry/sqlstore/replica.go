@@ -196,9 +196,19 @@ func (m *Member) SaveJournal(ctx context.Context, doc []byte) error {
 func (m *Member) Peers(ctx context.Context) (ca.PeerState, error) {
 	// Begin listening before the look, so that no change falls between.
 	changed := m.s.replicasChanged()
-	all, err := m.s.Replicas(ctx)
+	sqlTx, err := m.s.view(ctx)
+	if err != nil {
+		return ca.PeerState{}, fmt.Errorf("read replicas: %w", err)
+	}
+	defer sqlTx.Rollback()
+	tx := &Tx{ctx: ctx, s: m.s, tx: sqlTx}
+	all, err := tx.replicas()
 	if err != nil {
 		return ca.PeerState{}, err
+	}
+	lists, err := tx.crls()
+	if err != nil {
+		return ca.PeerState{}, fmt.Errorf("read CRLs: %w", err)
 	}
 	state := ca.PeerState{Changed: changed}
 	var own uint64
@@ -210,7 +220,7 @@ func (m *Member) Peers(ctx context.Context) (ca.PeerState, error) {
 	}
 	for _, r := range all {
 		if r.Name != m.name {
-			state.Peers = append(state.Peers, ca.Peer{Name: r.Name, Journal: r.journal, Sequence: r.sequence, Tainted: r.State != "", Live: r.Live, Knows: r.seen[m.name] >= own})
+			state.Peers = append(state.Peers, ca.Peer{Name: r.Name, Journal: r.journal, CRLs: lists[r.Name], Sequence: r.sequence, Tainted: r.State != "", Live: r.Live, Knows: r.seen[m.name] >= own})
 		}
 	}
 	return state, nil
