@@ -144,7 +144,7 @@ func (e *evaluation) decide(ctx context.Context, decider policy.Decider) ([]deci
 		}
 		if compiled {
 			before := asked
-			if asked = engine.Counts().Asked; asked == before {
+			if asked = engine.Asked(); asked == before {
 				info.Engine = engineCompiled
 			}
 		}

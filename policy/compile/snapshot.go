@@ -18,17 +18,14 @@ const (
 	EngineTopdown  = "topdown"  // there is no program, or it answers nothing
 )
 
-// Counts says how many decisions were made how, since the snapshot was made.
-type Counts struct {
-	Answered uint64 // by the program
-	Asked    uint64 // of topdown
-}
-
 // Engine is what the Decider of a Snapshot also implements.
 type Engine interface {
 	// Engine is compiled, mixed or topdown, by what the program says.
 	Engine() string
-	Counts() Counts
+	// Asked is how many decisions topdown was asked for, since the snapshot was
+	// made. What the program answers is not counted: that would cost more than
+	// the rest of some decisions.
+	Asked() uint64
 }
 
 // Snapshot puts a compiled program in force, with topdown beside it for what
@@ -105,15 +102,14 @@ type decider struct {
 	load      func() (*opa.Program, error)
 	cfg       opa.SnapshotConfig
 
-	answered, asked atomic.Uint64
-	topdown         atomic.Pointer[policy.Snapshot]
-	preparing       sync.Mutex
+	asked     atomic.Uint64
+	topdown   atomic.Pointer[policy.Snapshot]
+	preparing sync.Mutex
 }
 
 // Decide implements policy.Decider.
 func (d *decider) Decide(ctx context.Context, in *policy.Input, out *policy.Decision) {
 	if d.evaluator != nil && d.evaluator.Decide(in, out) {
-		d.answered.Add(1)
 		return
 	}
 	d.asked.Add(1)
@@ -152,5 +148,5 @@ func (d *decider) prepare() (*policy.Snapshot, error) {
 // Engine implements Engine.
 func (d *decider) Engine() string { return d.engine }
 
-// Counts implements Engine.
-func (d *decider) Counts() Counts { return Counts{d.answered.Load(), d.asked.Load()} }
+// Asked implements Engine.
+func (d *decider) Asked() uint64 { return d.asked.Load() }

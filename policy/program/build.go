@@ -314,6 +314,12 @@ func (b *builder) finish() *engine {
 	for i := range e.fields {
 		f := &e.fields[i]
 		f.exact = !f.token && !b.inexact[b.fieldKey(&f.Field)]
+		if base := &bases[f.Base]; f.exact && base.plain != nil && len(f.Via) == 0 {
+			f.direct, f.at = atRequest, plainAt(base.plain)
+			if !base.ofRequest {
+				f.direct |= atConnection
+			}
+		}
 	}
 	e.fields, e.atoms, e.nodes = slices.Clip(e.fields), slices.Clip(e.atoms), slices.Clip(e.nodes)
 	e.refs, e.conds, e.trie, e.first = slices.Clip(e.refs), slices.Clip(e.conds), slices.Clip(e.trie), slices.Clip(e.first)
@@ -324,7 +330,7 @@ func (b *builder) finish() *engine {
 		}
 	}
 	e.pool.New = func() any {
-		return &run{slots: make([]slot, len(e.fields)), memo: make([]uint32, e.memos)}
+		return &memory{slots: make([]slot, len(e.fields)), memo: make([]uint32, e.memos)}
 	}
 	return e
 }

@@ -18,7 +18,7 @@ func (r *run) derive(s string, ok bool, via []Step) (string, bool) {
 	return s, ok
 }
 
-// deriveAll appends to r.values what the steps make of a text that is there.
+// deriveAll appends to memory.values what the steps make of a text that is there.
 func (r *run) deriveAll(s string, ok bool, via []Step) {
 	for i := range via {
 		if !ok {
@@ -33,7 +33,8 @@ func (r *run) deriveAll(s string, ok bool, via []Step) {
 		s, ok = r.step(s, &via[i])
 	}
 	if ok {
-		r.values = append(r.values, s)
+		m := r.memory()
+		m.values = append(m.values, s)
 	}
 }
 
@@ -69,7 +70,7 @@ func (r *run) step(s string, step *Step) (string, bool) {
 }
 
 // mapCase turns the letters from first on, 26 of them, to the other case. For
-// ASCII the result lies in r.buf, which later appends may move but never
+// ASCII the result lies in memory.buf, which later appends may move but never
 // overwrite before the decision ends.
 func (r *run) mapCase(s string, first byte, full func(string) string) string {
 	change := false
@@ -82,9 +83,10 @@ func (r *run) mapCase(s string, first byte, full func(string) string) string {
 	if !change {
 		return s
 	}
-	from := len(r.buf)
-	r.buf = append(r.buf, s...)
-	derived := r.buf[from:]
+	m := r.memory()
+	from := len(m.buf)
+	m.buf = append(m.buf, s...)
+	derived := m.buf[from:]
 	for i, c := range derived {
 		if c-first < 26 {
 			derived[i] = c ^ 0x20

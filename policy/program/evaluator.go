@@ -89,10 +89,9 @@ func (e *Evaluator) Decide(in *policy.Input, out *policy.Decision) bool {
 	if u == nil {
 		return false
 	}
-	r := e.pool.Get().(*run)
-	answered := r.begin(in) && e.decide(r, u, out)
+	r := run{in: in, pool: &e.pool, layer: layerOf(in)}
+	answered := r.understood() && e.decide(&r, u, out)
 	r.end()
-	e.pool.Put(r)
 	if answered {
 		out.Revision = e.revision
 	}
@@ -101,7 +100,7 @@ func (e *Evaluator) Decide(in *policy.Input, out *policy.Decision) bool {
 
 func (e *engine) decide(r *run, u *unit, out *policy.Decision) bool {
 	if u.ask != 0 {
-		e.walk(r, u.ask)
+		e.visit(r, u.ask)
 		if r.ask {
 			return false
 		}
@@ -109,11 +108,11 @@ func (e *engine) decide(r *run, u *unit, out *policy.Decision) bool {
 	for _, t := range u.tiers {
 		// All clauses of the tier, not only until one holds: the decision names
 		// every rule, and any of them may say to ask.
-		e.walk(r, t.node)
+		e.visit(r, t.node)
 		if r.ask {
 			return false
 		}
-		if len(r.hits) > 0 {
+		if r.n > 0 {
 			out.Verdict, out.Tier = tierVerdict(t.tier), t.tier
 			e.name(r, out)
 			return true
@@ -125,34 +124,57 @@ func (e *engine) decide(r *run, u *unit, out *policy.Decision) bool {
 
 // name lists the rules as a set of their ids would be listed.
 func (e *engine) name(r *run, out *policy.Decision) {
-	if len(r.hits) > 1 {
-		slices.Sort(r.hits)
-		r.hits = slices.Compact(r.hits)
-	}
-	for _, rank := range r.hits {
-		out.Rules = append(out.Rules, e.rules[rank])
+	if r.n == 1 {
+		out.Rules = append(out.Rules, e.rules[r.few[0]])
+	} else {
+		for _, rank := range r.ranks() {
+			out.Rules = append(out.Rules, e.rules[rank])
+		}
 	}
 	if r.expires != 0 {
 		out.Expires = time.Unix(0, r.expires).UTC()
 	}
 }
 
-// walk visits the part of an index that the input leads to.
-func (e *engine) walk(r *run, root uint32) {
-	r.todo = r.todo[:0]
-	for at := root; ; {
+// visit tests the clauses below a node that the input leads to.
+func (e *engine) visit(r *run, at uint32) {
+	for at != 0 && !r.ask {
 		n := &e.nodes[at]
-		r.push(n.rest)
-		if n.kind == leaf {
+		switch n.kind {
+		case leaf:
 			e.scan(r, e.refs[n.at:n.at+n.n])
-		} else {
-			e.descend(r, n)
+		case byNumber:
+			if v, ok := r.number(&e.fields[n.field]); ok {
+				e.visit(r, e.ranges[n.at].find(v))
+			}
+		case byPath:
+			if r.request() && r.segments() {
+				e.paths[n.at].visit(e, r, r.in.Request.Segments)
+			}
+		default:
+			if f := &e.fields[n.field]; f.many {
+				for _, s := range r.all(f, n.field) {
+					e.follow(r, n, s)
+				}
+			} else if s, ok := r.one(f, n.field); ok {
+				e.follow(r, n, s)
+			}
 		}
-		left := len(r.todo)
-		if left == 0 || r.ask {
-			return
-		}
-		at, r.todo = r.todo[left-1], r.todo[:left-1]
+		at = n.rest
+	}
+}
+
+// follow visits the children of an inner node that a value leads to.
+func (e *engine) follow(r *run, n *node, s string) {
+	switch n.kind {
+	case byText:
+		e.visit(r, e.tables[n.at].find(s))
+	case byPrefix:
+		e.prefixes(r, n.at, s)
+	case bySuffix:
+		e.suffixes(r, n.at, s)
+	case byContent:
+		e.within[n.at].visit(e, r, s)
 	}
 }
 
@@ -174,55 +196,12 @@ next:
 			r.ask = true
 			return
 		}
-		r.hits = append(r.hits, c.rank)
+		r.hit(c.rank)
 		if c.expires != 0 {
 			if at := e.expiry[c.expires]; r.expires == 0 || at < r.expires {
 				r.expires = at
 			}
 		}
-	}
-}
-
-// descend finds the children of an inner node that the input leads to.
-func (e *engine) descend(r *run, n *node) {
-	f := &e.fields[n.field]
-	switch n.kind {
-	case byNumber:
-		if v, ok := r.number(f); ok {
-			r.push(e.ranges[n.at].find(v))
-		}
-		return
-	case byPath:
-		if r.request && r.segments() {
-			e.paths[n.at].find(r, r.in.Request.Segments)
-		}
-		return
-	}
-	if f.many {
-		for _, s := range r.all(f, n.field) {
-			e.follow(r, n, s)
-		}
-	} else if s, ok := r.one(f, n.field); ok {
-		e.follow(r, n, s)
-	}
-}
-
-func (e *engine) follow(r *run, n *node, s string) {
-	switch n.kind {
-	case byText:
-		r.push(e.tables[n.at].find(s))
-	case byPrefix:
-		e.prefixes(r, n.at, s)
-	case bySuffix:
-		e.suffixes(r, n.at, s)
-	case byContent:
-		e.within[n.at].find(r, s)
-	}
-}
-
-func (r *run) push(node uint32) {
-	if node != 0 {
-		r.todo = append(r.todo, node)
 	}
 }
 

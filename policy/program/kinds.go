@@ -1,6 +1,19 @@
 package program
 
-import "fmt"
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/writ-dev/writ/policy"
+)
+
+// layout is the input that the places of plain texts are taken of.
+var layout policy.Input
+
+// plainAt is how far into an Input a plain text stands.
+func plainAt(text *string) uintptr {
+	return uintptr(unsafe.Pointer(text)) - uintptr(unsafe.Pointer(&layout))
+}
 
 // shape is what a Base holds.
 type shape uint8
@@ -13,25 +26,28 @@ const (
 )
 
 // bases says of each Base its name in errors, what it holds, whether it has a
-// Name and an Index, and whether it is of a token.
+// Name and an Index, and whether it is of a token; of one that is simply a text
+// of the input, where in layout it stands and whether it is of a request.
 var bases = [endBase]struct {
 	name                  string
 	shape                 shape
 	named, indexed, token bool
+	plain                 *string
+	ofRequest             bool
 }{
-	Direction:          {name: "direction", shape: shapeText},
-	Layer:              {name: "layer", shape: shapeText},
-	SourceID:           {name: "source.id", shape: shapeText},
-	SourceTrustDomain:  {name: "source.trust_domain", shape: shapeText},
-	SourcePath:         {name: "source.path", shape: shapeText},
-	SourceAuthn:        {name: "source.authn", shape: shapeText},
-	DestinationService: {name: "destination.service", shape: shapeText},
-	DestinationID:      {name: "destination.id", shape: shapeText},
+	Direction:          {name: "direction", shape: shapeText, plain: &layout.Direction},
+	Layer:              {name: "layer", shape: shapeText, plain: &layout.Layer},
+	SourceID:           {name: "source.id", shape: shapeText, plain: &layout.Source.ID},
+	SourceTrustDomain:  {name: "source.trust_domain", shape: shapeText, plain: &layout.Source.TrustDomain},
+	SourcePath:         {name: "source.path", shape: shapeText, plain: &layout.Source.Path},
+	SourceAuthn:        {name: "source.authn", shape: shapeText, plain: &layout.Source.Authn},
+	DestinationService: {name: "destination.service", shape: shapeText, plain: &layout.Destination.Service},
+	DestinationID:      {name: "destination.id", shape: shapeText, plain: &layout.Destination.ID},
 	DestinationPort:    {name: "destination.port", shape: shapeNumber},
-	Protocol:           {name: "request.protocol", shape: shapeText},
-	Method:             {name: "request.method", shape: shapeText},
-	Host:               {name: "request.host", shape: shapeText},
-	Path:               {name: "request.path", shape: shapeText},
+	Protocol:           {name: "request.protocol", shape: shapeText, plain: &layout.Request.Protocol, ofRequest: true},
+	Method:             {name: "request.method", shape: shapeText, plain: &layout.Request.Method, ofRequest: true},
+	Host:               {name: "request.host", shape: shapeText, plain: &layout.Request.Host, ofRequest: true},
+	Path:               {name: "request.path", shape: shapeText, plain: &layout.Request.Path, ofRequest: true},
 	Segment:            {name: "request.segments[]", shape: shapeText, indexed: true},
 	SegmentCount:       {name: "count(request.segments)", shape: shapeNumber},
 	Segments:           {name: "request.segments", shape: shapeList},
@@ -42,11 +58,11 @@ var bases = [endBase]struct {
 	GRPCService:        {name: "request.grpc.service", shape: shapeText},
 	GRPCMethod:         {name: "request.grpc.method", shape: shapeText},
 	ContentLength:      {name: "request.content_length", shape: shapeNumber},
-	PeerIP:             {name: "connection.peer_ip", shape: shapeText},
-	ClientIP:           {name: "connection.client_ip", shape: shapeText},
-	TLSVersion:         {name: "connection.tls_version", shape: shapeText},
-	SNI:                {name: "connection.sni", shape: shapeText},
-	ALPN:               {name: "connection.alpn", shape: shapeText},
+	PeerIP:             {name: "connection.peer_ip", shape: shapeText, plain: &layout.Connection.PeerIP},
+	ClientIP:           {name: "connection.client_ip", shape: shapeText, plain: &layout.Connection.ClientIP},
+	TLSVersion:         {name: "connection.tls_version", shape: shapeText, plain: &layout.Connection.TLSVersion},
+	SNI:                {name: "connection.sni", shape: shapeText, plain: &layout.Connection.SNI},
+	ALPN:               {name: "connection.alpn", shape: shapeText, plain: &layout.Connection.ALPN},
 	TokenStatus:        {name: "token_status", shape: shapeText},
 	Time:               {name: "time", shape: shapeNumber},
 	TokenIssuer:        {name: "token issuer", shape: shapeText, token: true},

@@ -93,14 +93,14 @@ type trieNode struct {
 	node  uint32 // what the text so far leads to
 }
 
-// prefixes pushes the nodes of all texts that s begins with.
+// prefixes visits the nodes of all texts that s begins with.
 func (e *engine) prefixes(r *run, at uint32, s string) {
 	for {
 		t := &e.trie[at]
 		if !strings.HasPrefix(s, t.label) {
 			return
 		}
-		r.push(t.node)
+		e.visit(r, t.node)
 		if s = s[len(t.label):]; s == "" || t.n == 0 {
 			return
 		}
@@ -119,7 +119,7 @@ func (e *engine) suffixes(r *run, at uint32, s string) {
 		if !strings.HasSuffix(s, t.label) {
 			return
 		}
-		r.push(t.node)
+		e.visit(r, t.node)
 		if s = s[:len(s)-len(t.label)]; s == "" || t.n == 0 {
 			return
 		}
@@ -230,15 +230,16 @@ type pathPlace struct {
 	node uint32
 }
 
-func (x pathIndex) find(r *run, segments []string) {
+// visit visits the nodes of all patterns that segments may match.
+func (x pathIndex) visit(e *engine, r *run, segments []string) {
 	at := uint32(0)
 	for _, s := range segments {
-		r.push(x[at].node)
+		e.visit(r, x[at].node)
 		if at = x[at].next.find(s); at == 0 {
 			return
 		}
 	}
-	r.push(x[at].node)
+	e.visit(r, x[at].node)
 }
 
 // newPathIndex makes the trie of what pathKey gave.

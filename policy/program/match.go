@@ -2,7 +2,6 @@ package program
 
 import (
 	"net/netip"
-	"regexp"
 	"strings"
 
 	"github.com/gobwas/glob"
@@ -14,7 +13,7 @@ import (
 type atom struct {
 	kind atomKind
 	not  bool
-	// memo is the place of a shared condition's outcome in run.memo, -1 for
+	// memo is the place of a shared condition's outcome in memory.memo, -1 for
 	// one that a single clause has.
 	memo  int32
 	field uint32
@@ -43,7 +42,7 @@ type pred struct {
 	// set stands for the texts of an Equal that has many.
 	set   map[string]struct{}
 	globs []*glob.Pattern
-	regex []*regexp.Regexp
+	regex []matcher
 	cidrs []netip.Prefix
 	paths []*path
 	other uint32
@@ -51,14 +50,15 @@ type pred struct {
 
 // remembered is test with a memory, for the length of a decision.
 func (e *engine) remembered(r *run, a *atom) bool {
-	m := &r.memo[a.memo]
-	if *m>>1 != r.gen {
-		*m = r.gen << 1
+	m := r.memory()
+	known := &m.memo[a.memo]
+	if *known>>1 != m.gen {
+		*known = m.gen << 1
 		if e.test(r, a) {
-			*m |= 1
+			*known |= 1
 		}
 	}
-	return *m&1 == 1
+	return *known&1 == 1
 }
 
 // test reports whether the condition is met.
@@ -94,7 +94,7 @@ func (e *engine) test(r *run, a *atom) bool {
 			met = met && (p.low <= n && n <= p.high) != p.not
 		}
 	case atomList:
-		met = r.request && r.segments()
+		met = r.request() && r.segments()
 		for i := range a.preds {
 			p := &a.preds[i]
 			met = met && matchAny(p.paths, r.in.Request.Segments) != p.not
@@ -169,7 +169,7 @@ func (e *engine) meet(r *run, p *pred, s string) bool {
 			}
 		}
 	case CIDR:
-		addr, ok := parseAddress(s)
+		addr, ok := r.address(s)
 		if !ok {
 			return false
 		}
@@ -179,7 +179,7 @@ func (e *engine) meet(r *run, p *pred, s string) bool {
 			}
 		}
 	case Address:
-		_, ok := parseAddress(s)
+		_, ok := r.address(s)
 		return ok
 	case EqualField:
 		t, ok := r.oneOf(&e.fields[p.other], p.other)

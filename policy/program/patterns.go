@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"regexp/syntax"
 	"strings"
 
@@ -14,7 +13,7 @@ import (
 // patterns are the compiled operands of a Program, each text once.
 type patterns struct {
 	globs   map[string]*glob.Pattern
-	regexes map[string]*regexp.Regexp
+	regexes map[string]matcher
 	cidrs   map[string]netip.Prefix
 	paths   map[string]*path
 }
@@ -22,7 +21,7 @@ type patterns struct {
 func newPatterns() *patterns {
 	return &patterns{
 		globs:   map[string]*glob.Pattern{},
-		regexes: map[string]*regexp.Regexp{},
+		regexes: map[string]matcher{},
 		cidrs:   map[string]netip.Prefix{},
 		paths:   map[string]*path{},
 	}
@@ -40,7 +39,7 @@ func (p *patterns) add(op Op, s string) error {
 	case Glob:
 		return compileOnce(p.globs, s, compileGlob)
 	case Regex:
-		return compileOnce(p.regexes, s, regexp.Compile)
+		return compileOnce(p.regexes, s, compileRegex)
 	case CIDR:
 		return compileOnce(p.cidrs, s, compileCIDR)
 	case PathMatch:

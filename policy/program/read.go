@@ -2,8 +2,12 @@ package program
 
 import (
 	"math"
+	"net/netip"
+	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/writ-dev/writ/policy"
 )
@@ -18,6 +22,10 @@ type field struct {
 	// that is not UTF-8, with such characters in it, then compares alike: the
 	// bytes of a character are never part of what is replaced.
 	exact bool
+	// direct are the layers at which the field is exact and plain, a text that is
+	// at so many bytes into the input: reading is cheaper than remembering.
+	direct layers
+	at     uintptr
 	// token fields are read of one token at a time, or, overTokens, of all:
 	// only an index does that.
 	token, overTokens bool
@@ -27,11 +35,19 @@ type field struct {
 	claim   []string
 }
 
+// layers is a set of layers.
+type layers uint8
+
+const (
+	atConnection layers = 1 << iota
+	atRequest
+)
+
 // slot remembers what a field holds for the length of one decision.
 type slot struct {
 	state    slotState
 	text     string
-	from, to uint32 // in run.values, when there may be many
+	from, to uint32 // in memory.values, when there may be many
 }
 
 type slotState uint8
@@ -42,74 +58,129 @@ const (
 	slotPresent
 )
 
-// run is the memory of one decision.
+// run is a decision on its way. It lies on the stack: most decisions need no
+// other memory.
 type run struct {
 	in      *policy.Input
-	request bool // the layer has a request
-	now     int64
-	// ask is set where something was read that topdown would see otherwise.
-	ask     bool
+	pool    *sync.Pool
+	mem     *memory // nil until needed
+	token   *policy.Token
 	expires int64
+	layer   layers // one, or none when it is not known
+	// ask is set where something was read that topdown would see otherwise.
+	ask bool
+	// checked is whether the segments were looked at as a whole.
+	checked bool
+	// n ranks of rules that hold, the first in few and the others in mem.hits.
+	n   int
+	few [4]uint32
+}
 
+// memory is what a run remembers of a request. It is pooled.
+type memory struct {
 	slots  []slot // by field
 	loaded []uint32
 	values []string
-	token  *policy.Token
+	buf    []byte // texts that were derived
+	hits   []uint32
+	// addr is what addressOf is as an address, if isAddr.
+	addressOf string
+	addr      netip.Addr
+	isAddr    bool
 	// memo of shared conditions: generation<<1, and 1 if it holds.
 	memo []uint32
 	gen  uint32
-	hits []uint32 // ranks of rules
-	// checked is whether the segments were looked at as a whole.
-	checked bool
-	todo    []uint32 // nodes of the index
-	buf     []byte   // texts that were derived
 }
 
-// begin reports whether the input is one that a Program decides.
-func (r *run) begin(in *policy.Input) bool {
-	r.request = in.Layer == policy.LayerRequest
-	if !r.request && in.Layer != policy.LayerConnection || in.Time.IsZero() {
-		return false
-	}
-	// What nanoseconds since 1970 can hold, anywhere in the world.
+// understood reports whether the input is one that a Program decides: with a
+// layer, and at a time that nanoseconds since 1970 can hold anywhere in the
+// world; the zero Time is not.
+func (r *run) understood() bool {
 	const days = 2 * 24 * 60 * 60
-	if s := in.Time.Unix(); s <= math.MinInt64/int64(time.Second)+days || s >= math.MaxInt64/int64(time.Second)-days {
-		return false
-	}
-	r.in, r.now = in, in.Time.UnixNano()
-	if r.gen++; r.gen >= 1<<31 {
-		clear(r.memo)
-		r.gen = 1
-	}
-	return true
+	s := r.in.Time.Unix()
+	return r.layer != 0 &&
+		s > math.MinInt64/int64(time.Second)+days && s < math.MaxInt64/int64(time.Second)-days
 }
 
-// maxKept bounds what a run keeps for the next decision.
+func layerOf(in *policy.Input) layers {
+	switch in.Layer {
+	case policy.LayerRequest:
+		return atRequest
+	case policy.LayerConnection:
+		return atConnection
+	}
+	return 0
+}
+
+// request reports whether there is one to read.
+func (r *run) request() bool { return r.layer == atRequest }
+
+func (r *run) memory() *memory {
+	if r.mem == nil {
+		r.mem = r.pool.Get().(*memory)
+		if r.mem.gen++; r.mem.gen >= 1<<31 {
+			clear(r.mem.memo)
+			r.mem.gen = 1
+		}
+	}
+	return r.mem
+}
+
+// hit notes a rule that holds.
+func (r *run) hit(rank uint32) {
+	if r.n < len(r.few) {
+		r.few[r.n] = rank
+	} else {
+		m := r.memory()
+		m.hits = append(m.hits, rank)
+	}
+	r.n++
+}
+
+// ranks of all rules that hold, ascending, each once.
+func (r *run) ranks() []uint32 {
+	m := r.memory()
+	m.hits = append(m.hits, r.few[:min(r.n, len(r.few))]...)
+	slices.Sort(m.hits)
+	return slices.Compact(m.hits)
+}
+
+// maxKept bounds what is kept for the next decision.
 const maxKept = 64 << 10
 
 // end forgets everything that belongs to the request.
 func (r *run) end() {
-	for _, i := range r.loaded {
-		r.slots[i] = slot{}
+	m := r.mem
+	if m == nil {
+		return
 	}
-	r.in, r.token, r.ask, r.checked, r.expires = nil, nil, false, false, 0
-	r.loaded, r.hits = r.loaded[:0], r.hits[:0]
-	if len(r.values) > 0 {
-		clear(r.values)
-		r.values = r.values[:0]
+	for _, i := range m.loaded {
+		m.slots[i] = slot{}
 	}
-	r.buf = r.buf[:0]
-	if cap(r.buf) > maxKept || cap(r.values) > maxKept/16 {
-		r.buf, r.values = nil, nil
+	clear(m.values)
+	m.addressOf, m.isAddr = "", false
+	m.loaded, m.hits, m.values, m.buf = m.loaded[:0], m.hits[:0], m.values[:0], m.buf[:0]
+	if cap(m.buf) > maxKept || cap(m.values) > maxKept/16 {
+		m.buf, m.values = nil, nil
 	}
+	r.pool.Put(m)
 }
 
 // one is the value of a field that has at most one and is not of a token.
 func (r *run) one(f *field, at uint32) (string, bool) {
-	s := &r.slots[at]
+	if f.direct&r.layer != 0 {
+		return *textAt(r.in, f.at), true
+	}
+	return r.recall(f, at)
+}
+
+// recall reads a field that is remembered for the length of the decision.
+func (r *run) recall(f *field, at uint32) (string, bool) {
+	m := r.memory()
+	s := &m.slots[at]
 	if s.state == slotUnread {
 		r.read(f, s)
-		r.loaded = append(r.loaded, at)
+		m.loaded = append(m.loaded, at)
 	}
 	return s.text, s.state == slotPresent
 }
@@ -128,6 +199,16 @@ func (r *run) read(f *field, s *slot) {
 	s.state, s.text = slotPresent, text
 }
 
+// address is s as an address. The last one is remembered: most decisions are
+// about one address, which several conditions ask for.
+func (r *run) address(s string) (netip.Addr, bool) {
+	if m := r.memory(); m.addressOf != s {
+		m.addressOf = s
+		m.addr, m.isAddr = parseAddress(s)
+	}
+	return r.mem.addr, r.mem.isAddr
+}
+
 // oneOf is one for any field that has at most one value.
 func (r *run) oneOf(f *field, at uint32) (string, bool) {
 	if f.token {
@@ -140,14 +221,15 @@ func (r *run) oneOf(f *field, at uint32) (string, bool) {
 // all are the values of a field that may have many. Those of a token are good
 // until drop.
 func (r *run) all(f *field, at uint32) []string {
+	m := r.memory()
 	if f.token && !f.overTokens {
-		from := len(r.values)
+		from := len(m.values)
 		r.collect(f)
-		return r.values[from:]
+		return m.values[from:]
 	}
-	s := &r.slots[at]
+	s := &m.slots[at]
 	if s.state == slotUnread {
-		s.state, s.from = slotPresent, uint32(len(r.values))
+		s.state, s.from = slotPresent, uint32(len(m.values))
 		if f.overTokens {
 			for i := range r.in.Tokens {
 				r.token = &r.in.Tokens[i]
@@ -157,19 +239,20 @@ func (r *run) all(f *field, at uint32) []string {
 		} else {
 			r.collect(f)
 		}
-		s.to = uint32(len(r.values))
-		r.loaded = append(r.loaded, at)
+		s.to = uint32(len(m.values))
+		m.loaded = append(m.loaded, at)
 	}
-	return r.values[s.from:s.to]
+	return m.values[s.from:s.to]
 }
 
 // drop gives the memory of values of one token back.
 func (r *run) drop(values []string) {
 	clear(values)
-	r.values = r.values[:len(r.values)-len(values)]
+	m := r.memory()
+	m.values = m.values[:len(m.values)-len(values)]
 }
 
-// collect appends the values of f to r.values.
+// collect appends the values of f to memory.values.
 func (r *run) collect(f *field) {
 	if f.Index != Any {
 		text, ok := r.text(f)
@@ -178,7 +261,7 @@ func (r *run) collect(f *field) {
 	}
 	switch f.Base {
 	case Segment:
-		if r.request {
+		if r.request() {
 			r.collectAll(f, r.in.Request.Segments)
 		}
 	case Header, Query:
@@ -246,54 +329,26 @@ func (r *run) text(f *field) (string, bool) {
 
 func (f *Field) text(r *run) (string, bool) {
 	in := r.in
+	if b := &bases[f.Base]; b.plain != nil {
+		if b.ofRequest && !r.request() {
+			return "", false
+		}
+		return *textAt(in, plainAt(b.plain)), true
+	}
 	switch f.Base {
-	case Direction:
-		return in.Direction, true
-	case Layer:
-		return in.Layer, true
-	case SourceID:
-		return in.Source.ID, true
-	case SourceTrustDomain:
-		return in.Source.TrustDomain, true
-	case SourcePath:
-		return in.Source.Path, true
-	case SourceAuthn:
-		return in.Source.Authn, true
-	case DestinationService:
-		return in.Destination.Service, true
-	case DestinationID:
-		return in.Destination.ID, true
-	case PeerIP:
-		return in.Connection.PeerIP, true
-	case ClientIP:
-		return in.Connection.ClientIP, true
-	case TLSVersion:
-		return in.Connection.TLSVersion, true
-	case SNI:
-		return in.Connection.SNI, true
-	case ALPN:
-		return in.Connection.ALPN, true
 	case TokenStatus:
 		if in.TokenStatus == "" {
 			return policy.TokenAbsent, true
 		}
 		return in.TokenStatus, true
 	case Weekday:
-		return time.Unix(0, r.now).UTC().Add(f.offset()).Weekday().String(), true
+		return in.Time.UTC().Add(f.offset()).Weekday().String(), true
 	}
-	if !r.request {
+	if !r.request() {
 		return "", false
 	}
 	q := &in.Request
 	switch f.Base {
-	case Protocol:
-		return q.Protocol, true
-	case Method:
-		return q.Method, true
-	case Host:
-		return q.Host, true
-	case Path:
-		return q.Path, true
 	case GRPCService:
 		return q.GRPCService, q.Protocol == policy.GRPC
 	case GRPCMethod:
@@ -304,6 +359,11 @@ func (f *Field) text(r *run) (string, bool) {
 		return element(f.named(r), f.Index)
 	}
 	return "", false
+}
+
+// textAt is the text that stands so far into in.
+func textAt(in *policy.Input, offset uintptr) *string {
+	return (*string)(unsafe.Add(unsafe.Pointer(in), offset))
 }
 
 // offset from UTC of a field that is read at one.
@@ -324,7 +384,7 @@ func (f *Field) named(r *run) []string {
 	if f.Base == Query || f.Base == QueryCount {
 		values = r.in.Request.Query
 	}
-	if !r.request || values == nil {
+	if !r.request() || values == nil {
 		return nil
 	}
 	return values.Get(f.Name)
@@ -336,14 +396,14 @@ func (r *run) number(f *field) (int64, bool) {
 	case DestinationPort:
 		return int64(r.in.Destination.Port), true
 	case Time:
-		return r.now, true
+		return r.in.Time.UnixNano(), true
 	case SecondOfDay:
-		hour, minute, second := time.Unix(0, r.now).UTC().Add(f.offset()).Clock()
+		hour, minute, second := r.in.Time.UTC().Add(f.offset()).Clock()
 		return int64(hour*60*60 + minute*60 + second), true
 	case ContentLength:
-		return r.in.Request.ContentLength, r.request
+		return r.in.Request.ContentLength, r.request()
 	case SegmentCount:
-		return int64(len(r.in.Request.Segments)), r.request
+		return int64(len(r.in.Request.Segments)), r.request()
 	case HeaderCount, QueryCount:
 		values := r.named(f)
 		return int64(len(values)), values != nil

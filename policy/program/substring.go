@@ -11,7 +11,7 @@ const maxNeedle = 24
 type substrings struct {
 	states []state
 	first  []byte // by which each state is entered
-	memo   uint32 // place in run.memo of the first text
+	memo   uint32 // place in memory.memo of the first text
 }
 
 // state stands for what the value's last bytes are: the longest beginning of
@@ -80,15 +80,16 @@ func (x *substrings) step(at uint32, c byte) uint32 {
 	}
 }
 
-// find pushes the nodes of all texts that s contains, each once in a decision.
-func (x *substrings) find(r *run, s string) {
+// visit visits the nodes of all texts that s contains, each once in a decision.
+func (x *substrings) visit(e *engine, r *run, s string) {
+	m := r.memory()
 	at := uint32(0)
 	for i := range len(s) {
 		at = x.step(at, s[i])
 		for f := x.states[at].found; f != 0; f = x.states[x.states[f].fail].found {
-			if m := &r.memo[x.memo+x.states[f].text]; *m>>1 != r.gen {
-				*m = r.gen << 1
-				r.push(x.states[f].node)
+			if known := &m.memo[x.memo+x.states[f].text]; *known>>1 != m.gen {
+				*known = m.gen << 1
+				e.visit(r, x.states[f].node)
 			}
 		}
 	}
