@@ -192,7 +192,7 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, errors.New("answers in YAML are not read")
 	}
-	resp.Body = &boundedBody{ReadCloser: resp.Body, max: g.bounds.HTTP.MaxBytes, left: g.bounds.HTTP.MaxBytes}
+	resp.Body = &boundedBody{ReadCloser: resp.Body, ctx: req.Context(), max: g.bounds.HTTP.MaxBytes, left: g.bounds.HTTP.MaxBytes}
 	return resp, nil
 }
 
@@ -213,6 +213,7 @@ func (g *guard) refuse(req *http.Request) error {
 // boundedBody ends in an error where it is too long: half an answer is none.
 type boundedBody struct {
 	io.ReadCloser
+	ctx       context.Context // of the request, whose deadline is its timeout
 	max, left int64
 }
 
@@ -223,10 +224,17 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	if b.left -= int64(n); b.left < 0 {
 		return 0, fmt.Errorf("the answer is larger than %d bytes", b.max)
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
+	if err != nil && err != io.EOF && b.late() {
 		err = errors.New("request timed out")
 	}
 	return n, err
+}
+
+// late reports whether the request has run out of time. Its end comes to a read
+// in more than one way, and as one of several errors.
+func (b *boundedBody) late() bool {
+	end, ok := b.ctx.Deadline()
+	return ok && !time.Now().Before(end)
 }
 
 // newTransport dials whom the policy lists, itself: a proxy would dial anybody.
