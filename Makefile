@@ -47,7 +47,7 @@ bench-spire: ## Measure issuer and agent beside stock SPIRE, hold them against t
 	$(GOBUILD) -o bin/ ./cmd/writd ./cmd/writ-agent
 	go run ./test/bench -run spire,idle $(ARGS)
 
-interop: ## Run against software that we did not write (ARGS="spire opa h2spec envoy nginx kube")
+interop: ## Run against software that we did not write (ARGS="spire opa h2spec envoy nginx kube containers")
 	./test/interop/run.sh $(ARGS)
 
 generate: ## Make the generated code and reference pages again (needs protoc)

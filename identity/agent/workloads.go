@@ -40,8 +40,8 @@ type Docker struct {
 type Containerd struct {
 	// Unix socket; /run/containerd/containerd.sock when left out.
 	Socket string `yaml:"socket"`
-	// Namespaces of containerd to look into, in this order; default when left
-	// out.
+	// Namespaces of containerd whose containers count; where systemd manages the
+	// control groups the first that knows a container. default when left out.
 	Namespaces []string `yaml:"namespaces"`
 }
 
@@ -72,11 +72,7 @@ func (c *WorkloadAttestors) New() ([]attest.Workload, error) {
 		methods = append(methods, docker.New(c.Docker.Socket, cgroup.Proc))
 	}
 	if c.Containerd != nil {
-		m, err := containerd.New(c.Containerd.Socket, c.Containerd.Namespaces, cgroup.Proc)
-		if err != nil {
-			return nil, fmt.Errorf("workload_attestors.containerd: %w", err)
-		}
-		methods = append(methods, m)
+		methods = append(methods, containerd.New(c.Containerd.Socket, c.Containerd.Namespaces, cgroup.Proc))
 	}
 	if c.K8s != nil {
 		m, err := k8s.New(k8s.Config(*c.K8s), cgroup.Proc)

@@ -54,7 +54,8 @@ type node struct {
 	conf   programs.ServerConfig
 	server *programs.Server
 	agent  *programs.Program
-	socket string // the agent's
+	socket string   // the agent's
+	prefix []string // of the agent's command
 
 	alias    spiffeid.ID
 	selector string
@@ -69,6 +70,11 @@ func newNode(t *testing.T, agent, server string, agentConf ...string) *node {
 
 // newNodeWith is newNode with more in writd's configuration.
 func newNodeWith(t *testing.T, agent, server, serverConf string, agentConf ...string) *node {
+	return newNodeBeside(t, nil, agent, server, serverConf, agentConf...)
+}
+
+// newNodeBeside is newNodeWith and an agent whose command begins with prefix.
+func newNodeBeside(t *testing.T, prefix []string, agent, server, serverConf string, agentConf ...string) *node {
 	ctx := bounded(t, time.Minute)
 	dir := shortDir(t)
 	ports, err := programs.FreePorts(2)
@@ -81,6 +87,7 @@ func newNodeWith(t *testing.T, agent, server, serverConf string, agentConf ...st
 		},
 		alias:    spiffeid.RequireFromString("spiffe://" + domain + "/node/one"),
 		selector: fmt.Sprintf("unix:uid:%d", os.Getuid()),
+		prefix:   prefix,
 	}
 	if server == "spire-server" {
 		n.start = programs.StartSPIRE
@@ -128,6 +135,9 @@ func (n *node) join(t *testing.T, ctx context.Context, agent, dir string, agentC
 	}
 	content += strings.Join(agentConf, "\n")
 	check(t, os.WriteFile(conf, []byte(content), 0o600))
+	if len(n.prefix) > 0 {
+		c.Path, c.Args = n.prefix[0], slices.Concat(n.prefix[1:], []string{c.Path}, c.Args)
+	}
 	n.agent, err = programs.Start(c)
 	check(t, err)
 	t.Cleanup(func() {

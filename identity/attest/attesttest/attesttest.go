@@ -1,6 +1,6 @@
 // Package attesttest makes what the kernel would say of processes in
-// containers: control groups in a directory that stands in for /proc. Tests have
-// no container runtime to put a process into one.
+// containers: control groups in a directory that stands in for /proc. Containers that
+// real engines made are in test/interop.
 package attesttest
 
 import (

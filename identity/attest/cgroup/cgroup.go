@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -74,6 +75,10 @@ func parse(data []byte) (Groups, error) {
 type Container struct {
 	// ID is 64 hexadecimal digits.
 	ID string
+	// Name says who made the group: docker, nerdctl or libpod, and where the engine
+	// makes groups without systemd the one below the root that it makes them in.
+	// Empty in Kubernetes.
+	Name string
 	// PodUID is of the pod; empty outside of Kubernetes.
 	PodUID string
 }
@@ -92,17 +97,28 @@ var containers = []*regexp.Regexp{
 	// Kubernetes, systemd manages the kubelet's groups and containerd does not know.
 	regexp.MustCompile(`^system\.slice/containerd\.service/kubepods(?:-besteffort|-burstable)?-pod(?P<pod>[0-9a-f]{8}(?:_[0-9a-f]{4}){3}_[0-9a-f]{12})\.slice:` +
 		`cri-containerd:(?P<id>[0-9a-f]{64})(?:/|$)`),
-	// Docker, Podman and nerdctl as root, with systemd and without.
-	regexp.MustCompile(`^(?:system\.slice/(?:docker|nerdctl)-|machine\.slice/libpod-)(?P<id>[0-9a-f]{64})\.scope(?:/|$)`),
-	regexp.MustCompile(`^(?:docker|default)/(?P<id>[0-9a-f]{64})(?:/|$)`),
+	// Docker, nerdctl and Podman as root, with systemd.
+	regexp.MustCompile(`^system\.slice/(?P<name>docker|nerdctl)-(?P<id>[0-9a-f]{64})\.scope(?:/|$)`),
+	regexp.MustCompile(`^machine\.slice/(?P<name>libpod)-(?P<id>[0-9a-f]{64})\.scope(?:/|$)`),
+	// Podman without it.
+	regexp.MustCompile(`^libpod_parent/(?P<name>libpod)-(?P<id>[0-9a-f]{64})(?:/|$)`),
 }
 
-// Container returns the container that the process is in. Hierarchies that
-// contradict each other are an error: one of them may be in other hands.
-func (g Groups) Container() (Container, error) {
+// Without systemd engines make groups in one below the root. Its name must be a
+// known one: another that stands there may be somebody's own.
+var (
+	below = regexp.MustCompile(`^([^/]+)/([0-9a-f]{64})(?:/|$)`)
+	known = []string{"docker", "default"}
+)
+
+// Container returns the container that the process is in. Parents are names of
+// groups below the root, beside docker and default, in which an engine makes those
+// of containers: containerd's namespaces. Hierarchies that contradict each other
+// are an error: one of them may be in other hands.
+func (g Groups) Container(parents ...string) (Container, error) {
 	var found Container
 	for _, group := range g {
-		c, ok := containerOf(group.Path)
+		c, ok := containerOf(group.Path, parents)
 		switch {
 		case !ok:
 		case found.ID == "":
@@ -117,8 +133,11 @@ func (g Groups) Container() (Container, error) {
 	return found, nil
 }
 
-func containerOf(path string) (Container, bool) {
+func containerOf(path string, parents []string) (Container, bool) {
 	path = relative(path)
+	if m := below.FindStringSubmatch(path); m != nil && (slices.Contains(known, m[1]) || slices.Contains(parents, m[1])) {
+		return Container{ID: m[2], Name: m[1]}, true
+	}
 	for _, pattern := range containers {
 		m := pattern.FindStringSubmatch(path)
 		if m == nil {
@@ -127,6 +146,9 @@ func containerOf(path string) (Container, bool) {
 		c := Container{ID: m[pattern.SubexpIndex("id")]}
 		if i := pattern.SubexpIndex("pod"); i >= 0 {
 			c.PodUID = strings.ReplaceAll(m[i], "_", "-")
+		}
+		if i := pattern.SubexpIndex("name"); i >= 0 {
+			c.Name = m[i]
 		}
 		return c, true
 	}

@@ -17,7 +17,8 @@ const (
 var id, other = strings.Repeat("a1", 32), strings.Repeat("b2", 32)
 
 func TestContainer(t *testing.T) {
-	inPod, alone := Container{ID: id, PodUID: uid}, Container{ID: id}
+	inPod := Container{ID: id, PodUID: uid}
+	alone, ofPodman, ofNerdctl := Container{ID: id, Name: "docker"}, Container{ID: id, Name: "libpod"}, Container{ID: id, Name: "nerdctl"}
 	for _, tc := range []struct {
 		name, file string
 		want       Container
@@ -26,8 +27,11 @@ func TestContainer(t *testing.T) {
 		{name: "Docker, version 2, systemd", file: "0::/system.slice/docker-ID.scope\n", want: alone},
 		{name: "Docker, version 2, cgroupfs", file: "0::/docker/ID\n", want: alone},
 		{name: "Docker, version 1", file: "2:cpu,cpuacct:/docker/ID\n1:name=systemd:/docker/ID\n0::/system.slice/containerd.service\n", want: alone},
-		{name: "Podman", file: "0::/machine.slice/libpod-ID.scope/container\n", want: alone},
-		{name: "nerdctl", file: "0::/system.slice/nerdctl-ID.scope\n", want: alone},
+		{name: "Podman", file: "0::/machine.slice/libpod-ID.scope/container\n", want: ofPodman},
+		{name: "Podman, cgroupfs", file: "0::/libpod_parent/libpod-ID\n", want: ofPodman},
+		{name: "nerdctl", file: "0::/system.slice/nerdctl-ID.scope\n", want: ofNerdctl},
+		{name: "containerd's default namespace, cgroupfs", file: "2:cpu:/default/ID\n0::/default/ID\n", want: Container{ID: id, Name: "default"}},
+		{name: "a namespace that is asked for, cgroupfs", file: "2:cpu:/prod/ID\n0::/prod/ID\n", want: Container{ID: id, Name: "prod"}},
 		{name: "pod, containerd", file: "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podUI_.slice/cri-containerd-ID.scope\n", want: inPod},
 		{name: "pod with guarantees, CRI-O", file: "0::/kubepods.slice/kubepods-podUI_.slice/crio-ID.scope\n", want: inPod},
 		{name: "pod, cgroupfs, version 1", file: "3:memory:/kubepods/burstable/podUID/ID\n1:name=systemd:/kubepods/burstable/podUID/ID\n", want: inPod},
@@ -43,6 +47,8 @@ func TestContainer(t *testing.T) {
 		{name: "the same, from another namespace", file: "0::/../../../user.slice/user-1000.slice/user@1000.service/docker/ID\n", err: "in none"},
 		{name: "a service that pretends", file: "0::/system.slice/evil.service/docker/ID\n", err: "in none"},
 		{name: "hierarchies that contradict each other", file: "2:cpu:/docker/ID\n1:name=systemd:/docker/OTHER\n", err: "two containers"},
+		{name: "two engines", file: "2:cpu:/docker/ID\n1:name=systemd:/prod/ID\n", err: "two containers"},
+		{name: "a group that is no engine's", file: "0::/hidden/ID\n", err: "in none"},
 		{name: "no container", file: "0::/system.slice/ssh.service\n", err: "in none"},
 		{name: "the root", file: "0::/\n", err: "in none"},
 		{name: "short ID", file: "0::/docker/abcdef\n", err: "in none"},
@@ -74,7 +80,7 @@ func containerIn(file string) (Container, error) {
 	if err != nil {
 		return Container{}, err
 	}
-	return g.Container()
+	return g.Container("prod")
 }
 
 func TestUnit(t *testing.T) {

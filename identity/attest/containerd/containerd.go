@@ -31,33 +31,27 @@ const DefaultSocket = "/run/containerd/containerd.sock"
 // namespaceKey tells containerd which of its namespaces a call is about.
 const namespaceKey = "containerd-namespace"
 
+// moby is the namespace in which Docker keeps what it runs by containerd.
+const moby = "moby"
+
 // Attestor asks one containerd.
 type Attestor struct {
-	proc       string
-	namespaces []string
-	client     containers.ContainersClient
-	conn       *grpc.ClientConn
+	proc, socket string
+	namespaces   []string
 }
 
-// New returns an Attestor for the Unix socket. It looks into the namespaces, of
-// which the first that knows a container counts; proc is cgroup.Proc but in
-// tests.
-func New(socket string, namespaces []string, proc string) (*Attestor, error) {
+// New returns an Attestor for the Unix socket. It looks into the namespaces; where
+// systemd manages the control groups, which then do not tell, the first that knows
+// a container counts. proc is cgroup.Proc but in tests.
+func New(socket string, namespaces []string, proc string) *Attestor {
 	if socket == "" {
 		socket = DefaultSocket
 	}
 	if len(namespaces) == 0 {
 		namespaces = []string{"default"}
 	}
-	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig())
-	if err != nil {
-		return nil, err
-	}
-	return &Attestor{proc: proc, namespaces: namespaces, client: containers.NewContainersClient(conn), conn: conn}, nil
+	return &Attestor{proc: proc, socket: socket, namespaces: namespaces}
 }
-
-// Close ends the connection.
-func (a *Attestor) Close() error { return a.conn.Close() }
 
 // Type implements attest.Workload.
 func (*Attestor) Type() string { return Type }
@@ -73,15 +67,25 @@ func (a *Attestor) Attest(ctx context.Context, pid int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	container, err := groups.Container()
+	container, err := groups.Container(a.namespaces...)
 	if err != nil {
 		return nil, err
 	}
-	if container.PodUID != "" {
+	namespaces := a.namespacesOf(container)
+	if len(namespaces) == 0 {
 		return nil, cgroup.ErrNone
 	}
-	for _, namespace := range a.namespaces {
-		got, err := a.client.Get(metadata.AppendToOutgoingContext(ctx, namespaceKey, namespace), &containers.GetContainerRequest{ID: container.ID})
+	// Each time a new connection: one that is kept waits, after containerd was away,
+	// for up to two minutes before it tries again.
+	conn, err := grpc.NewClient("unix:"+a.socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig(),
+		grpc.WithReadBufferSize(0), grpc.WithWriteBufferSize(0))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	client := containers.NewContainersClient(conn)
+	for _, namespace := range namespaces {
+		got, err := client.Get(metadata.AppendToOutgoingContext(ctx, namespaceKey, namespace), &containers.GetContainerRequest{ID: container.ID})
 		switch {
 		case status.Code(err) == codes.NotFound:
 			continue
@@ -92,7 +96,21 @@ func (a *Attestor) Attest(ctx context.Context, pid int) ([]string, error) {
 		}
 		return selectors(namespace, got.GetContainer()), nil
 	}
-	return nil, fmt.Errorf("containerd knows container %s in none of the namespaces %q", container.ID[:12], a.namespaces)
+	return nil, fmt.Errorf("containerd knows container %s in none of the namespaces %q", container.ID[:12], namespaces)
+}
+
+// namespacesOf are those that a container may be in. Without systemd its control
+// group is named after the one, and no other may answer for it.
+func (a *Attestor) namespacesOf(c cgroup.Container) []string {
+	switch {
+	case c.Name == "nerdctl":
+		return a.namespaces
+	case slices.Contains(a.namespaces, c.Name):
+		return []string{c.Name}
+	case c.Name == "docker" && slices.Contains(a.namespaces, moby):
+		return []string{moby}
+	}
+	return nil
 }
 
 func selectors(namespace string, c *containers.Container) []string {

@@ -19,8 +19,8 @@ import (
 	"github.com/writ-dev/writ/identity/attest/cgroup"
 )
 
-// fakeContainerd keeps containers by namespace, as containerd does, and runs
-// none: a runtime needs more of a machine than a test has.
+// fakeContainerd answers what a real containerd does not when it is asked to: with
+// errors, and of other containers. test/interop has the real one.
 type fakeContainerd struct {
 	containers.UnimplementedContainersServer
 	known map[string]*containers.Container // by namespace
@@ -54,24 +54,28 @@ func attestor(t *testing.T, f *fakeContainerd, proc string, namespaces ...string
 	done := make(chan struct{})
 	go func() { defer close(done); server.Serve(ln) }()
 	t.Cleanup(func() { server.Stop(); <-done })
-	a, err := New(socket, namespaces, proc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { a.Close() })
-	return a
+	return New(socket, namespaces, proc)
 }
 
-func TestAttest(t *testing.T) {
-	proc, pid := attesttest.Proc(t, attesttest.Containerd)
-	f := &fakeContainerd{known: map[string]*containers.Container{"prod": {ID: attesttest.ID, Image: "registry/app:1", Labels: map[string]string{"b": "2", "a": "1:x"}}}}
-	got, err := attestor(t, f, proc, "default", "prod").Attest(t.Context(), pid)
-	if err != nil {
-		t.Fatal(err)
-	}
+func TestSelectors(t *testing.T) {
+	got := selectors("prod", &containers.Container{ID: attesttest.ID, Image: "registry/app:1", Labels: map[string]string{"b": "2", "a": "1:x"}})
 	want := []string{"containerd:namespace:prod", "containerd:image:registry/app:1", "containerd:label:a:1:x", "containerd:label:b:2"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("selectors (-want +got):\n%s", diff)
+	}
+}
+
+func TestNamespacesOf(t *testing.T) {
+	a := New("", []string{"default", "prod", "moby"}, cgroup.Proc)
+	for name, want := range map[string][]string{
+		"default": {"default"}, "prod": {"prod"}, "nerdctl": {"default", "prod", "moby"}, "docker": {"moby"}, "libpod": nil, "": nil,
+	} {
+		if diff := cmp.Diff(want, a.namespacesOf(cgroup.Container{ID: attesttest.ID, Name: name})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	if got := New("", nil, cgroup.Proc).namespacesOf(cgroup.Container{Name: "docker"}); got != nil {
+		t.Errorf("a container of Docker's is looked for in %q", got)
 	}
 }
 
@@ -90,8 +94,10 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %v, %v; want an error with %q", name, got, err, tc.want)
 		}
 	}
-	proc, pid = attesttest.Proc(t, attesttest.Pod)
-	if got, err := attestor(t, &fakeContainerd{}, proc).Attest(t.Context(), pid); got != nil || !errors.Is(err, cgroup.ErrNone) {
-		t.Errorf("a pod: %v, %v", got, err)
+	for _, group := range []string{attesttest.Pod, attesttest.Docker} {
+		proc, pid = attesttest.Proc(t, group)
+		if got, err := attestor(t, &fakeContainerd{}, proc).Attest(t.Context(), pid); got != nil || !errors.Is(err, cgroup.ErrNone) {
+			t.Errorf("%s: %v, %v", group, got, err)
+		}
 	}
 }

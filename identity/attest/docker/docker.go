@@ -68,8 +68,9 @@ func (a *Attestor) Attest(ctx context.Context, pid int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if container.PodUID != "" {
-		return nil, cgroup.ErrNone // of Kubernetes, which has selectors of its own
+	// Kubernetes has selectors of its own, and so has containerd.
+	if container.Name != "docker" && container.Name != "libpod" {
+		return nil, cgroup.ErrNone
 	}
 	got, err := a.inspect(ctx, container.ID)
 	if err != nil {

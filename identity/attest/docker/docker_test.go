@@ -17,8 +17,8 @@ import (
 	"github.com/writ-dev/writ/identity/attest/cgroup"
 )
 
-// fakeEngine answers one question of the Docker Engine API as the engine does:
-// an engine itself needs more of a machine than a test has.
+// fakeEngine answers one question of the Docker Engine API as a real engine does not
+// when it is asked to. test/interop has the real one.
 func fakeEngine(t *testing.T, answer http.HandlerFunc) (socket string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "s")
@@ -38,13 +38,12 @@ func fakeEngine(t *testing.T, answer http.HandlerFunc) (socket string) {
 const inspection = `{"Id": %q, "Image": "sha256:abc", "State": {"Pid": 7},
 	"Config": {"Image": "registry/app:1", "Env": ["PATH=/bin", "STAGE=test"], "Labels": {"team": "a", "app": "x:y"}}}`
 
-func TestAttest(t *testing.T) {
-	proc, pid := attesttest.Proc(t, attesttest.Docker)
-	socket := fakeEngine(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, inspection, r.PathValue("id")) })
-	got, err := New(socket, proc).Attest(t.Context(), pid)
+func TestSelectors(t *testing.T) {
+	parsed, err := parse(fmt.Appendf(nil, inspection, attesttest.ID), attesttest.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
+	got := parsed.selectors()
 	want := []string{"docker:label:app:x:y", "docker:label:team:a", "docker:env:PATH=/bin", "docker:env:STAGE=test", "docker:image_id:registry/app:1", "docker:image_digest:sha256:abc"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("selectors (-want +got):\n%s", diff)
@@ -52,7 +51,7 @@ func TestAttest(t *testing.T) {
 }
 
 func TestNoContainer(t *testing.T) {
-	for _, group := range []string{"/system.slice/ssh.service", attesttest.Pod, "/user.slice/user-1.slice" + attesttest.Docker} {
+	for _, group := range []string{"/system.slice/ssh.service", attesttest.Pod, attesttest.Containerd, "/user.slice/user-1.slice" + attesttest.Docker} {
 		proc, pid := attesttest.Proc(t, group)
 		socket := fakeEngine(t, func(http.ResponseWriter, *http.Request) { t.Error("the engine is asked") })
 		if got, err := New(socket, proc).Attest(t.Context(), pid); got != nil || !errors.Is(err, cgroup.ErrNone) {
