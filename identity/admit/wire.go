@@ -72,15 +72,20 @@ func StatedBy(protocols []string, unstated time.Duration) (Class, time.Duration)
 	return Renewal, unstated
 }
 
-// Status is an error of Enter for the wire: ResourceExhausted, with a RetryInfo, so
-// that the caller keeps its connection.
+// Status is an error of Enter for the wire.
 func Status(err error) error {
 	var refused *RefusedError
 	if !errors.As(err, &refused) {
 		return status.FromContextError(err).Err()
 	}
-	s := status.New(codes.ResourceExhausted, "the issuer is overloaded: come again later")
-	if detailed, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(refused.After)}); err == nil {
+	return Refuse("the issuer is overloaded: come again later", refused.After)
+}
+
+// Refuse is an error for the wire that has the caller come again: ResourceExhausted,
+// so that it keeps its connection, with a RetryInfo.
+func Refuse(message string, after time.Duration) error {
+	s := status.New(codes.ResourceExhausted, message)
+	if detailed, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(after)}); err == nil {
 		s = detailed
 	}
 	return s.Err()

@@ -42,6 +42,9 @@ type tokens struct {
 
 	mu   sync.Mutex
 	kept map[string]token
+	// told is before when the issuer does not want to be asked, for what is renewed
+	// and for what is new.
+	told map[bool]time.Time
 }
 
 type token struct {
@@ -54,7 +57,7 @@ type token struct {
 }
 
 func newTokens() *tokens {
-	return &tokens{limits: limit.New[uint32](newPerSecond, newBurst), kept: map[string]token{}}
+	return &tokens{limits: limit.New[uint32](newPerSecond, newBurst), kept: map[string]token{}, told: map[bool]time.Time{}}
 }
 
 // JWTSVID implements workload.Source.
@@ -70,6 +73,9 @@ func (a *Agent) JWTSVID(ctx context.Context, uid uint32, id *workload.Identity, 
 	// Processes of a user that want the same token share one call. It is not any
 	// single caller's to cancel; the link bounds it.
 	result := a.jwt.flight.DoChan(strconv.FormatUint(uint64(uid), 10)+":"+key, func() (any, error) {
+		if left := a.jwt.wait(ok); left > 0 {
+			return nil, fmt.Errorf("the issuer is overloaded, and is asked again in %s", left.Round(time.Millisecond))
+		}
 		if !a.jwt.limits.Allow(uid) {
 			return nil, workload.ErrTooMany
 		}
@@ -79,7 +85,14 @@ func (a *Agent) JWTSVID(ctx context.Context, uid uint32, id *workload.Identity, 
 		} else {
 			ctx = admit.ForTheFirstTime(ctx)
 		}
-		return a.newJWTSVID(ctx, key, id, audience)
+		got, err := a.newJWTSVID(ctx, key, id, audience)
+		if told, refused := admit.RetryAfter(err); refused {
+			a.jwt.tell(ok, told)
+		} else if err != nil {
+			// It may be that the issuer does not know the entry any more, or us.
+			a.syncNow()
+		}
+		return got, err
 	})
 	select {
 	case r := <-result:
@@ -121,8 +134,6 @@ func (a *Agent) newJWTSVID(ctx context.Context, key string, id *workload.Identit
 		return err
 	})
 	if err != nil {
-		// It may be that the issuer does not know the entry any more, or us.
-		a.syncNow()
 		return "", fmt.Errorf("new JWT-SVID for %s: %w", id.ID, err)
 	}
 	text, now := got.GetToken(), time.Now()
@@ -152,6 +163,20 @@ func tokenOff(t *types.JWTSVID, now time.Time) *skew.Error {
 		return &skew.Error{NotBefore: issued, NotAfter: expires, Now: now}
 	}
 	return nil
+}
+
+// wait is how long the issuer does not want to be asked, for what is renewed or new.
+func (t *tokens) wait(renewed bool) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return time.Until(t.told[renewed])
+}
+
+// tell is what the issuer said to wait.
+func (t *tokens) tell(renewed bool, told time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.told[renewed] = time.Now().Add(heed(told))
 }
 
 func (t *tokens) get(key string) (token, bool) {

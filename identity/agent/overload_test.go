@@ -114,3 +114,56 @@ func TestComesAgainWhenTold(t *testing.T) {
 		})
 	}
 }
+
+// The issuer is not asked for new JWT-SVIDs before when it said to come again, nor to
+// sync because of that. What is renewed is served from before meanwhile, and is asked
+// for apart from what is new.
+func TestJWTComesAgainWhenTold(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.mustRun()
+		g, _ := b.lookup("unix:uid:1")
+		fetch := func(audience string) (string, error) {
+			return b.agent.JWTSVID(t.Context(), 1, g.Identities[0], []string{audience})
+		}
+		kept, err := fetch("kept") // for five minutes
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(3 * time.Minute)
+		syncs := b.agent.Status().Syncs
+		b.f.refuse("NewJWTSVID", admit.Refuse("too many", 20*time.Second))
+		for range 10 {
+			if _, err := fetch("new"); err == nil {
+				t.Fatal("there is one")
+			}
+			if got, err := fetch("kept"); err != nil || got != kept {
+				t.Fatalf("not the one of before: %v", err)
+			}
+		}
+		if n := b.f.count("NewJWTSVID"); n != 3 {
+			t.Errorf("%d calls, want one that succeeded and one each for what is new and what is renewed", n)
+		}
+		b.f.refuse("NewJWTSVID", nil)
+		<-time.After(19 * time.Second)
+		if _, err := fetch("new"); err == nil {
+			t.Error("asked before the time")
+		}
+		<-time.After(11 * time.Second) // half as long again at most
+		if _, err := fetch("new"); err != nil {
+			t.Error(err)
+		}
+		if got, err := fetch("kept"); err != nil || got == kept {
+			t.Errorf("not renewed: %v", err)
+		}
+		if n := b.agent.Status().Syncs - syncs; n > 1 { // the one that was due
+			t.Errorf("%d syncs", n)
+		}
+	})
+}
+
+// refuse fails a method, without telling those who watch.
+func (f *fake) refuse(method string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail[method] = err
+}

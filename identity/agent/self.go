@@ -133,15 +133,20 @@ func (b *backoff) next() time.Duration {
 	return jitter(d*3/4, 1.0/3)
 }
 
-// after is next, or longer where the issuer said when to come again: up to half as
-// long as that again, for it says so to many.
+// after is next, or longer where the issuer said when to come again.
 func (b *backoff) after(err error) time.Duration {
 	wait := b.next()
 	if told, ok := admit.RetryAfter(err); ok {
-		told = min(told, backoffTold)
-		wait = max(wait, told+time.Duration(mathrand.Int64N(int64(told/2)+1)))
+		wait = max(wait, heed(told))
 	}
 	return wait
+}
+
+// heed is how long to wait where the issuer said when to come again: up to half as
+// long as that again, for it says so to many.
+func heed(told time.Duration) time.Duration {
+	told = min(told, backoffTold)
+	return told + time.Duration(mathrand.Int64N(int64(told/2)+1))
 }
 
 func (b *backoff) reset() { b.failures = 0 }

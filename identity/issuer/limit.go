@@ -5,9 +5,9 @@ import (
 	"errors"
 	"net/netip"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/limit"
 )
 
@@ -36,11 +36,12 @@ func (i *Issuer) waitToSign(ctx context.Context, n int) error {
 }
 
 func limited(err error, message string) error {
+	var exceeded *limit.ExceededError
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, limit.ErrExceeded):
-		return status.Error(codes.ResourceExhausted, message)
+	case errors.As(err, &exceeded):
+		return admit.Refuse(message, exceeded.After)
 	}
 	return status.FromContextError(err).Err()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
 )
@@ -45,8 +47,13 @@ func TestSigningLimit(t *testing.T) {
 			if n > 0 {
 				want = codes.ResourceExhausted
 			}
-			if got := status.Code(call(a, n)); got != want {
+			err := call(a, n)
+			if got := status.Code(err); got != want {
 				t.Errorf("%s number %d: %v, want %v", name, n, got, want)
+			}
+			// As whoever is refused because too many others ask.
+			if after, ok := admit.RetryAfter(err); ok != (n > 0) || ok && (after < time.Hour || after > 3*time.Hour) {
+				t.Errorf("%s number %d: come again in %v, %v; want in 10,000 seconds if refused", name, n, after, ok)
 			}
 		}
 		_, err := a.svids().BatchNewX509SVID(ctx, &svidv1.BatchNewX509SVIDRequest{Params: []*svidv1.NewX509SVIDParams{item, item}})

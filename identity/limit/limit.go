@@ -3,15 +3,20 @@ package limit
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 )
 
-// ErrExceeded: too much was asked for. Try again later.
-var ErrExceeded = errors.New("rate limit exceeded")
+// ExceededError: too much was asked for. The turn of what was refused would have come
+// after After.
+type ExceededError struct{ After time.Duration }
+
+func (e *ExceededError) Error() string {
+	return fmt.Sprintf("rate limit exceeded: come again in %s", e.After.Round(time.Millisecond))
+}
 
 const (
 	// maxKeys bounds how many keys are remembered; those beyond share one limit.
@@ -44,8 +49,8 @@ func (l *Limits[K]) Allow(key K) bool {
 }
 
 // Wait returns when n may be done for key. More than the burst take their turns
-// one burst after the other. The error is ErrExceeded where a turn is more than
-// five seconds away, or that of ctx.
+// one burst after the other. The error is an *ExceededError where a turn is
+// more than five seconds away, or that of ctx.
 func (l *Limits[K]) Wait(ctx context.Context, key K, n int) error {
 	for n > 0 {
 		turn := min(n, l.burst)
@@ -63,7 +68,7 @@ func (l *Limits[K]) wait(ctx context.Context, key K, n int) error {
 	delay := reservation.DelayFrom(now)
 	if !reservation.OK() || delay > maxDelay {
 		reservation.CancelAt(now)
-		return ErrExceeded
+		return &ExceededError{After: delay}
 	}
 	if delay == 0 {
 		return nil

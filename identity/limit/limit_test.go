@@ -56,8 +56,9 @@ func TestWaitRefuses(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- l.Wait(t.Context(), "a", 5) }()
 		synctest.Wait()
-		if err := l.Wait(t.Context(), "a", 1); !errors.Is(err, ErrExceeded) {
-			t.Errorf("six seconds ahead: %v, want ErrExceeded", err)
+		var exceeded *ExceededError
+		if err := l.Wait(t.Context(), "a", 1); !errors.As(err, &exceeded) || exceeded.After != 6*time.Second {
+			t.Errorf("six seconds ahead: %v, want an ExceededError that says so", err)
 		}
 		if err := <-done; err != nil || time.Since(start) != 7*time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
