@@ -29,7 +29,10 @@ func Hold(ctx context.Context, db *sql.DB, name string) (*Held, error) {
 		return nil, errors.New("hold: only PostgreSQL has locks by name")
 	}
 	h := &Held{p: p, name: name}
-	return h, h.take(ctx)
+	if err := h.take(ctx); err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 func (h *Held) take(ctx context.Context) error {
@@ -53,13 +56,7 @@ func (h *Held) take(ctx context.Context) error {
 // Keep takes the lock again whenever its connection is lost, until ctx ends,
 // and then releases it. It returns ErrHeld when another process was faster.
 func (h *Held) Keep(ctx context.Context) error {
-	defer func() {
-		if h.conn != nil {
-			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			h.conn.Close(closing)
-		}
-	}()
+	defer h.release(ctx)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -78,4 +75,13 @@ func (h *Held) Keep(ctx context.Context) error {
 		}
 		cancel()
 	}
+}
+
+// release gives the lock back. A connection that is closed does not: its server holds
+// on to the lock until it has noticed, which may be after this has returned.
+func (h *Held) release(ctx context.Context) {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _ = h.conn.Exec(closing, `SELECT pg_advisory_unlock($1)`, lockKey(h.name)) // a lost one has no lock
+	h.conn.Close(closing)
 }
