@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"slices"
 	"time"
 
@@ -42,8 +43,11 @@ type UpstreamBundle struct {
 const (
 	// upstreamTimeout bounds one call of an upstream.
 	upstreamTimeout = 30 * time.Second
-	// upstreamRetry is when to try again what an upstream refused.
-	upstreamRetry = 5 * time.Second
+	// upstreamRetry is when to try again what an upstream refused, and
+	// upstreamRetryMost when at the latest to follow one that is away: each time
+	// twice as long as before, less up to a half, since others follow it too.
+	upstreamRetry     = 5 * time.Second
+	upstreamRetryMost = time.Minute
 )
 
 // mintUpstream gets the certificate of an authority from the upstream.
@@ -143,7 +147,9 @@ func (c *CA) publishKeyUpstream(ctx context.Context, key JWTAuthority) error {
 // follow keeps the upstream's part of the bundle what it is there.
 func (c *CA) follow(ctx context.Context) {
 	latest := make(chan UpstreamBundle, 1)
+	wait := upstreamRetry
 	put := func(b UpstreamBundle) {
+		wait = upstreamRetry // it answers
 		select {
 		case <-latest: // nobody needs the one before
 		default:
@@ -157,7 +163,8 @@ func (c *CA) follow(ctx context.Context) {
 			if err := c.cfg.Upstream.Follow(ctx, put); err != nil && ctx.Err() == nil {
 				c.cfg.Log.WarnContext(ctx, "cannot follow the upstream's bundle, trying again", "error", err)
 			}
-			pause(ctx, upstreamRetry)
+			pause(ctx, wait-mathrand.N(wait/2))
+			wait = min(2*wait, upstreamRetryMost)
 		}
 	}()
 	defer func() { <-done }()

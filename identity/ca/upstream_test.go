@@ -24,6 +24,9 @@ type parent struct {
 	*ca.CA
 	mu   sync.Mutex
 	down error
+	// cut ends what follows it, followed is when that began.
+	cut      chan struct{}
+	followed []time.Time
 }
 
 func (p *parent) fail(err error) {
@@ -79,12 +82,20 @@ func (p *parent) PublishJWTKey(ctx context.Context, key ca.JWTAuthority) error {
 }
 
 func (p *parent) Follow(ctx context.Context, changed func(ca.UpstreamBundle)) error {
+	p.mu.Lock()
+	p.followed = append(p.followed, time.Now())
+	p.mu.Unlock()
 	for {
+		if err := p.failing(); err != nil {
+			return err
+		}
 		_, next := p.Bundle()
 		changed(p.bundle())
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-p.cut:
+			return errors.New("cut off")
 		case <-next:
 		}
 	}
@@ -113,12 +124,49 @@ func family(t *testing.T, test func(t *testing.T, f *fixture, up *parent, c *ca.
 			t.Cleanup(func() { stop(); wg.Wait() })
 			return c
 		}
-		up := &parent{CA: run(above.config())}
+		up := &parent{CA: run(above.config()), cut: make(chan struct{})}
 		config := below.config()
 		config.Upstream = up
 		c := run(config)
 		synctest.Wait()
 		test(t, below, up, c)
+	})
+}
+
+// An upstream that is away is looked for less and less often, and as before once it
+// has answered.
+func TestUpstreamFollowed(t *testing.T) {
+	family(t, func(t *testing.T, _ *fixture, up *parent, _ *ca.CA) {
+		waits := func(length time.Duration) (between []time.Duration) {
+			up.mu.Lock()
+			up.followed = []time.Time{time.Now()}
+			up.mu.Unlock()
+			up.cut <- struct{}{}
+			<-time.After(length)
+			up.mu.Lock()
+			defer up.mu.Unlock()
+			for n := range up.followed[1:] {
+				between = append(between, up.followed[n+1].Sub(up.followed[n]))
+			}
+			return between
+		}
+		for range 2 {
+			up.fail(errors.New("away"))
+			got := waits(10 * time.Minute)
+			if len(got) < 10 || len(got) > 25 {
+				t.Errorf("%d times in ten minutes", len(got))
+			}
+			for n, wait := range got {
+				if most := min(5*time.Second<<min(n, 10), time.Minute); wait > most || wait < most/2 {
+					t.Errorf("time %d after %v, want up to %v", n, wait, most)
+				}
+			}
+			up.fail(nil)
+			<-time.After(time.Minute) // it is found again
+		}
+		if got := waits(time.Minute); len(got) != 1 {
+			t.Errorf("%v: an upstream that answers is followed", got)
+		}
 	})
 }
 

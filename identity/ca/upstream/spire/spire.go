@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -29,8 +30,10 @@ import (
 	"github.com/writ-dev/writ/identity/ca"
 )
 
-// pollInterval is how often the upstream's bundle is looked at: SPIRE pushes
-// changes to nobody.
+// pollInterval is how often the upstream's bundle is looked at, less or more a fifth
+// so that issuers below it do not ask as one. SPIRE's server API pushes it to nobody,
+// and what its agents push, the Workload API, lacks what is tainted. Its refresh hint
+// is for other trust domains: minutes, in which a tainted root would go on signing.
 const pollInterval = 5 * time.Second
 
 // Config of an Upstream. All but Log are required.
@@ -42,7 +45,8 @@ type Config struct {
 	// tcp://IP:port.
 	WorkloadAPI string
 	Log         *slog.Logger
-	// Poll is the time between two looks at the bundle; five seconds if zero.
+	// Poll is the time between two looks at the bundle; about five seconds if zero.
+	// What comes by the Workload API has it looked at as well, at once.
 	Poll time.Duration
 }
 
@@ -156,8 +160,6 @@ func (u *Upstream) PublishJWTKey(ctx context.Context, key ca.JWTAuthority) error
 
 // Follow implements ca.Upstream.
 func (u *Upstream) Follow(ctx context.Context, changed func(ca.UpstreamBundle)) error {
-	ticker := time.NewTicker(u.cfg.Poll)
-	defer ticker.Stop()
 	var last *types.Bundle
 	for {
 		conn, err := u.connect(ctx)
@@ -178,12 +180,28 @@ func (u *Upstream) Follow(ctx context.Context, changed func(ca.UpstreamBundle)) 
 			last = b
 			changed(bundle)
 		}
+		timer := time.NewTimer(u.cfg.Poll*4/5 + rand.N(u.cfg.Poll*2/5))
 		select {
 		case <-ctx.Done():
+		case <-u.pushed():
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return nil
-		case <-ticker.C:
 		}
 	}
+}
+
+// pushed gets something when the Workload API has told of another SVID or bundle: of
+// new roots, and of a new SVID in place of one that a tainted root signed.
+func (u *Upstream) pushed() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.source == nil {
+		return nil // closed
+	}
+	return u.source.Updated()
 }
 
 // parseBundle takes a bundle whole or not at all.

@@ -102,11 +102,17 @@ func open(t *testing.T, u ca.Upstream) (*ca.CA, error) {
 
 // A CA below a real issuer, by a real agent's Workload API: its SVIDs verify by
 // the issuer's roots, its JWT authority is known there, and a taint there has it
-// sign by another authority.
+// sign by another authority. That is heard of by looking, and by what the agent
+// pushes.
 func TestNested(t *testing.T) {
+	t.Run("polled", func(t *testing.T) { testNested(t, 20*time.Millisecond) })
+	t.Run("pushed", func(t *testing.T) { testNested(t, 24*time.Hour) })
+}
+
+func testNested(t *testing.T, poll time.Duration) {
 	r := agenttest.Start(t, time.Hour)
 	downstream(t, r, true)
-	u := spire.New(spire.Config{TrustDomain: agenttest.TrustDomain, ServerAddress: r.Address, WorkloadAPI: workloadAPI(t, r), Poll: 20 * time.Millisecond})
+	u := spire.New(spire.Config{TrustDomain: agenttest.TrustDomain, ServerAddress: r.Address, WorkloadAPI: workloadAPI(t, r), Poll: poll})
 	t.Cleanup(func() { must(t, u.Close()) })
 	c, err := open(t, u)
 	must(t, err)
