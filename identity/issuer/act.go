@@ -16,9 +16,6 @@ import (
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
-// recorder puts an act on record with the transaction that it belongs to.
-type recorder func(identity.Act) error
-
 // record emits an act in the caller's name. Its error is for the wire.
 func (i *Issuer) record(ctx context.Context, act identity.Act) error {
 	return i.recordAll(ctx, []identity.Act{act})
@@ -57,45 +54,6 @@ func (i *Issuer) emitAll(ctx context.Context, acts []identity.Act) error {
 		}
 	}
 	return nil
-}
-
-// update runs fn in a transaction of the registry. What fn recorded is emitted
-// together once fn is done, before the commit; if either then fails, the record
-// says so.
-func (i *Issuer) update(ctx context.Context, fn func(*sqlstore.Tx, recorder) error) error {
-	return i.updateAs(ctx, i.turnOf(ctx), fn)
-}
-
-// updateAs is update at a turn.
-func (i *Issuer) updateAs(ctx context.Context, t turn, fn func(*sqlstore.Tx, recorder) error) (err error) {
-	ctx, span := tracing.Start(ctx, "registry transaction")
-	defer func() { span.End(err) }()
-	var recorded []identity.Act
-	err = i.writeAs(ctx, t, func(tx *sqlstore.Tx) error {
-		var acts []identity.Act
-		err := fn(tx, func(act identity.Act) error {
-			acts = append(acts, act)
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		recorded = acts // some of them, even when this fails
-		return i.recordAll(ctx, acts)
-	})
-	if err == nil {
-		return nil
-	}
-	reason := "rolled back"
-	var unknown *sqlstore.CommitError
-	if errors.As(err, &unknown) {
-		reason = "commit failed"
-	}
-	for n := range recorded {
-		recorded[n].Failed, recorded[n].Reason = true, reason
-	}
-	_ = i.recordAll(context.WithoutCancel(ctx), recorded) // logged; the call fails anyway
-	return err
 }
 
 // internal is what the wire sees of an error that is ours: what failed, not

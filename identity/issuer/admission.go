@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/writ-dev/writ/identity/admit"
-	"github.com/writ-dev/writ/identity/registry/sqlstore"
 )
 
 const (
@@ -25,8 +24,9 @@ const (
 	// waits with its request, most of a kilobyte.
 	signWaiting    = 16 << 10
 	signWaitingAll = 128 << 10
-	// writesAtOnce: registry transactions follow each other anyway.
-	writesAtOnce = 1
+	// writesTogether is how many changes of the registry share a transaction, or wait
+	// for that which is under way. Others are by themselves.
+	writesTogether = 128
 	// maxWaiting is how many requests may wait, each with its stream and goroutine,
 	// some 20 KB, and of one caller.
 	maxWaiting          = 4096
@@ -74,7 +74,7 @@ func newAdmission(atOnce, waiting int) admission {
 			Capacity: atOnce, Waiting: waiting, Requests: maxWaiting, PerCaller: maxWaitingPerCaller,
 		}),
 		writing: admit.New[spiffeid.ID](admit.Config{
-			Capacity: writesAtOnce, Waiting: maxWaiting, Requests: maxWaiting, PerCaller: maxWaitingPerCaller,
+			Capacity: writesTogether, Waiting: maxWaiting * writesTogether, Requests: maxWaiting, PerCaller: maxWaitingPerCaller,
 		}),
 		shaking: admit.New[netip.Prefix](admit.Config{
 			Capacity: shakesAtOnce * processors, Waiting: shakesWaiting * processors, Requests: shakesWaiting * processors,
@@ -124,14 +124,13 @@ func (i *Issuer) enterList(ctx context.Context, entries int) (leave func(), err 
 	return i.enterSigning(ctx, 1+entries/entriesPerUnit, i.ca.X509SVIDLife()/2)
 }
 
-// writeAs runs a registry transaction when it is its turn.
-func (i *Issuer) writeAs(ctx context.Context, t turn, fn func(*sqlstore.Tx) error) error {
-	err := i.admission.writing.Enter(ctx, admit.Request[spiffeid.ID]{Class: t.class, Life: t.life, Caller: callerOf(ctx).id, Weight: 1})
+// enterWriting returns when it is the turn of a change of the registry. leave follows.
+func (i *Issuer) enterWriting(ctx context.Context, t turn, weight int) (leave func(), err error) {
+	err = i.admission.writing.Enter(ctx, admit.Request[spiffeid.ID]{Class: t.class, Life: t.life, Caller: callerOf(ctx).id, Weight: weight})
 	if err != nil {
-		return admit.Status(err)
+		return nil, admit.Status(err)
 	}
-	defer i.admission.writing.Leave(1)
-	return i.store.Update(ctx, fn)
+	return func() { i.admission.writing.Leave(weight) }, nil
 }
 
 // turnOf is what a call that changes the registry is by who makes it. Of agents it

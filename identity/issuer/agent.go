@@ -220,7 +220,7 @@ func (s *agentService) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRe
 	if err != nil {
 		return nil, s.unsigned(ctx, err)
 	}
-	err = s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
+	err = s.updateTogether(ctx, s.turnOf(ctx), func(tx *sqlstore.Tx, record recorder) error {
 		a, err := tx.Agent(id)
 		switch {
 		case errors.Is(err, registry.ErrNotFound):

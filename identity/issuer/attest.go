@@ -107,7 +107,11 @@ func (s *agentService) admit(ctx context.Context, method string, attested *serve
 	if known := s.index.Agent(attested.ID); known != nil && known.CanReattest {
 		t = turn{admit.Renewal, known.LastExpiry().Sub(s.now())} // the form that its renewals have
 	}
-	err = s.updateAs(ctx, t, func(tx *sqlstore.Tx, record recorder) error {
+	update := s.updateTogether
+	if attested.Claim != nil {
+		update = s.updateAs // many a token is refused
+	}
+	err = update(ctx, t, func(tx *sqlstore.Tx, record recorder) error {
 		agent := registry.Agent{
 			ID: attested.ID, AttestationType: method, Selectors: attested.Selectors, CanReattest: attested.CanReattest,
 			Serial: ticket.Serial(), ExpiresAt: ticket.ExpiresAt(),

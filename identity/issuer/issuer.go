@@ -113,6 +113,7 @@ type Issuer struct {
 	refusing  *limit.Limits[spiffeid.ID] // of logging those whose clock is off
 	refusals  refusals
 	admission admission
+	together  together
 	self      *selfSVID
 	refresher *federation.Refresher
 	shown     struct {
@@ -171,6 +172,7 @@ func New(cfg Config) (*Issuer, error) {
 		log:       cfg.Log,
 		rights:    methodRights(),
 		admission: newAdmission(cfg.SignAtOnce, cfg.SignWaiting),
+		together:  together{one: make(chan struct{}, 1)},
 		refusals:  newRefusals(),
 		closing:   make(chan struct{}),
 		started:   cfg.Clock(),

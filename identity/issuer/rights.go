@@ -296,7 +296,7 @@ func (i *Issuer) checkAgent(ctx context.Context, c Caller) error {
 // activate makes the agent's renewed SVID its current one.
 func (i *Issuer) activate(ctx context.Context, c Caller) error {
 	ctx, span := tracing.Start(ctx, "activate the agent's SVID")
-	err := i.writeAs(withCaller(ctx, c), urgent, func(tx *sqlstore.Tx) error {
+	err := i.updateTogether(withCaller(ctx, c), urgent, func(tx *sqlstore.Tx, _ recorder) error {
 		a, err := tx.Agent(c.id)
 		switch {
 		case errors.Is(err, registry.ErrNotFound):
