@@ -96,6 +96,8 @@ func (w *writd) listenControl() (*listener, error) {
 	s := grpc.NewServer(append(w.traces.Tracer().ServerOptions(),
 		grpc.Creds(svidCredentials{credentials.NewTLS(config)}),
 		grpc.ConnectionTimeout(10*time.Second),
+		// TLS has a buffer of its own; there may be thousands of sidecars.
+		grpc.ReadBufferSize(1<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 20 * time.Second,
 			// A peer proves itself again at least as often as its SVID changes.
