@@ -10,7 +10,7 @@ TOOL     := go tool -modfile=test/tools/go.mod
 RACE     := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 DATA_DIR ?= build/quickstart
 
-.PHONY: help build quickstart test lint bench bench-policy bench-spire interop generate clean
+.PHONY: help build quickstart test lint bench bench-policy bench-spire bench-storm interop generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,11 @@ bench-spire: ## Measure issuer and agent beside stock SPIRE, hold them against t
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ ./cmd/writd ./cmd/writ-agent
 	go run ./test/bench -run spire,idle $(ARGS)
+
+bench-storm: ## Measure 5,000 agents at one issuer: what they hold, and how they come back after an outage
+	@mkdir -p bin
+	$(GOBUILD) -o bin/ ./cmd/writd
+	go run ./test/bench -run storm $(ARGS)
 
 interop: ## Run against software that we did not write (ARGS="spire opa h2spec envoy nginx kube containers")
 	./test/interop/run.sh $(ARGS)

@@ -27,9 +27,8 @@ func (m admissionMetrics) Collect(c chan<- prometheus.Metric) {
 	for _, class := range admit.Classes {
 		collectQueue(c, "signing", class, &a.Signing[class])
 		collectQueue(c, "writing", class, &a.Writing[class])
+		collectQueue(c, "handshake", class, &a.Handshakes[class])
 	}
-	// Nothing is known of who begins a handshake.
-	collectQueue(c, "handshake", admit.First, &a.Handshakes[admit.First])
 }
 
 func collectQueue(c chan<- prometheus.Metric, queue string, class admit.Class, s *admit.Stats) {

@@ -146,7 +146,7 @@ func New[K comparable](cfg Config) *Queue[K] {
 func (q *Queue[K]) Enter(ctx context.Context, r Request[K]) error {
 	r.Weight = q.weight(r.Weight)
 	q.mu.Lock()
-	if q.waiting == 0 && q.used+r.Weight <= q.cfg.Capacity {
+	if !Ordered || q.waiting == 0 && q.used+r.Weight <= q.cfg.Capacity {
 		q.used += r.Weight
 		q.lines[r.Class].atOnce++
 		q.mu.Unlock()

@@ -158,6 +158,9 @@ type orderedTLS struct {
 
 func (i *Issuer) orderedTLS() credentials.TransportCredentials {
 	config := i.TLSConfig()
+	if !admit.Ordered {
+		return credentials.NewTLS(config)
+	}
 	// It is called when the first message has come, before anything is computed.
 	config.GetConfigForClient = i.beginHandshake
 	return orderedTLS{credentials.NewTLS(config), i}

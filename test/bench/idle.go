@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-	"golang.org/x/sys/unix"
 
 	"github.com/writ-dev/writ/test/programs"
 )
@@ -58,7 +58,7 @@ func idle(ctx context.Context, b *bench) (rows []Row, err error) {
 		return nil, err
 	}
 	s.add("rss/idle-streams-0", ours, "MB", float64(before.RSS)/1e6)
-	connections, err := connectionsOf(a.PID())
+	connections, err := b.connections(a.PID())
 	if err != nil {
 		return nil, err
 	}
@@ -74,22 +74,34 @@ func idle(ctx context.Context, b *bench) (rows []Row, err error) {
 		return nil, err
 	}
 	s.add("idle-streams", ours, "streams", float64(streams))
+	s.add("idle-connections", ours, "connections", float64(len(held)))
 	return s.rows(), nil
 }
 
-// connectionsOf is how many connections the agent's limit of open files is good
-// for: each takes two, itself and the process at the other end. What is missing
-// to idleStreams has to share connections.
-func connectionsOf(pid int) (int, error) {
-	var limit unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
-		return 0, fmt.Errorf("limit of open files: %w", err)
+// filesBeside is how many files a program has open beside those of connections.
+const filesBeside = 500
+
+// connections is how many the limits of open files are good for, which are raised as
+// far as that is allowed: each takes one here, and two at the agent, itself and the
+// process at its other end. What is missing to idleStreams has to share connections.
+func (b *bench) connections(agent int) (int, error) {
+	here, err := programs.RaiseFiles(os.Getpid(), idleStreams+filesBeside)
+	if err != nil {
+		return 0, err
 	}
-	n := int(min(limit.Cur, 3*idleStreams)-500) / 2
-	if 2*n < idleStreams {
-		return 0, fmt.Errorf("the agent may have %d files open, %d streams need %d", limit.Cur, idleStreams, idleStreams+500)
+	there, err := programs.RaiseFiles(agent, 2*idleStreams+filesBeside)
+	if err != nil {
+		return 0, err
 	}
-	return min(n, idleStreams), nil
+	n := min(int(here)-filesBeside, (int(there)-filesBeside)/2, idleStreams)
+	switch {
+	case 2*n < idleStreams:
+		return 0, fmt.Errorf("%d files may be open here and %d at the agent, %d streams need %d and %d: raise the limit (ulimit -n)",
+			here, there, idleStreams, idleStreams/2+filesBeside, idleStreams+filesBeside)
+	case n < idleStreams:
+		b.say("  %d files may be open here and %d at the agent: some streams have to share a connection (ulimit -n %d)", here, there, 2*idleStreams+filesBeside)
+	}
+	return n, nil
 }
 
 // holdStreams opens FetchX509SVID idleStreams times and reads the first answer

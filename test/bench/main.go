@@ -50,6 +50,7 @@ var suites = []suite{
 	{"pair", "client → proxy → mTLS → proxy → server, beside nginx", pair, nil},
 	{"spire", "the issuer and the agent, beside SPIRE", spire, spireBudgets},
 	{"idle", "what an agent holds for 10,000 open streams", idle, idleBudgets},
+	{"storm", "5,000 agents at one issuer: what they hold, and how they come back", storm, stormBudgets},
 	{"memory", "what the programs hold, idle and under load", memory, nil},
 }
 
@@ -61,6 +62,13 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) == 2 && args[0] == herdCommand {
+		if err := serveHerd(ctx, args[1]); err != nil {
+			fmt.Fprintln(stderr, "herd:", err)
+			return 1
+		}
+		return 0
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	only := flags.String("run", "", "suites to run, separated by commas; all when empty")

@@ -190,6 +190,11 @@ func (n *Node) Dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient(n.issuer.Addr, grpc.WithTransportCredentials(creds))
 }
 
+// CSR is a signing request for the key of the agent's SVID.
+func (n *Node) CSR() ([]byte, error) {
+	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, n.SVID.PrivateKey)
+}
+
 // Sign gets an X509-SVID for an entry of this agent.
 func (n *Node) Sign(ctx context.Context, entry string) (*x509svid.SVID, error) {
 	conn, err := n.Dial()

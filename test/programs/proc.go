@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Memory is what a process holds, in bytes.
@@ -53,6 +55,40 @@ func parseMemory(rollup []byte) (Memory, error) {
 		return Memory{}, fmt.Errorf("smaps_rollup: found %d of Rss and Anonymous", found)
 	}
 	return m, nil
+}
+
+// PeakRSS is the most that a process ever held, in bytes: VmHWM of proc_pid_status(5).
+func PeakRSS(pid int) (int64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", pid)
+}
+
+// RaiseFiles raises the limit of open files of a process to at least n, the hard
+// limit too where that takes a privilege that this process has, and returns what it
+// is then.
+func RaiseFiles(pid int, n uint64) (uint64, error) {
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		return 0, fmt.Errorf("limit of open files: %w", err)
+	}
+	if limit.Cur >= n {
+		return limit.Cur, nil
+	}
+	for _, want := range []unix.Rlimit{{Cur: n, Max: max(n, limit.Max)}, {Cur: min(n, limit.Max), Max: limit.Max}} {
+		if unix.Prlimit(pid, unix.RLIMIT_NOFILE, &want, nil) == nil {
+			return want.Cur, nil
+		}
+	}
+	return limit.Cur, nil
 }
 
 // Descendants are the processes below pid, and the executable of each.

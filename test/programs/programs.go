@@ -13,11 +13,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config says what to start.
@@ -31,6 +34,8 @@ type Config struct {
 	Log string
 	// Notify gives the program a NOTIFY_SOCKET, for Ready.
 	Notify bool
+	// CPUs are the processors that it may use; all if empty.
+	CPUs []int
 }
 
 // Program is a running process and its process group.
@@ -64,7 +69,7 @@ func Start(c Config) (*Program, error) {
 		}
 		p.cmd.Env = append(p.cmd.Env, "NOTIFY_SOCKET="+p.notify.LocalAddr().String())
 	}
-	if err := p.cmd.Start(); err != nil {
+	if err := startOn(p.cmd, c.CPUs); err != nil {
 		p.close()
 		return nil, err
 	}
@@ -76,6 +81,42 @@ func Start(c Config) (*Program, error) {
 		close(p.exited)
 	}()
 	return p, nil
+}
+
+// startOn starts a program that may use only some processors. It has that from the
+// thread that starts it, so that its runtime counts them from its first moment on.
+func startOn(cmd *exec.Cmd, cpus []int) error {
+	if len(cpus) == 0 {
+		return cmd.Start()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, only unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	for _, cpu := range cpus {
+		only.Set(cpu)
+	}
+	if err := unix.SchedSetaffinity(0, &only); err != nil {
+		return fmt.Errorf("sched_setaffinity to %v: %w", cpus, err)
+	}
+	err := cmd.Start()
+	return errors.Join(err, unix.SchedSetaffinity(0, &before))
+}
+
+// CPUs are the processors that this process may use.
+func CPUs() (cpus []int, err error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(os.Getpid(), &set); err != nil {
+		return nil, fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	for n := 0; len(cpus) < set.Count(); n++ {
+		if set.IsSet(n) {
+			cpus = append(cpus, n)
+		}
+	}
+	return cpus, nil
 }
 
 // listen opens the socket of sd_notify(3), in a directory of its own because

@@ -22,6 +22,8 @@ type ServerConfig struct {
 	IssuerPort, ControlPort int
 	// More is added to writd's configuration file.
 	More string
+	// CPUs that writd may use; all if empty.
+	CPUs []int
 	// MoreServer and MorePlugins are added to the blocks of spire-server's.
 	MoreServer, MorePlugins string
 }
@@ -57,7 +59,7 @@ func StartWritd(ctx context.Context, c ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := Start(Config{Path: c.Path, Args: []string{"--config", conf}, Log: filepath.Join(c.Dir, "log"), Notify: true})
+	p, err := Start(Config{Path: c.Path, Args: []string{"--config", conf}, Log: filepath.Join(c.Dir, "log"), Notify: true, CPUs: c.CPUs})
 	if err != nil {
 		return nil, err
 	}
