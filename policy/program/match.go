@@ -65,12 +65,17 @@ func (e *engine) remembered(r *run, a *atom) bool {
 func (e *engine) test(r *run, a *atom) bool {
 	met := false
 	switch a.kind {
-	case atomIs:
-		s, ok := r.one(&e.fields[a.field], a.field)
-		met = ok && isOneOf(s, a.texts)
-	case atomBegins:
-		s, ok := r.one(&e.fields[a.field], a.field)
-		met = ok && beginsWithOneOf(s, a.texts)
+	case atomIs, atomBegins:
+		f := &e.fields[a.field]
+		s, ok := r.plain(f)
+		if !ok {
+			s, ok = r.recall(f, a.field)
+		}
+		if a.kind == atomIs {
+			met = ok && isOneOf(s, a.texts)
+		} else {
+			met = ok && beginsWithOneOf(s, a.texts)
+		}
 	case atomOne:
 		s, ok := r.oneOf(&e.fields[a.field], a.field)
 		met = ok && e.meets(r, a.preds, s)

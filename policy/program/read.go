@@ -168,10 +168,19 @@ func (r *run) end() {
 
 // one is the value of a field that has at most one and is not of a token.
 func (r *run) one(f *field, at uint32) (string, bool) {
-	if f.direct&r.layer != 0 {
-		return *textAt(r.in, f.at), true
+	if s, ok := r.plain(f); ok {
+		return s, true
 	}
 	return r.recall(f, at)
+}
+
+// plain is the value of a field that is read where it stands; recall has those
+// of others. It is inlined where that matters.
+func (r *run) plain(f *field) (string, bool) {
+	if f.direct&r.layer == 0 {
+		return "", false
+	}
+	return *textAt(r.in, f.at), true
 }
 
 // recall reads a field that is remembered for the length of the decision.
