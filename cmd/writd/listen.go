@@ -73,7 +73,7 @@ func (w *writd) listenIssuer() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issuer listener: %w", err)
 	}
-	s := grpc.NewServer(append(w.issuer.ServerOptions(), w.traces.Tracer().ServerOptions()...)...)
+	s := grpc.NewServer(w.issuer.ServerOptions()...)
 	w.issuer.Register(s, issuer.TLSCaller)
 	return grpcListener("issuer", s, l), nil
 }

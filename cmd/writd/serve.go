@@ -197,7 +197,7 @@ func (w *writd) openIdentity(ctx context.Context) error {
 		TrustDomain: w.td, Store: w.store, CA: w.authorities, Replica: w.replica(), Emit: w.emit, EmitAll: w.emitAll, Log: w.log, LogLevel: w.level, Health: w.health,
 		AdminPolicy:     w.restrictAdmins(),
 		AttestPerSecond: float64(w.cfg.AttestRate), AttestBurst: 10 * w.cfg.AttestRate,
-		SignPerSecond: signRate(w.cfg.SignRate), Attestors: attestors, FederationRoots: w.federationRoots,
+		SignPerSecond: signRate(w.cfg.SignRate), Attestors: attestors, FederationRoots: w.federationRoots, Tracer: w.traces.Tracer(),
 	})
 	if err != nil {
 		return err

@@ -82,8 +82,9 @@ type Agent struct {
 	// issuerAhead is how far the issuer's clock was ahead of this one when it was
 	// last heard, a time.Duration.
 	issuerAhead atomic.Int64
-	// kick asks for a sync now.
+	// kick asks for a sync now, and causes are what the loop's next step is for.
 	kick     chan struct{}
+	causes   tracing.Causes
 	ready    chan struct{}
 	watching atomic.Bool
 	// trusted is the trust in force, and renewBy when its coming into force has

@@ -103,7 +103,7 @@ func (b *bench) halt() error {
 
 func (b *bench) lookup(selectors ...string) (workload.Grant, <-chan struct{}) {
 	b.t.Helper()
-	g, changed, err := b.agent.Lookup(selectors)
+	g, changed, err := b.agent.Lookup(b.t.Context(), selectors)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -519,7 +519,7 @@ func TestLookup(t *testing.T) {
 func TestStarting(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		a := need(New(b.cfg, Options{Log: slog.New(slog.DiscardHandler)}))
-		if _, _, err := a.Lookup([]string{"unix:uid:1"}); !errors.Is(err, workload.ErrStarting) {
+		if _, _, err := a.Lookup(t.Context(), []string{"unix:uid:1"}); !errors.Is(err, workload.ErrStarting) {
 			t.Errorf("got %v, want ErrStarting", err)
 		}
 	})

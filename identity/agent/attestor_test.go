@@ -102,7 +102,7 @@ func TestCertificate(t *testing.T) {
 
 // served is the path of the X509-SVID that user 1 has now.
 func served(a *agent.Agent) string {
-	g, _, err := a.Lookup([]string{"unix:uid:1"})
+	g, _, err := a.Lookup(context.Background(), []string{"unix:uid:1"})
 	if err != nil || len(g.Identities) != 1 || g.Identities[0].Chain == nil {
 		return ""
 	}

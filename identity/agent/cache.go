@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"iter"
 	"maps"
 	"math/big"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // entry is what the agent needs of a registration entry.
@@ -39,6 +41,8 @@ type record struct {
 	// key is an instance's, "" of an entry, and holders those who hold it.
 	key     string
 	holders int
+	// cause is of what an instance was made for, until it is asked for; nil for none.
+	cause *tracing.Cause
 	// tried tells that an instance was to be signed once: nobody waits for it any
 	// more.
 	tried bool
@@ -73,6 +77,8 @@ type cache struct {
 	revoked *revocation.List
 
 	changed chan struct{} // closed at the next change
+	// cause is what changes now are laid to, and woken what the last one was.
+	cause, woken tracing.Cause
 	// unsigned is told of new instances.
 	unsigned chan struct{}
 	// expiry wakes everybody when the next SVID expires unrenewed.
@@ -101,15 +107,15 @@ func (c *cache) every() iter.Seq[*record] {
 }
 
 // Lookup implements workload.Source.
-func (a *Agent) Lookup(selectors []string) (workload.Grant, <-chan struct{}, error) {
-	return a.lookup(selectors, nil)
+func (a *Agent) Lookup(ctx context.Context, selectors []string) (workload.Grant, <-chan struct{}, error) {
+	return a.lookup(ctx, selectors, nil)
 }
 
 // lookup is for a caller that holds what it gets, or, without one, for a look that
 // passes.
-func (a *Agent) lookup(selectors []string, h *hold) (workload.Grant, <-chan struct{}, error) {
+func (a *Agent) lookup(ctx context.Context, selectors []string, h *hold) (workload.Grant, <-chan struct{}, error) {
 	var why []refusal
-	g, changed, err := a.cache.lookup(selectors, time.Now(), h, &why)
+	g, changed, err := a.cache.lookup(ctx, selectors, time.Now(), h, &why)
 	for _, r := range why {
 		a.refused(r)
 	}
@@ -126,17 +132,17 @@ func (a *Agent) Asked(kind string) bool {
 
 // lookup adds to why, what templates did not give. Without a hold of keys instances
 // have no X509-SVID.
-func (c *cache) lookup(selectors []string, now time.Time, h *hold, why *[]refusal) (workload.Grant, <-chan struct{}, error) {
+func (c *cache) lookup(ctx context.Context, selectors []string, now time.Time, h *hold, why *[]refusal) (workload.Grant, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.synced || c.bundle == nil {
 		return workload.Grant{}, nil, workload.ErrStarting
 	}
-	records, err := c.given(selectors, h, why)
+	records, err := c.given(ctx, selectors, h, why)
 	if err != nil {
 		return workload.Grant{}, nil, err
 	}
-	g := workload.Grant{Bundle: c.bundle, CRLs: c.crls.current(now), Asked: len(c.kinds)}
+	g := workload.Grant{Bundle: c.bundle, CRLs: c.crls.current(now), Asked: len(c.kinds), Cause: c.woken}
 	hints := map[string]bool{"": true}
 	federated := map[spiffeid.TrustDomain]bool{}
 	for _, r := range records {
@@ -168,7 +174,7 @@ func (c *cache) lookup(selectors []string, now time.Time, h *hold, why *[]refusa
 // given returns the records of entries and instances that selectors give, oldest
 // first: the first is a workload's default identity, and stays that when others
 // are added. Of two of one name an entry is before a template.
-func (c *cache) given(selectors []string, h *hold, why *[]refusal) ([]*record, error) {
+func (c *cache) given(ctx context.Context, selectors []string, h *hold, why *[]refusal) ([]*record, error) {
 	found := c.match(selectors)
 	if len(c.patterns) > 0 {
 		named := make(map[spiffeid.ID]bool, len(found))
@@ -190,7 +196,7 @@ func (c *cache) given(selectors []string, h *hold, why *[]refusal) ([]*record, e
 				found = append(found, in.record())
 			}
 		} else {
-			held, err := h.keep(c, instances)
+			held, err := h.keep(ctx, c, instances)
 			if err != nil {
 				return nil, err
 			}
@@ -313,9 +319,17 @@ func (c *cache) reindex() {
 
 // wake tells every waiting lookup to ask again.
 func (c *cache) wake() {
+	c.woken = c.cause
 	close(c.changed)
 	c.changed = make(chan struct{})
 	c.watchExpiry()
+}
+
+// because lays what changes from now on to a cause.
+func (c *cache) because(cause tracing.Cause) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cause = cause
 }
 
 // watchExpiry arranges to wake everybody when an SVID expires.
@@ -530,6 +544,19 @@ func (c *cache) find(s signing) *record {
 		return c.instances[s.key]
 	}
 	return c.records[s.id]
+}
+
+// takeCauses returns what the new instances among those were made for, once.
+func (c *cache) takeCauses(batch []signing) (causes []tracing.Cause) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range batch {
+		if r := c.find(s); r != nil && r.cause != nil {
+			causes = append(causes, *r.cause)
+			r.cause = nil
+		}
+	}
+	return causes
 }
 
 // setTried tells who waits for new instances that they were not signed: the issuer

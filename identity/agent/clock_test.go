@@ -102,7 +102,7 @@ func (c *clocks) ready() {
 // svid is what uid 1 has, nil without a valid one.
 func (c *clocks) svid() *x509.Certificate {
 	c.t.Helper()
-	g, _, err := c.agent.Lookup([]string{"unix:uid:1"})
+	g, _, err := c.agent.Lookup(context.Background(), []string{"unix:uid:1"})
 	must(c.t, err)
 	if len(g.Identities) != 1 || g.Identities[0].Chain == nil {
 		return nil
@@ -232,7 +232,7 @@ func TestJWTOfClockApart(t *testing.T) {
 		c.start()
 		c.ready()
 		time.Sleep(2 * time.Hour)
-		g, _, err := c.agent.Lookup([]string{"unix:uid:1"})
+		g, _, err := c.agent.Lookup(context.Background(), []string{"unix:uid:1"})
 		must(t, err)
 		id := g.Identities[0]
 		if _, err := c.agent.JWTSVID(t.Context(), 1, id, []string{"first"}); err != nil {

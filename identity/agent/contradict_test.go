@@ -77,7 +77,7 @@ func TestWrongDifferences(t *testing.T) {
 				})
 				<-time.After(time.Minute)
 				for uid, want := range map[string]string{"1": "/svc/web", "2": "", "3": "/svc/d"} {
-					g, _, err := b.agent.Lookup([]string{"unix:uid:" + uid})
+					g, _, err := b.agent.Lookup(t.Context(), []string{"unix:uid:" + uid})
 					if err != nil {
 						t.Fatal(err)
 					}

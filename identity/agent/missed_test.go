@@ -39,7 +39,7 @@ func startAgent(t *testing.T, r *agenttest.Issuer, node string) *agent.Agent {
 func awaitNames(t *testing.T, a *agent.Agent, selector string, want ...string) {
 	t.Helper()
 	for {
-		g, changed, err := a.Lookup([]string{selector})
+		g, changed, err := a.Lookup(t.Context(), []string{selector})
 		must(t, err)
 		var got []string
 		for _, id := range g.Identities {

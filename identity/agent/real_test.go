@@ -28,7 +28,9 @@ import (
 	"github.com/writ-dev/writ/identity/attest/unix"
 	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/identity/workload/sds"
 	"github.com/writ-dev/writ/internal/peercred"
+	"github.com/writ-dev/writ/internal/tracing"
 	"github.com/writ-dev/writ/internal/unixsock"
 )
 
@@ -65,20 +67,26 @@ func startNode(t testing.TB, cfg agent.Config, token string) *node {
 // startNodeUnready starts an agent that may have no issuer.
 func startNodeUnready(t testing.TB, cfg agent.Config, token string) *node {
 	t.Helper()
+	return startTracedNode(t, cfg, token, nil)
+}
+
+func startTracedNode(t testing.TB, cfg agent.Config, token string, tracer *tracing.Tracer) *node {
+	t.Helper()
 	a, err := agent.New(cfg, agent.Options{
 		Token:    func() (string, error) { return token, nil },
 		Attestor: cfg.Attestor.New(),
-		Log:      slog.New(slog.DiscardHandler),
+		Log:      slog.New(slog.DiscardHandler), Tracer: tracer,
 	})
 	must(t, err)
 	attestor := unix.New(unix.Config{Log: slog.New(slog.DiscardHandler)})
 	ended := new(atomic.Int64)
 	s, err := workload.NewServer(workload.Config{
 		Observe:    func(string, codes.Code) { ended.Add(1) },
-		RevokedJWT: a.RevokedJWT, Source: a, MaxConnectionsPerUID: 100, MaxStreamsPerUID: 100, Log: slog.New(slog.DiscardHandler),
+		RevokedJWT: a.RevokedJWT, Source: a, MaxConnectionsPerUID: 100, MaxStreamsPerUID: 100, Log: slog.New(slog.DiscardHandler), Tracer: tracer,
 		Attest: func(ctx context.Context, p peercred.Peer) ([]string, error) { return attestor.Attest(ctx, p, a.Asked) },
 	})
 	must(t, err)
+	must(t, sds.Register(s, sds.Config{Names: cfg.SDS, Log: slog.New(slog.DiscardHandler)}))
 	revocation.Register(s.Registrar(), a.Revocations(), s.Stopping())
 	ln, err := unixsock.Listen(cfg.Socket, unixsock.Public())
 	must(t, err)
@@ -244,7 +252,7 @@ func TestShortLives(t *testing.T) {
 		<-a.Ready()
 		serials := map[string]bool{}
 		for start := time.Now(); time.Since(start) < time.Minute; {
-			g, changed, err := a.Lookup([]string{"unix:uid:1"})
+			g, changed, err := a.Lookup(t.Context(), []string{"unix:uid:1"})
 			must(t, err)
 			if len(g.Identities) != 1 || g.Identities[0].Chain == nil {
 				t.Fatalf("nothing to serve after %v", time.Since(start))

@@ -32,10 +32,11 @@ func (a *Agent) loadRevoked() {
 }
 
 // tellRevoked takes over what the issuer says of revocations. An issuer that
-// says nothing of them does not have them.
-func (a *Agent) tellRevoked(u *revocationv1.Update) {
+// says nothing of them does not have them. resync tells that SVIDs of this node are
+// among them: first a sync, so that those whose entry is gone get none.
+func (a *Agent) tellRevoked(u *revocationv1.Update) (resync bool) {
 	if u == nil {
-		return
+		return false
 	}
 	changed, err := a.revoked.MergeUpdate(u, time.Now())
 	if err != nil {
@@ -50,13 +51,13 @@ func (a *Agent) tellRevoked(u *revocationv1.Update) {
 		}
 		if n := a.cache.revoke(list); n > 0 {
 			a.log.Warn("SVIDs of this node are revoked: getting new ones", "count", n)
-			// First a sync: those whose entry is gone get none.
-			a.syncNow()
+			resync = true
 		}
 	}
 	if u.GetComplete() {
 		a.revoked.Heard(time.Now())
 	}
+	return resync
 }
 
 // RevokedJWT refuses a JWT-SVID that is revoked.

@@ -116,7 +116,11 @@ func (s *schedule) next(c *cache) time.Time {
 
 // step does what is due. Its errors are final.
 func (a *Agent) step(ctx context.Context, s *schedule) (err error) {
-	ctx, span := a.opt.Tracer.Begin(ctx, "refresh")
+	ctx, span := a.opt.Tracer.Begin(ctx, "refresh", a.causes.Take()...)
+	if span.Recorded() {
+		a.cache.because(tracing.CauseOf(ctx))
+		defer a.cache.because(tracing.Cause{})
+	}
 	defer func() { span.End(err) }()
 	now := time.Now()
 	if !now.Before(s.renew) {

@@ -115,8 +115,17 @@ func claimOf(template string, id spiffeid.ID, selectors []string) *templatev1.Cl
 	return &templatev1.Claim{TemplateId: template, SpiffeId: id.String(), Selectors: selectors}
 }
 
+// beginSigning begins a part of the refresh, or of the calls that somebody waits in.
+func (a *Agent) beginSigning(ctx context.Context, batch []signing) (context.Context, tracing.Span) {
+	const name = "get SVIDs signed"
+	if causes := a.cache.takeCauses(batch); len(causes) > 0 {
+		return a.opt.Tracer.Begin(ctx, name, causes...)
+	}
+	return tracing.Start(ctx, name)
+}
+
 func (a *Agent) signBatch(ctx context.Context, batch []signing, ask asking) (err error) {
-	ctx, span := tracing.Start(ctx, "get SVIDs signed")
+	ctx, span := a.beginSigning(ctx, batch)
 	defer func() { span.End(err) }()
 	span.Int(tracing.Count, len(batch))
 	tracing.List(span, tracing.EntryIDs, batch, func(s signing) string { return s.id })

@@ -38,7 +38,7 @@ func tainting(t *testing.T, test func(t *testing.T, a *agent.Agent, issuer local
 // leaf is the SVID of the one workload.
 func leaf(t *testing.T, a *agent.Agent) *x509.Certificate {
 	t.Helper()
-	g, _, err := a.Lookup([]string{"unix:uid:1"})
+	g, _, err := a.Lookup(t.Context(), []string{"unix:uid:1"})
 	must(t, err)
 	cert, err := x509.ParseCertificate(g.Identities[0].Chain)
 	must(t, err)
@@ -89,7 +89,7 @@ func TestTaintedJWTKey(t *testing.T) {
 		ctx := t.Context()
 		fetch := func() string {
 			t.Helper()
-			g, _, err := a.Lookup([]string{"unix:uid:1"})
+			g, _, err := a.Lookup(t.Context(), []string{"unix:uid:1"})
 			must(t, err)
 			token, err := a.JWTSVID(ctx, 1, g.Identities[0], []string{"db"})
 			must(t, err)

@@ -18,6 +18,7 @@ import (
 	"github.com/writ-dev/writ/identity/template"
 	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/identity/workload"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // pattern is what the agent needs of a template.
@@ -97,8 +98,8 @@ type hold struct {
 func (a *Agent) Hold(uid uint32, keys bool) workload.Hold { return &hold{a: a, uid: uid, keys: keys} }
 
 // Lookup implements workload.Hold.
-func (h *hold) Lookup(selectors []string) (workload.Grant, <-chan struct{}, error) {
-	return h.a.lookup(selectors, h)
+func (h *hold) Lookup(ctx context.Context, selectors []string) (workload.Grant, <-chan struct{}, error) {
+	return h.a.lookup(ctx, selectors, h)
 }
 
 // Release implements workload.Hold.
@@ -114,7 +115,7 @@ func (h *hold) Release() {
 }
 
 // keep makes the instances those that the caller holds, and returns their records.
-func (h *hold) keep(c *cache, instances []resolved) ([]*record, error) {
+func (h *hold) keep(ctx context.Context, c *cache, instances []resolved) ([]*record, error) {
 	if h.released {
 		return nil, nil
 	}
@@ -130,6 +131,9 @@ func (h *hold) keep(c *cache, instances []resolved) ([]*record, error) {
 					continue
 				}
 				r = in.record()
+				if cause := tracing.CauseOf(ctx); cause.Known() {
+					r.cause = &cause
+				}
 				c.instances[in.key] = r
 				c.signSoon()
 			}

@@ -203,7 +203,7 @@ func inMemory(t *testing.T, r *agenttest.Issuer) (a *agent.Agent, stop func()) {
 func signedFor(t *testing.T, h workload.Hold, selectors ...string) *x509.Certificate {
 	t.Helper()
 	for {
-		g, changed, err := h.Lookup(selectors)
+		g, changed, err := h.Lookup(t.Context(), selectors)
 		must(t, err)
 		if len(g.Identities) == 1 && g.Identities[0].Chain != nil {
 			cert, err := x509.ParseCertificate(g.Identities[0].Chain)
@@ -225,7 +225,7 @@ func TestInstanceIsRenewed(t *testing.T) {
 		h, other := a.Hold(1, true), a.Hold(1, true)
 		serials := map[string]bool{signedFor(t, h, "unix:user:anna").SerialNumber.String(): true}
 		for start := time.Now(); time.Since(start) < time.Minute; {
-			g, changed, err := h.Lookup([]string{"unix:user:anna"})
+			g, changed, err := h.Lookup(t.Context(), []string{"unix:user:anna"})
 			must(t, err)
 			if g.Pending || len(g.Identities) != 1 || g.Identities[0].Chain == nil {
 				t.Fatalf("nothing to serve after %v", time.Since(start))
@@ -256,7 +256,7 @@ func TestInstanceIsRenewed(t *testing.T) {
 			t.Errorf("nobody holds it: %d instances, %d signed since", s.Instances, s.Signed-signed)
 		}
 		// After its end a hold holds nothing.
-		if g, _, err := h.Lookup([]string{"unix:user:anna"}); err != nil || len(g.Identities) != 0 || a.Status().Instances != 0 {
+		if g, _, err := h.Lookup(t.Context(), []string{"unix:user:anna"}); err != nil || len(g.Identities) != 0 || a.Status().Instances != 0 {
 			t.Errorf("a hold that has ended: %+v, %v", g, err)
 		}
 	})
@@ -277,20 +277,20 @@ func TestHoldMovesOn(t *testing.T) {
 		if got := signedFor(t, h, "unix:user:bert", "unix:group:staff").URIs[0].Path; got != "/user/bert" || a.Status().Instances != 1 {
 			t.Errorf("got %s, %d instances", got, a.Status().Instances)
 		}
-		g, _, err := h.Lookup([]string{"unix:user:anna", "unix:group:staff"})
+		g, _, err := h.Lookup(t.Context(), []string{"unix:user:anna", "unix:group:staff"})
 		if err != nil || len(g.Identities) != 2 || !g.Pending || a.Status().Instances != 2 {
 			t.Errorf("got %+v, %v", g, err)
 		}
 		// Which of two groups is meant nobody knows, and that is said once.
 		for range 3 {
-			if g, _, err = h.Lookup([]string{"unix:user:anna", "unix:group:staff", "unix:group:wheel"}); err != nil || len(g.Identities) != 1 {
+			if g, _, err = h.Lookup(t.Context(), []string{"unix:user:anna", "unix:group:staff", "unix:group:wheel"}); err != nil || len(g.Identities) != 1 {
 				t.Errorf("got %+v, %v", g, err)
 			}
 		}
 		if n := a.TemplateRefusals(template.Ambiguous); n != 1 {
 			t.Errorf("%d refusals are counted, want 1", n)
 		}
-		if g, _, err = h.Lookup([]string{"unix:uid:1"}); err != nil || len(g.Identities) != 0 || a.Status().Instances != 0 {
+		if g, _, err = h.Lookup(t.Context(), []string{"unix:uid:1"}); err != nil || len(g.Identities) != 0 || a.Status().Instances != 0 {
 			t.Errorf("got %+v, %v", g, err)
 		}
 		h.Release()
@@ -305,7 +305,7 @@ func TestInstancesNobodyHolds(t *testing.T) {
 		a, stop := inMemory(t, r)
 		defer stop()
 		for n := range 100_000 {
-			g, _, err := a.Lookup([]string{fmt.Sprint("unix:user:u", n)})
+			g, _, err := a.Lookup(t.Context(), []string{fmt.Sprint("unix:user:u", n)})
 			if err != nil || len(g.Identities) != 1 || g.Identities[0].ID.Path() != fmt.Sprint("/user/u", n) || g.Pending {
 				t.Fatalf("got %+v, %v", g, err)
 			}
@@ -320,7 +320,7 @@ func TestInstancesNobodyHolds(t *testing.T) {
 		for err == nil {
 			h := a.Hold(7, true)
 			holds = append(holds, h)
-			if _, _, err = h.Lookup([]string{fmt.Sprint("unix:user:u", made)}); err == nil {
+			if _, _, err = h.Lookup(t.Context(), []string{fmt.Sprint("unix:user:u", made)}); err == nil {
 				made++
 			}
 		}
@@ -349,13 +349,13 @@ func TestKeyOfInstanceIsNotHandedOn(t *testing.T) {
 		defer stop()
 		first, second := a.Hold(1, true), a.Hold(1, true)
 		before := signedFor(t, first, "unix:user:anna", "unix:uid:1")
-		_, changed, err := second.Lookup([]string{"unix:user:anna", "unix:uid:2"})
+		_, changed, err := second.Lookup(t.Context(), []string{"unix:user:anna", "unix:uid:2"})
 		must(t, err)
 		made.Selectors = []string{"unix:uid:2"}
 		r.UpdateTemplate(made)
 		<-changed
 		// The first has not looked yet.
-		g, _, err := second.Lookup([]string{"unix:user:anna", "unix:uid:2"})
+		g, _, err := second.Lookup(t.Context(), []string{"unix:user:anna", "unix:uid:2"})
 		must(t, err)
 		if len(g.Identities) != 1 || g.Identities[0].Chain != nil {
 			t.Fatalf("got %+v", g.Identities)
@@ -363,7 +363,7 @@ func TestKeyOfInstanceIsNotHandedOn(t *testing.T) {
 		if after := signedFor(t, second, "unix:user:anna", "unix:uid:2"); after.SerialNumber.Cmp(before.SerialNumber) == 0 {
 			t.Error("the key was handed on")
 		}
-		if g, _, err := first.Lookup([]string{"unix:user:anna", "unix:uid:1"}); err != nil || len(g.Identities) != 0 {
+		if g, _, err := first.Lookup(t.Context(), []string{"unix:user:anna", "unix:uid:1"}); err != nil || len(g.Identities) != 0 {
 			t.Errorf("the first still has %+v, %v", g.Identities, err)
 		}
 		if n := a.Status().Instances; n != 1 {

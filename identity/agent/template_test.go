@@ -28,7 +28,7 @@ func TestInstancesThatAreNotSigned(t *testing.T) {
 			h := b.agent.Hold(1, true)
 			began := time.Now()
 			for {
-				g, changed, err := h.Lookup([]string{"unix:user:anna"})
+				g, changed, err := h.Lookup(t.Context(), []string{"unix:user:anna"})
 				if err != nil || len(g.Identities) != 1 || g.Identities[0].Chain != nil {
 					t.Fatalf("got %+v, %v", g, err)
 				}

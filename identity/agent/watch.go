@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 const (
@@ -78,11 +79,16 @@ func (a *Agent) watchOnce(ctx context.Context, works func()) error {
 		works()
 		a.watching.Store(true)
 		a.hearClock(change.Revocations)
-		a.tellRevoked(change.Revocations)
+		resync := a.tellRevoked(change.Revocations)
 		// Before the bundle that they belong to.
 		a.takeCRLs(change.Crls)
 		if !change.Unchanged {
 			a.log.Debug("change announced", "revision", change.Revision, "bundle", change.Bundle)
+		}
+		if resync || !change.Unchanged {
+			if a.opt.Tracer != nil {
+				a.causes.Add(tracing.ParseTraceparent(change.Traceparent))
+			}
 			a.syncNow()
 		}
 	}

@@ -45,6 +45,7 @@ import (
 	"github.com/writ-dev/writ/identity/watchv1"
 	"github.com/writ-dev/writ/identity/withheldv1"
 	"github.com/writ-dev/writ/internal/health"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // Config of an Issuer. TrustDomain, Store, CA and Emit are required.
@@ -91,6 +92,8 @@ type Config struct {
 	AdminPolicy func(ctx context.Context, id spiffeid.ID, method string, req any) error
 	// FederationRoots is federation.Client's Roots.
 	FederationRoots func(spiffeid.TrustDomain) (*x509.CertPool, error)
+	// Tracer, if given, traces what agents ask for and what they are told.
+	Tracer *tracing.Tracer
 	// Health, if given, gets the issuer's conditions added to what else it knows of
 	// this program, and is run by its maker. Without it the issuer has its own.
 	Health *health.Server

@@ -76,9 +76,9 @@ func (i *Issuer) refusedClient(chain []*x509.Certificate, bundle *ca.Bundle, now
 }
 
 // ServerOptions are those of the gRPC server on the issuer listener: TLS,
-// limits on messages and streams, and keepalive that finds dead agents.
+// limits on messages and streams, keepalive that finds dead agents, and traces.
 func (i *Issuer) ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{
+	return append(i.cfg.Tracer.ServerOptions(),
 		grpc.Creds(i.orderedTLS()),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxSendMsgSize(maxRequest),
@@ -87,7 +87,7 @@ func (i *Issuer) ServerOptions() []grpc.ServerOption {
 		grpc.ConnectionTimeout(connectionTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-	}
+	)
 }
 
 func tlsCertificate(svid *x509svid.SVID) *tls.Certificate {

@@ -12,6 +12,7 @@ import (
 	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // heartbeat is how often those who follow revocations hear that there are none
@@ -92,13 +93,22 @@ func (s *watchService) Watch(req *watchv1.WatchRequest, stream watchv1.EntryWatc
 
 // tell sends what the agent does not know yet; to those who follow revocations,
 // always at least that nothing is new.
-func (w *watching) tell(first, changed bool, bundle *ca.Bundle, list *revocation.List) error {
+func (w *watching) tell(first, changed bool, bundle *ca.Bundle, list *revocation.List) (err error) {
 	if !w.revocations && !changed {
 		return nil
 	}
+	traceparent := ""
+	if changed || list.Number() > w.number { // and no heartbeat
+		ctx, span := w.cfg.Tracer.Begin(w.stream.Context(), "tell the agent of a change")
+		defer func() { span.End(err) }()
+		if span.Recorded() {
+			span.String(tracing.Caller, callerOf(ctx).Actor())
+			traceparent = tracing.CauseOf(ctx).Traceparent()
+		}
+	}
 	revision, _ := w.index.Revision()
 	// Both numbers only grow, and both survive a restart; so does the sum.
-	change := &watchv1.Change{Revision: revision + bundle.Sequence, Bundle: !first && bundle.Sequence != w.bundle, Unchanged: !changed}
+	change := &watchv1.Change{Revision: revision + bundle.Sequence, Bundle: !first && bundle.Sequence != w.bundle, Unchanged: !changed, Traceparent: traceparent}
 	w.bundle = bundle.Sequence
 	if !w.revocations {
 		return w.stream.Send(change)
@@ -114,7 +124,7 @@ func (w *watching) tell(first, changed bool, bundle *ca.Bundle, list *revocation
 	}
 	for n, update := range w.updates(first, list) {
 		if n > 0 {
-			change = &watchv1.Change{Revision: change.Revision, Unchanged: true}
+			change = &watchv1.Change{Revision: change.Revision, Unchanged: true, Traceparent: traceparent}
 		}
 		change.Revocations = update
 		if err := w.stream.Send(change); err != nil {

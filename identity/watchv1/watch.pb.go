@@ -93,7 +93,10 @@ type Change struct {
 	// those who asked.
 	Revocations *revocationv1.Update `protobuf:"bytes,4,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	// Those that are new, to those who asked.
-	Crls          *CRLs `protobuf:"bytes,5,opt,name=crls,proto3" json:"crls,omitempty"`
+	Crls *CRLs `protobuf:"bytes,5,opt,name=crls,proto3" json:"crls,omitempty"`
+	// W3C Trace Context, of the span in which the issuer tells of the change; empty
+	// where that is not recorded. The metadata of a stream are of its beginning.
+	Traceparent   string `protobuf:"bytes,6,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,6 +164,13 @@ func (x *Change) GetCrls() *CRLs {
 		return x.Crls
 	}
 	return nil
+}
+
+func (x *Change) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 // CRLs are certificate revocation lists of the issuer's X.509 authorities, of all
@@ -598,13 +608,14 @@ const file_identity_watchv1_watch_proto_rawDesc = "" +
 	"\x1cidentity/watchv1/watch.proto\x12\x16writ.identity.watch.v1\x1a&identity/revocationv1/revocation.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\"D\n" +
 	"\fWatchRequest\x12 \n" +
 	"\vrevocations\x18\x01 \x01(\bR\vrevocations\x12\x12\n" +
-	"\x04crls\x18\x02 \x01(\bR\x04crls\"\xd3\x01\n" +
+	"\x04crls\x18\x02 \x01(\bR\x04crls\"\xf5\x01\n" +
 	"\x06Change\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\bR\x06bundle\x12\x1c\n" +
 	"\tunchanged\x18\x03 \x01(\bR\tunchanged\x12E\n" +
 	"\vrevocations\x18\x04 \x01(\v2#.writ.identity.revocation.v1.UpdateR\vrevocations\x120\n" +
-	"\x04crls\x18\x05 \x01(\v2\x1c.writ.identity.watch.v1.CRLsR\x04crls\"B\n" +
+	"\x04crls\x18\x05 \x01(\v2\x1c.writ.identity.watch.v1.CRLsR\x04crls\x12 \n" +
+	"\vtraceparent\x18\x06 \x01(\tR\vtraceparent\"B\n" +
 	"\x04CRLs\x12\x14\n" +
 	"\x05lists\x18\x01 \x03(\fR\x05lists\x12$\n" +
 	"\rintermediates\x18\x02 \x03(\fR\rintermediates\"\xb3\x02\n" +

@@ -22,8 +22,8 @@ type bySelector struct {
 
 func (b bySelector) Hold(uint32, bool) Hold { return b }
 
-func (b bySelector) Lookup(selectors []string) (Grant, <-chan struct{}, error) {
-	g, changed, err := b.memory.Lookup(selectors)
+func (b bySelector) Lookup(ctx context.Context, selectors []string) (Grant, <-chan struct{}, error) {
+	g, changed, err := b.memory.Lookup(ctx, selectors)
 	if !slices.Contains(selectors, b.selector) {
 		g.Identities = g.Identities[:1]
 	}

@@ -45,7 +45,7 @@ func (s *Server) keyless(ctx context.Context) (*Caller, error) { return s.caller
 
 func (s *Server) caller(ctx context.Context, keys bool) (*Caller, error) {
 	// What is asked for is read first: then the selectors are no older than it.
-	before, _, _ := s.c.Source.Lookup(nil)
+	before, _, _ := s.c.Source.Lookup(ctx, nil)
 	p, _ := peercred.FromContext(ctx)
 	running := s.running(p)
 	p, selectors, err := s.attest(ctx)
@@ -213,8 +213,8 @@ func (s *Server) attestAgain(ctx context.Context, before []string) ([]string, er
 
 // grant returns what the caller may have, which is at least one identity. With
 // an error it returns what is asked for, all the same.
-func (s *Server) grant(ctx context.Context, p peercred.Peer, selectors []string, lookup func([]string) (Grant, <-chan struct{}, error)) (Grant, <-chan struct{}, error) {
-	g, changed, err := lookup(selectors)
+func (s *Server) grant(ctx context.Context, p peercred.Peer, selectors []string, lookup func(context.Context, []string) (Grant, <-chan struct{}, error)) (Grant, <-chan struct{}, error) {
+	g, changed, err := lookup(ctx, selectors)
 	switch {
 	case errors.Is(err, ErrTooMany):
 		s.c.Log.WarnContext(ctx, "a user asks for too many X509-SVIDs", "pid", p.PID, "uid", p.UID)
@@ -223,7 +223,7 @@ func (s *Server) grant(ctx context.Context, p peercred.Peer, selectors []string,
 		return Grant{}, nil, status.Errorf(codes.Unavailable, "not ready: %v", err)
 	case len(g.Identities) == 0:
 		s.c.Log.InfoContext(ctx, "workload without identity", "pid", p.PID, "uid", p.UID, "selectors", selectors)
-		return Grant{Asked: g.Asked}, nil, status.Error(codes.PermissionDenied, "no identity issued")
+		return Grant{Asked: g.Asked, Cause: g.Cause}, nil, status.Error(codes.PermissionDenied, "no identity issued")
 	}
 	return g, changed, nil
 }

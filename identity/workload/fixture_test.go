@@ -126,7 +126,7 @@ func (m *memory) set(change func(g *Grant)) {
 	m.changed = make(chan struct{})
 }
 
-func (m *memory) Lookup([]string) (Grant, <-chan struct{}, error) {
+func (m *memory) Lookup(context.Context, []string) (Grant, <-chan struct{}, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.looked != nil {

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"context"
 	"sync/atomic"
 	"testing"
 
@@ -28,11 +29,11 @@ func (o *onDemand) Hold(_ uint32, keys bool) Hold {
 	return held{o}
 }
 
-func (h held) Lookup(selectors []string) (Grant, <-chan struct{}, error) {
+func (h held) Lookup(ctx context.Context, selectors []string) (Grant, <-chan struct{}, error) {
 	if h.refuse.Load() {
 		return Grant{}, nil, ErrTooMany
 	}
-	return h.memory.Lookup(selectors)
+	return h.memory.Lookup(ctx, selectors)
 }
 
 func (h held) Release() {

@@ -170,8 +170,8 @@ type bySelectorOnly struct {
 
 func (b bySelectorOnly) Hold(uint32, bool) Hold { return b }
 
-func (b bySelectorOnly) Lookup(selectors []string) (Grant, <-chan struct{}, error) {
-	g, changed, err := b.memory.Lookup(selectors)
+func (b bySelectorOnly) Lookup(ctx context.Context, selectors []string) (Grant, <-chan struct{}, error) {
+	g, changed, err := b.memory.Lookup(ctx, selectors)
 	if !slices.Contains(selectors, b.selector) {
 		g.Identities = nil
 	}

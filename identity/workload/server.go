@@ -61,7 +61,7 @@ type Config struct {
 	Log                  *slog.Logger
 	// Observe, if given, is told of each call that ended.
 	Observe func(method string, code codes.Code)
-	// Tracer, if given, traces calls; of those that last, the first answer.
+	// Tracer, if given, traces calls; of those that last, their messages.
 	Tracer *tracing.Tracer
 }
 
@@ -132,6 +132,22 @@ func (s *Server) Answer(ctx context.Context) (context.Context, tracing.Span) {
 	}
 	method, _ := grpc.Method(ctx)
 	return s.c.Tracer.Serve(ctx, strings.TrimPrefix(method, "/"))
+}
+
+// Pushed begins the span of a further message of such a call, or of its end: a part of
+// what changed the caller's grant. Where that is not known there is none.
+func (s *Server) Pushed(ctx context.Context, g Grant) tracing.Span {
+	if s.c.Tracer == nil || !g.Cause.Known() {
+		return tracing.Span{}
+	}
+	method, _ := grpc.Method(ctx)
+	_, span := s.c.Tracer.Serve(ctx, strings.TrimPrefix(method, "/"), g.Cause)
+	named(span, g)
+	return span
+}
+
+func named(span tracing.Span, g Grant) {
+	tracing.List(span, tracing.SPIFFEIDs, g.Identities, func(id *Identity) string { return id.ID.String() })
 }
 
 // Stopping is closed when Stop begins: streams are to end then.

@@ -23,6 +23,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/internal/peercred"
+	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // ErrStarting is returned by a Source that does not know yet. Callers are told
@@ -38,7 +39,7 @@ type Source interface {
 	// Lookup returns what a process with these selectors may have now, and a
 	// channel that is closed when that may have changed, by the passing of time
 	// as well: SVIDs that have expired are not among them.
-	Lookup(selectors []string) (Grant, <-chan struct{}, error)
+	Lookup(ctx context.Context, selectors []string) (Grant, <-chan struct{}, error)
 
 	// Hold begins look-ups of a process of user uid that stays. With keys, X509-SVIDs
 	// are made for it on demand, and kept until its Release.
@@ -52,8 +53,8 @@ type Source interface {
 // Hold is one caller that stays.
 type Hold interface {
 	// Lookup is that of Source. ErrTooMany means that the user has more made than
-	// there is for one user.
-	Lookup(selectors []string) (Grant, <-chan struct{}, error)
+	// there is for one user. What is made is a part of the trace of ctx.
+	Lookup(ctx context.Context, selectors []string) (Grant, <-chan struct{}, error)
 	// Release ends it. Look-ups that follow hold nothing.
 	Release()
 }
@@ -80,6 +81,9 @@ type Grant struct {
 	// Asked grows when entries ask for a kind of selector that none asked for
 	// before. Attest may then find more than it did.
 	Asked int
+	// Cause is what the last change at the Source was a part of; none where that is
+	// not traced.
+	Cause tracing.Cause
 	// Pending tells that an X509-SVID is being made for the first time: it is
 	// there, or has failed, when the channel that came with it closes.
 	Pending bool

@@ -8,8 +8,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // FetchX509SVID implements the Workload API.
@@ -66,31 +64,36 @@ func follow[M any, P interface {
 	if err != nil {
 		return err
 	}
+	pushed := false
 	for last := P(nil); ; {
 		g, changed, err := caller.Grant(ctx)
-		if err != nil {
-			return err
+		var msg P
+		if err == nil {
+			msg, err = make(g)
 		}
-		msg, err := make(g)
-		if err != nil {
-			return err
-		}
-		if last == nil || !proto.Equal(last, msg) {
-			if err := caller.Alive(); err != nil {
-				return err
+		if err != nil || last == nil || !proto.Equal(last, msg) {
+			if pushed {
+				answer = s.Pushed(ctx, g)
 			}
-			if err := stream.Send(msg); err != nil {
+			if err == nil {
+				err = caller.Alive()
+			}
+			if err == nil {
+				err = stream.Send(msg)
+			}
+			if err != nil {
 				return err
 			}
 			if last == nil {
-				tracing.List(answer, tracing.SPIFFEIDs, g.Identities, func(id *Identity) string { return id.ID.String() })
-				answer.End(nil)
-				ctx = stream.Context()
+				named(answer, g)
 			}
-			last = msg
+			answer.End(nil)
+			ctx, last = stream.Context(), msg
 		}
+		pushed = false
 		select {
 		case <-changed:
+			pushed = true
 		case <-caller.Due():
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()

@@ -64,23 +64,36 @@ func (t *Tracer) DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithStatsHandler(t.client)}
 }
 
-// Begin begins what a program does by itself: a trace, or a part of that of ctx.
-func (t *Tracer) Begin(ctx context.Context, name string) (context.Context, Span) {
-	return t.begin(ctx, name, trace.SpanKindInternal)
+// Begin begins what a program does by itself: a trace, or a part of that of ctx. With
+// causes it is a part of the first, and linked to the others and to that of ctx.
+func (t *Tracer) Begin(ctx context.Context, name string, causes ...Cause) (context.Context, Span) {
+	return t.begin(ctx, name, trace.SpanKindInternal, causes)
 }
 
-// Serve begins an answer that is less than a call: the first of a stream.
-func (t *Tracer) Serve(ctx context.Context, name string) (context.Context, Span) {
-	return t.begin(ctx, name, trace.SpanKindServer)
+// Serve begins an answer that is less than a call: a message of a stream. Causes are
+// those of Begin.
+func (t *Tracer) Serve(ctx context.Context, name string, causes ...Cause) (context.Context, Span) {
+	return t.begin(ctx, name, trace.SpanKindServer, causes)
 }
 
-func (t *Tracer) begin(ctx context.Context, name string, kind trace.SpanKind) (context.Context, Span) {
+func (t *Tracer) begin(ctx context.Context, name string, kind trace.SpanKind, causes []Cause) (context.Context, Span) {
 	if t == nil {
 		return ctx, Span{}
 	}
+	options := []trace.SpanStartOption{trace.WithSpanKind(kind)}
+	if len(causes) > 0 {
+		links := causes[1:]
+		if of := trace.SpanContextFromContext(ctx); of.IsValid() {
+			links = append(links[:len(links):len(links)], Cause{of})
+		}
+		for _, link := range links {
+			options = append(options, trace.WithLinks(trace.Link{SpanContext: link.span}))
+		}
+		ctx = trace.ContextWithSpanContext(ctx, causes[0].span)
+	}
 	// One that is not recorded is in ctx all the same, so that nobody further on
 	// begins a trace in its place.
-	ctx, span := t.tracer.Start(ctx, name, trace.WithSpanKind(kind))
+	ctx, span := t.tracer.Start(ctx, name, options...)
 	if !span.IsRecording() {
 		return ctx, Span{}
 	}

@@ -2,6 +2,7 @@ package tracing_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/writ-dev/writ/internal/tracing"
@@ -15,8 +16,10 @@ func TestOffIsFree(t *testing.T) {
 	}
 	ctx := t.Context()
 	failure, list := errors.New("failed"), []string{"a", "b"}
+	var causes tracing.Causes
 	allocated := testing.AllocsPerRun(100, func() {
-		begun, root := off.Begin(ctx, "root")
+		causes.Add(tracing.ParseTraceparent(tracing.CauseOf(ctx).Traceparent()))
+		begun, root := off.Begin(ctx, "root", causes.Take()...)
 		served, answer := off.Serve(begun, "answer")
 		started, part := tracing.Start(served, "part")
 		if started != ctx {
@@ -32,6 +35,35 @@ func TestOffIsFree(t *testing.T) {
 	})
 	if allocated != 0 {
 		t.Errorf("%v allocations", allocated)
+	}
+}
+
+// A cause comes out as it was sent; what is no traceparent is none.
+func TestTraceparent(t *testing.T) {
+	const text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	if got := tracing.ParseTraceparent(text); !got.Known() || got.Traceparent() != text {
+		t.Errorf("got %q", got.Traceparent())
+	}
+	for _, bad := range []string{
+		"", "x", "00-0-0-0", text + "-x", "ff" + text[2:], "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+		"00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", strings.ToUpper(text), strings.Repeat(text, 1000),
+	} {
+		if got := tracing.ParseTraceparent(bad); got.Known() || got.Traceparent() != "" {
+			t.Errorf("%.80q is %q", bad, got.Traceparent())
+		}
+	}
+}
+
+// Causes are taken once, and do not pile up where nobody takes them.
+func TestCauses(t *testing.T) {
+	one := tracing.ParseTraceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	var c tracing.Causes
+	c.Add(tracing.Cause{})
+	for range 1000 {
+		c.Add(one)
+	}
+	if n := len(c.Take()); n != 32 || c.Take() != nil {
+		t.Errorf("%d are kept", n)
 	}
 }
 

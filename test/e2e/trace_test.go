@@ -70,28 +70,11 @@ func TestTraces(t *testing.T) {
 	}
 	entryID := create("/svc/web")
 
-	// trace is that of the first span that is wanted, whole, once it has all names.
-	trace := func(wanted func(otlptest.Span) bool, names ...string) []otlptest.Span {
-		t.Helper()
-		return collector.Await(strings.Join(names, ", "), func(spans []otlptest.Span) []otlptest.Span {
-			for _, s := range spans {
-				if !wanted(s) {
-					continue
-				}
-				found := otlptest.Trace(spans, s)
-				if !slices.ContainsFunc(names, func(name string) bool {
-					return !slices.ContainsFunc(found, func(s otlptest.Span) bool { return s.Service+": "+s.Name == name })
-				}) {
-					return found
-				}
-			}
-			return nil
-		})
-	}
+	trace := collector.AwaitTrace
 	signed := trace(func(s otlptest.Span) bool {
 		return s.Name == "get SVIDs signed" && s.Attribute("writ.entry_ids") == entryID
 	},
-		"writ-agent: refresh", "writ-agent: sync entries", "writ-agent: get SVIDs signed", "writ-agent: spire.api.server.svid.v1.SVID/BatchNewX509SVID",
+		"writd: tell the agent of a change", "writ-agent: refresh", "writ-agent: sync entries", "writ-agent: get SVIDs signed", "writ-agent: spire.api.server.svid.v1.SVID/BatchNewX509SVID",
 		"writd: spire.api.server.svid.v1.SVID/BatchNewX509SVID", "writd: put on record", "writd: sign X509-SVIDs")
 	for _, s := range signed {
 		if s.Name == "sign X509-SVIDs" && (s.Attribute("writ.spiffe_ids") != "spiffe://example.org/svc/web" || s.Attribute("writ.entry_ids") != entryID) {
@@ -126,6 +109,22 @@ func TestTraces(t *testing.T) {
 	trace(func(s otlptest.Span) bool {
 		return s.Name == "SpiffeWorkloadAPI/FetchX509SVID" && s.Attribute("writ.spiffe_ids") == "spiffe://example.org/svc/web"
 	}, "writ-agent: attest workload")
+	// What is pushed is one trace, from the control plane to the workload.
+	client, err := workloadapi.New(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	source, err := workloadapi.NewX509Source(t.Context(), workloadapi.WithClient(client))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	create("/svc/pushed")
+	pushed := trace(func(s otlptest.Span) bool {
+		return s.Name == "SpiffeWorkloadAPI/FetchX509SVID" && strings.Contains(s.Attribute("writ.spiffe_ids"), "/svc/pushed")
+	}, "writd: tell the agent of a change", "writ-agent: refresh", "writd: sign X509-SVIDs")
+	t.Logf("pushed:\n%s", otlptest.Tree(pushed))
 	for _, s := range collector.Spans() {
 		for what, secret := range map[string]string{"join token": token, "JWT-SVID": jwt.Marshal()} {
 			if strings.Contains(s.String(), secret) {
@@ -143,7 +142,7 @@ func TestTraces(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		got, err := workloadapi.FetchX509Context(ctx, address)
-		if err == nil && len(got.SVIDs) != 2 {
+		if err == nil && len(got.SVIDs) != 3 {
 			err = fmt.Errorf("%d SVIDs", len(got.SVIDs))
 		}
 		return err

@@ -279,7 +279,7 @@ func (r *Issuer) start() {
 		r.sent = Sent{}
 	})
 	tlsServer := grpc.NewServer(append(iss.ServerOptions(), r.observed()...)...)
-	adminServer := grpc.NewServer()
+	adminServer := grpc.NewServer(config.Tracer.ServerOptions()...)
 	iss.Register(tlsServer, issuer.TLSCaller)
 	iss.Register(adminServer, func(context.Context) (issuer.Caller, error) { return issuer.LocalCaller(0), nil })
 	runCtx, stop := context.WithCancel(ctx)

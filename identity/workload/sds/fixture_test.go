@@ -108,7 +108,7 @@ func (s *source) set(change func(*workload.Grant)) {
 	s.changed = make(chan struct{})
 }
 
-func (s *source) Lookup([]string) (workload.Grant, <-chan struct{}, error) {
+func (s *source) Lookup(context.Context, []string) (workload.Grant, <-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lookups++

@@ -36,24 +36,29 @@ type stream struct {
 
 // StreamSecrets sends what is asked for, and sends it again whenever it has
 // become another.
-func (s *service) StreamSecrets(grpc secretv3.SecretDiscoveryService_StreamSecretsServer) error {
-	ctx := grpc.Context()
-	answer, span := s.api.Answer(ctx)
-	caller, err := s.api.Caller(answer)
-	span.End(err)
+func (s *service) StreamSecrets(grpc secretv3.SecretDiscoveryService_StreamSecretsServer) (err error) {
+	ctx, answer := s.api.Answer(grpc.Context())
+	defer func() { answer.End(err) }()
+	caller, err := s.api.Caller(ctx)
 	if err != nil {
 		return err
 	}
 	st := &stream{service: s, SecretDiscoveryService_StreamSecretsServer: grpc, caller: caller}
-	requests := st.receive(ctx)
-	for {
+	requests := st.receive(grpc.Context())
+	for pushed := false; ; {
 		g, changed, err := caller.Grant(ctx)
+		before := st.sent
 		if err == nil {
 			err = st.push(g)
+		}
+		if pushed && (err != nil || st.sent > before) {
+			answer = s.api.Pushed(ctx, g)
 		}
 		if err != nil {
 			return st.end(g, err)
 		}
+		answer.End(nil) // the first ends with the attestation and what is made for it
+		ctx, pushed = grpc.Context(), false
 		select {
 		case r := <-requests:
 			if r.err != nil {
@@ -63,6 +68,7 @@ func (s *service) StreamSecrets(grpc secretv3.SecretDiscoveryService_StreamSecre
 				return err
 			}
 		case <-changed:
+			pushed = true
 		case <-caller.Due():
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()

@@ -17,6 +17,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -414,6 +415,40 @@ func TestTraceOverSocket(t *testing.T) {
 	spans := collector.Spans()
 	if got, want := otlptest.Tree(spans), "test: caller\n  test: grpc.health.v1.Health/Check\n    test: grpc.health.v1.Health/Check\n"; got != want {
 		t.Errorf("spans:\n%s", got)
+	}
+}
+
+// What several asked for is a part of the trace of the first, and linked to the others
+// and to what it happened in. A cause that is not recorded is none.
+func TestCauses(t *testing.T) {
+	collector := otlptest.Start(t)
+	e := open(t, &tracing.Config{Endpoint: collector.URL}, nil)
+	var causes tracing.Causes
+	for _, name := range []string{"first", "second"} {
+		ctx, span := e.Tracer().Begin(t.Context(), name)
+		causes.Add(tracing.CauseOf(ctx))
+		span.End(nil)
+	}
+	causes.Add(tracing.CauseOf(t.Context()))
+	ctx, around := e.Tracer().Begin(t.Context(), "around")
+	_, span := e.Tracer().Begin(ctx, "caused", causes.Take()...)
+	span.End(nil)
+	around.End(nil)
+	e.Close()
+	named := map[string]otlptest.Span{}
+	for _, s := range collector.Spans() {
+		named[s.Name] = s
+	}
+	caused := named["caused"]
+	if string(caused.ParentSpanId) != string(named["first"].SpanId) || string(caused.TraceId) != string(named["first"].TraceId) {
+		t.Errorf("spans:\n%s", otlptest.Tree(collector.Spans()))
+	}
+	var links []string
+	for _, link := range caused.Links {
+		links = append(links, string(link.SpanId))
+	}
+	if want := []string{string(named["second"].SpanId), string(named["around"].SpanId)}; !slices.Equal(links, want) {
+		t.Errorf("linked to %q, want %q", links, want)
 	}
 }
 

@@ -117,6 +117,27 @@ func (c *Collector) Await(what string, find func([]Span) []Span) []Span {
 	}
 }
 
+// AwaitTrace returns the trace of the first span that is wanted, whole, once it has
+// spans of all names, each as service: name.
+func (c *Collector) AwaitTrace(wanted func(Span) bool, names ...string) []Span {
+	c.t.Helper()
+	return c.Await(strings.Join(names, ", "), func(spans []Span) []Span {
+		for _, s := range spans {
+			if !wanted(s) {
+				continue
+			}
+			trace := Trace(spans, s)
+			missing := func(name string) bool {
+				return !slices.ContainsFunc(trace, func(s Span) bool { return s.Service+": "+s.Name == name })
+			}
+			if !slices.ContainsFunc(names, missing) {
+				return trace
+			}
+		}
+		return nil
+	})
+}
+
 // Trace are the spans of the trace that s is of, in which each has its parent
 // but for the first; nil where one is missing.
 func Trace(spans []Span, s Span) []Span {
