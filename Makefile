@@ -52,7 +52,7 @@ bench-storm: ## Measure 5,000 agents at one issuer: what they hold, and how they
 	$(GOBUILD) -o bin/ ./cmd/writd
 	go run ./test/bench -run storm $(ARGS)
 
-interop: ## Run against software that we did not write (ARGS="spire opa h2spec envoy nginx kube containers")
+interop: ## Run against software that we did not write (ARGS="spire opa h2spec envoy nginx kube containers kubelet")
 	./test/interop/run.sh $(ARGS)
 
 generate: ## Make the generated code and reference pages again (needs protoc)

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,12 +31,7 @@ import (
 // TestContainers attests programs in containers that real engines made, through
 // the control groups that the kernel and the engine make of them.
 func TestContainers(t *testing.T) {
-	workload := filepath.Join(shortDir(t), "workload")
-	build := exec.CommandContext(bounded(t, 2*time.Minute), "go", "build", "-o", workload, "./containers/workload")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the workload: %v\n%s", err, out)
-	}
+	workload := buildWorkload(t)
 	versions, err := cgroupVersions()
 	check(t, err)
 	path := os.Getenv("PATH")
@@ -53,6 +49,18 @@ func TestContainers(t *testing.T) {
 			})
 		}
 	}
+}
+
+// buildWorkload builds what runs in containers.
+func buildWorkload(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(shortDir(t), "workload")
+	build := exec.CommandContext(bounded(t, 2*time.Minute), "go", "build", "-o", path, "./containers/workload")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the workload: %v\n%s", err, out)
+	}
+	return path
 }
 
 // cgroupVersions are those that this machine has. Where systemd uses version 2
@@ -82,8 +90,9 @@ type site struct {
 	version      int
 	host         *host
 	node         *node
-	asked        int // number of the engine that the agent asks
-	made         int // containers
+	asked        int  // number of the engine that the agent asks
+	late         bool // it says that it is ready before it answers, and knows a container later than that runs
+	made         int  // containers
 }
 
 // start starts the host with the engine and the node.
@@ -129,8 +138,8 @@ func (s *site) entries(t *testing.T, selectors map[string][]string) {
 }
 
 // image writes an archive, as docker save does, with the workload as its only
-// file, and gives the digest of the image.
-func (s *site) image(t *testing.T, path, name string, env ...string) string {
+// file and the argument for it, and gives the digest of the image.
+func (s *site) image(t *testing.T, path, name, argument string, env ...string) string {
 	t.Helper()
 	program, err := os.ReadFile(s.program)
 	check(t, err)
@@ -157,7 +166,7 @@ func (s *site) image(t *testing.T, path, name string, env ...string) string {
 	}
 	layer := archive("workload", program)
 	config := marshal(map[string]any{
-		"architecture": "amd64", "os": "linux", "config": map[string]any{"Entrypoint": []string{"/workload", "/io/s"}, "Env": env},
+		"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{"Entrypoint": []string{"/workload", argument}, "Env": env},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + digest(layer)}},
 	})
 	file := digest(config) + ".json"
@@ -166,10 +175,15 @@ func (s *site) image(t *testing.T, path, name string, env ...string) string {
 	return "sha256:" + digest(config)
 }
 
-// container is one that an engine runs, with a directory for the workload's socket.
+// container is one that an engine runs. Its workload calls this process, at a socket in
+// a directory that it is given.
 type container struct {
 	dir string
 	id  string
+
+	listener *net.UnixListener
+	conn     *net.UnixConn // once it called
+	answers  *bufio.Reader
 }
 
 // socketDir is the agent's, as containers see it.
@@ -180,7 +194,30 @@ func (s *site) container(t *testing.T) *container {
 	s.made++
 	c := &container{dir: filepath.Join(s.dir, fmt.Sprint("c", s.made))}
 	check(t, os.Mkdir(c.dir, 0o700))
+	var err error
+	c.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(c.dir, "s"), Net: "unix"})
+	check(t, err)
+	t.Cleanup(func() {
+		c.listener.Close()
+		if c.conn != nil {
+			c.conn.Close()
+		}
+	})
 	return c
+}
+
+// called waits until the workload called.
+func (c *container) called(t *testing.T) {
+	t.Helper()
+	if c.conn != nil {
+		return
+	}
+	check(t, c.listener.SetDeadline(time.Now().Add(time.Minute)))
+	conn, err := c.listener.AcceptUnix()
+	if err != nil {
+		t.Fatalf("the workload does not call: %v", err)
+	}
+	c.conn, c.answers = conn, bufio.NewReader(conn)
 }
 
 // answer is what the workload got; see containers/workload.
@@ -193,24 +230,11 @@ type answer struct {
 // ask has the workload in a container do something.
 func (c *container) ask(t *testing.T, request string) answer {
 	t.Helper()
-	ctx := bounded(t, 30*time.Second)
-	var conn net.Conn
-	for {
-		var err error
-		if conn, err = new(net.Dialer).DialContext(ctx, "unix", filepath.Join(c.dir, "s")); err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			t.Fatalf("the workload does not listen: %v", err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	check(t, conn.SetDeadline(deadline))
-	_, err := fmt.Fprintln(conn, request)
+	c.called(t)
+	check(t, c.conn.SetDeadline(time.Now().Add(30*time.Second)))
+	_, err := fmt.Fprintln(c.conn, request)
 	check(t, err)
-	line, err := bufio.NewReader(conn).ReadBytes('\n')
+	line, err := c.answers.ReadBytes('\n')
 	check(t, err)
 	var a answer
 	check(t, json.Unmarshal(line, &a))
@@ -220,10 +244,8 @@ func (c *container) ask(t *testing.T, request string) answer {
 // pid of the workload, as this process sees it.
 func (c *container) pid(t *testing.T) int {
 	t.Helper()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(c.dir, "s"), Net: "unix"})
-	check(t, err)
-	defer conn.Close()
-	raw, err := conn.SyscallConn()
+	c.called(t)
+	raw, err := c.conn.SyscallConn()
 	check(t, err)
 	var cred *unix.Ucred
 	check(t, raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }))
@@ -253,8 +275,8 @@ func (c *container) got(t *testing.T, a answer, paths ...string) {
 	}
 }
 
-// begins waits until the agent has the entries, which is when a container that
-// they are for gets something.
+// begins waits until the agent has the entries, and the engine knows the container:
+// then one that they are for gets something.
 func (c *container) begins(t *testing.T, s *site) {
 	t.Helper()
 	check(t, s.node.agent.Until(bounded(t, 30*time.Second), func() error {
@@ -306,7 +328,12 @@ func (s *site) outages(t *testing.T, c *container, paths ...string) {
 			s.failsWith(t, c, "connect: ")
 		}
 	})
-	t.Run("engine back", func(t *testing.T) { c.wants(t, paths...) })
+	t.Run("engine back", func(t *testing.T) {
+		if s.late {
+			c.begins(t, s)
+		}
+		c.wants(t, paths...)
+	})
 }
 
 // groupsOf are the directories of a process's control groups, by hierarchy.
@@ -348,7 +375,6 @@ func (s *site) lies(t *testing.T, c, other *container, paths ...string) {
 				move(t, pid, root[h])
 				continue
 			}
-			// The host's first process is in a group below the root.
 			dir := filepath.Dir(root[h])
 			for part := range strings.SplitSeq(name, "/") {
 				made := filepath.Join(dir, part)
@@ -362,10 +388,12 @@ func (s *site) lies(t *testing.T, c, other *container, paths ...string) {
 		}
 		t.Cleanup(back)
 	}
-	parent := "docker"
-	if s.engine == "containerd" {
-		parent = "default"
+	// The host's first process is in a group below the host's root.
+	group, err := filepath.Rel(filepath.Dir(root["pids"]), own["pids"])
+	if s.version == 2 {
+		group, err = filepath.Rel(filepath.Dir(root[""]), own[""])
 	}
+	check(t, err)
 	t.Run("in no container any more", func(t *testing.T) {
 		for h := range own {
 			move(t, pid, root[h])
@@ -382,15 +410,15 @@ func (s *site) lies(t *testing.T, c, other *container, paths ...string) {
 		})
 	}
 	t.Run("a container's name below a service", func(t *testing.T) {
-		in(t, "some.service/"+parent+"/"+c.id)
+		in(t, "some.service/"+group)
 		c.wants(t)
 	})
 	t.Run("a container's name in a group that is no engine's", func(t *testing.T) {
-		in(t, "hidden/"+c.id)
+		in(t, "hidden/"+filepath.Base(group))
 		c.wants(t)
 	})
 	t.Run("a container that the engine does not know", func(t *testing.T) {
-		in(t, parent+"/"+strings.Repeat("0", 64))
+		in(t, filepath.Dir(group)+"/"+strings.Repeat("0", 64))
 		s.failsWith(t, c, "know")
 	})
 	t.Run("a process of this machine", func(t *testing.T) {
@@ -416,7 +444,7 @@ func testDocker(t *testing.T, s *site) {
 	t.Log(docker(t, "version", "--format", "Docker {{.Server.Version}}{{range .Server.Components}}, {{.Name}} {{.Version}}{{end}}"))
 	image := func(name string, env ...string) string {
 		path := filepath.Join(s.dir, "image.tar")
-		s.image(t, path, name, env...)
+		s.image(t, path, name, "/io/s", env...)
 		docker(t, "load", "--input", path)
 		return docker(t, "image", "inspect", "--format", "{{.Id}}", name)
 	}
@@ -471,7 +499,7 @@ func testContainerd(t *testing.T, s *site) {
 	t.Log(ctr(t, "default", "version"))
 	for _, name := range []string{"writ.test/one:1", "writ.test/two:1"} {
 		path := filepath.Join(s.dir, "image.tar")
-		s.image(t, path, name, "MADE="+name)
+		s.image(t, path, name, "/io/s", "MADE="+name)
 		for _, namespace := range []string{"default", "prod", "hidden"} {
 			ctr(t, namespace, "images", "import", path)
 		}

@@ -48,6 +48,9 @@ type hostConfig struct {
 	// Own are directories that are empty there, Over those where what is written
 	// is not seen outside.
 	Own, Over []string
+	// Copies are files in whose place there are copies, so that what is written to
+	// them does not count.
+	Copies []string
 	// Network is a network of its own, with nothing in it.
 	Network bool
 	// Engines are commands, Path is where programs are looked for.
@@ -121,7 +124,7 @@ func startHost(t *testing.T, c hostConfig) *host {
 		}
 	})
 	if !h.out.Scan() || h.out.Text() != "ready" {
-		t.Fatalf("the host says %q: %s", h.out.Text(), said.String())
+		t.Fatalf("the host is not ready: %q", h.out.Text())
 	}
 	return h
 }
@@ -156,9 +159,6 @@ func (c *hostConfig) run() error {
 	// This thread goes into a namespace of control groups and starts what runs in
 	// it; another stays outside, from where what is left can be removed.
 	groups, err := c.groups()
-	if err != nil {
-		return err
-	}
 	clean := make(chan chan error)
 	go func() {
 		done := <-clean
@@ -168,11 +168,13 @@ func (c *hostConfig) run() error {
 		}
 		done <- errors.Join(errs...)
 	}()
-	err = c.inside(groups)
-	errs := []error{err, endAll()}
+	if err == nil {
+		err = c.inside(groups)
+	}
+	ended := endAll()
 	done := make(chan error)
 	clean <- done
-	return errors.Join(append(errs, <-done)...)
+	return errors.Join(err, ended, <-done)
 }
 
 // hierarchy is a tree of control groups.
@@ -182,8 +184,9 @@ type hierarchy struct {
 	name        string   // of the group below that is the host's root
 }
 
-// groups makes this process's control group in each hierarchy, of both versions,
-// so that no part of it is in one that is another's.
+// groups moves this process into a control group of its own in each hierarchy, of both
+// versions: no part of it stays in one that is another's. With an error it returns
+// those that are to be removed, too.
 func (c *hostConfig) groups() ([]hierarchy, error) {
 	mounted, err := mountedHierarchies()
 	if err != nil {
@@ -202,13 +205,13 @@ func (c *hostConfig) groups() ([]hierarchy, error) {
 		}
 		parent, err := os.Open(filepath.Join(at, fields[2]))
 		if err != nil {
-			return nil, err
+			return all, err
 		}
 		h := hierarchy{controllers: fields[1], parent: parent, name: c.Name}
-		if err := h.enter(h.path()); err != nil {
-			return nil, err
-		}
 		all = append(all, h)
+		if err := h.enter(h.path()); err != nil {
+			return all, err
+		}
 	}
 	if len(all) == 0 {
 		return nil, errors.New("no control groups are mounted")
@@ -280,6 +283,9 @@ func (h *hierarchy) remove() error {
 	}
 	var dirs []string
 	err := filepath.WalkDir(h.path(), func(path string, d os.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // it was not made
+		}
 		if err == nil && d.IsDir() {
 			dirs = append(dirs, path)
 		}
@@ -312,36 +318,33 @@ func (c *hostConfig) inside(groups []hierarchy) error {
 }
 
 func (c *hostConfig) mounts(groups []hierarchy) error {
-	type mount struct {
-		kind, at, data string
-		flags          uintptr
-	}
-	all := []mount{{"proc", "/proc", "", 0}}
+	type mount struct{ kind, at, data string }
+	all := []mount{{"proc", "/proc", ""}}
 	for i, dir := range c.Over {
 		upper, work := filepath.Join(c.Dir, fmt.Sprint("upper", i)), filepath.Join(c.Dir, fmt.Sprint("work", i))
 		if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
 			return err
 		}
-		all = append(all, mount{"overlay", dir, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", dir, upper, work), 0})
+		all = append(all, mount{"overlay", dir, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", dir, upper, work)})
 	}
 	for _, dir := range c.Own {
-		all = append(all, mount{"tmpfs", dir, "mode=755", 0})
+		all = append(all, mount{"tmpfs", dir, "mode=755"})
 	}
 	const top = "/sys/fs/cgroup"
 	if c.Version == 1 {
-		all = append(all, mount{"tmpfs", top, "mode=755", 0})
+		all = append(all, mount{"tmpfs", top, "mode=755"})
 	}
 	for _, g := range groups {
 		switch {
 		case c.Version == 2 && g.controllers == "":
-			all = append(all, mount{"cgroup2", top, "", 0})
+			all = append(all, mount{"cgroup2", top, ""})
 		case c.Version == 2:
 		case g.controllers == "":
-			all = append(all, mount{"cgroup2", filepath.Join(top, "unified"), "", 0})
+			all = append(all, mount{"cgroup2", filepath.Join(top, "unified"), ""})
 		case strings.HasPrefix(g.controllers, "name="):
-			all = append(all, mount{"cgroup", filepath.Join(top, strings.TrimPrefix(g.controllers, "name=")), "none," + g.controllers, 0})
+			all = append(all, mount{"cgroup", filepath.Join(top, strings.TrimPrefix(g.controllers, "name=")), "none," + g.controllers})
 		default:
-			all = append(all, mount{"cgroup", filepath.Join(top, g.controllers), g.controllers, 0})
+			all = append(all, mount{"cgroup", filepath.Join(top, g.controllers), g.controllers})
 		}
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -353,8 +356,21 @@ func (c *hostConfig) mounts(groups []hierarchy) error {
 				return err
 			}
 		}
-		if err := unix.Mount(m.kind, m.at, m.kind, m.flags, m.data); err != nil {
+		if err := unix.Mount(m.kind, m.at, m.kind, 0, m.data); err != nil {
 			return fmt.Errorf("mount %s at %s (%s): %w", m.kind, m.at, m.data, err)
+		}
+	}
+	for i, path := range c.Copies {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(c.Dir, fmt.Sprint("copy", i))
+		if err := os.WriteFile(to, content, 0o644); err != nil {
+			return err
+		}
+		if err := unix.Mount(to, path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount a copy of %s: %w", path, err)
 		}
 	}
 	return nil
@@ -416,7 +432,12 @@ func (c *hostConfig) command(name string, number int, pids []int, attr *syscall.
 		}
 		return reap(*pid)
 	case "freeze":
-		return syscall.Kill(*pid, syscall.SIGSTOP)
+		if err := syscall.Kill(*pid, syscall.SIGSTOP); err != nil {
+			return err
+		}
+		// Threads that run go on for a moment.
+		_, err := syscall.Wait4(*pid, nil, syscall.WUNTRACED, nil)
+		return err
 	case "thaw":
 		return syscall.Kill(*pid, syscall.SIGCONT)
 	}

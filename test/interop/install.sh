@@ -3,7 +3,7 @@
 # once, into ${XDG_CACHE_HOME:-~/.cache}/writ-interop, and again when the version
 # asked for changes. Prints the directory.
 #
-#   test/interop/install.sh [spire] [opa] [h2spec] [kube] [envoy] [nginx] [containers]
+#   test/interop/install.sh [spire] [opa] [h2spec] [kube] [envoy] [nginx] [containers] [kubelet]
 #
 # Ends with 3 where this machine cannot run what is asked for.
 set -euo pipefail
@@ -82,30 +82,37 @@ containers() {
 	[ "$(uname -s)/$(id -u)" = Linux/0 ] || { say "containers need Linux and root"; exit 3; }
 	unshare --mount --pid --net --ipc --uts --cgroup --fork true 2>/dev/null || { say "containers need namespaces, which this machine does not give"; exit 3; }
 	grep -q ' - cgroup2\? ' /proc/self/mountinfo || { say "containers need control groups, and none are mounted"; exit 3; }
-	command -v cc >/dev/null || { say "runc needs a C compiler (Debian: gcc libc6-dev)"; exit 1; }
-	local program module=github.com/containerd/containerd/v2 runc=github.com/opencontainers/runc version runcVersion
+	command -v cc >/dev/null || { say "containerd needs a C compiler (Debian: gcc libc6-dev)"; exit 1; }
+	local program module=github.com/containerd/containerd/v2 version
 	for program in dockerd docker containerd ctr runc; do
 		type -P "$program" >/dev/null || { say "$program is missing (Debian: docker.io containerd runc)"; exit 1; }
 	done
 	mkdir -p "$cache/containerd-2"
 	version=$(go list -C test/interop/containerd -m -f '{{.Version}}' $module)
-	runcVersion=$(go list -C test/interop/containerd -m -f '{{.Version}}' $runc)
-	if ! current $module "$version" 1 containerd-2/{containerd,containerd-shim-runc-v2,ctr}; then
-		say "building containerd $version (about 3 minutes on 2 cores, once)"
-		CGO_ENABLED=1 go build -C test/interop/containerd -ldflags "-s -w -X $module/version.Version=$version" -o "$cache/containerd-2/" \
-			$module/cmd/{containerd,containerd-shim-runc-v2,ctr} >&2
-	fi
-	if ! current $runc "$runcVersion" 1 containerd-2/runc; then
-		say "building runc $runcVersion (less than a minute on 2 cores, once)"
-		CGO_ENABLED=1 go build -C test/interop/containerd -ldflags "-s -w -X main.version=$runcVersion" -o "$cache/containerd-2/" $runc >&2
-	fi
+	if current $module "$version" 1 containerd-2/{containerd,containerd-shim-runc-v2,ctr}; then return; fi
+	say "building containerd $version (about 3 minutes on 2 cores, once)"
+	CGO_ENABLED=1 go build -C test/interop/containerd -ldflags "-s -w -X $module/version.Version=$version" -o "$cache/containerd-2/" \
+		$module/cmd/{containerd,containerd-shim-runc-v2,ctr} >&2
+}
+
+# The kubelet wants limits of its pods, which version 2 has only where version 1 has not.
+kubelet() {
+	grep -q ' - cgroup [^ ]* [^ ]*\bcpu\b' /proc/self/mountinfo || { say "the kubelet runs with control groups of version 1 here, and none are mounted"; exit 3; }
+	containers
+	kube
+	local module=k8s.io/kubernetes version
+	version=$(go list -C test/interop/kube -m -f '{{.Version}}' $module)
+	if current $module "$version" 1 kubelet; then return; fi
+	say "building the kubelet $version (about 6 minutes on 2 cores, once)"
+	CGO_ENABLED=1 go build -C test/interop/kube -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version" \
+		-o "$cache/" $module/cmd/kubelet >&2
 }
 
 nginx() { type -P nginx >/dev/null || { say "nginx is missing (Debian: nginx-light)"; exit 1; }; }
 
 for what in "$@"; do
 	case $what in
-	spire | opa | h2spec | kube | envoy | nginx | containers) $what ;;
+	spire | opa | h2spec | kube | envoy | nginx | containers | kubelet) $what ;;
 	*) say "no recipe for $what"; exit 2 ;;
 	esac
 done

@@ -39,11 +39,13 @@ import (
 	"github.com/writ-dev/writ/test/programs"
 )
 
-// kube is a real API server with a real etcd. It has no kubelet: pods are bound
-// to a node, and the test writes what a kubelet would report of them.
+// kube is a real API server with a real etcd. In TestKube it has no kubelet: pods are
+// bound to a node, and the test writes what a kubelet would report of them. TestKubelet
+// has one.
 type kube struct {
 	url, dir, caFile string
 	client           *http.Client
+	pki              *testpki.Machines
 	signing          *ecdsa.PrivateKey // of service account tokens
 }
 
@@ -52,6 +54,7 @@ type kube struct {
 const kubeUsers = `admin-token,admin,1,"system:masters"
 writd-token,writd,2
 agent-token,writ-agent,3
+kubelet-token,system:node:n1,4,"system:nodes"
 `
 
 const kubeIssuer = "https://kubernetes.default.svc"
@@ -62,14 +65,14 @@ func startKube(t *testing.T) *kube {
 	ports, err := programs.FreePorts(3)
 	check(t, err)
 	k := &kube{url: fmt.Sprintf("https://127.0.0.1:%d", ports[2]), dir: shortDir(t)}
-	pki := testpki.NewMachines(t)
+	k.pki = testpki.NewMachines(t)
 	tlsKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	check(t, err)
 	k.signing, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	check(t, err)
-	k.caFile = testpki.WritePEM(t, k.dir, "ca.pem", nil, pki.Cert)
+	k.caFile = testpki.WritePEM(t, k.dir, "ca.pem", nil, k.pki.Cert)
 	roots := x509.NewCertPool()
-	roots.AddCert(pki.Cert)
+	roots.AddCert(k.pki.Cert)
 	k.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
 	signing := testpki.WritePEM(t, k.dir, "signing.key", k.signing)
 	verifying, err := x509.MarshalPKIXPublicKey(k.signing.Public())
@@ -85,7 +88,7 @@ func startKube(t *testing.T) *kube {
 	api := k.start(t, ctx, "kube-apiserver", fmt.Sprintf("127.0.0.1:%d", ports[2]),
 		"--etcd-servers="+etcdURL, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", ports[2]),
 		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.0.0.0/24", "--cert-dir="+filepath.Join(k.dir, "certs"),
-		"--tls-cert-file="+testpki.WritePEM(t, k.dir, "api.pem", nil, pki.Machine(t, "api", tlsKey.Public(), func(c *x509.Certificate) {
+		"--tls-cert-file="+testpki.WritePEM(t, k.dir, "api.pem", nil, k.pki.Machine(t, "api", tlsKey.Public(), func(c *x509.Certificate) {
 			c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
 		})),
 		"--tls-private-key-file="+testpki.WritePEM(t, k.dir, "api.key", tlsKey),

@@ -3,16 +3,16 @@
 # how many checks passed and failed. What is missing is built once into
 # ${XDG_CACHE_HOME:-~/.cache}/writ-interop.
 #
-#   test/interop/run.sh [spire] [opa] [h2spec] [envoy] [nginx] [kube] [containers]      all when none is named
+#   test/interop/run.sh [spire] [opa] [h2spec] [envoy] [nginx] [kube] [containers] [kubelet]      all when none is named
 #
 # A suite that cannot run says why; in CI (CI=true) that is a failure, but where the
 # machine cannot do such a thing.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 passed=0 failed=0 skipped=0
-declare -A tests=([spire]='^Test(Agents|X509PoP|SPIREServerCLI(Same)?|SPIFFEConformance|Migration|WithoutIssuer|SPIREFederation|SPIRENested)$' [opa]='^TestOPA(Bundles)?$' [h2spec]='^TestH2Spec$' [envoy]='^TestEnvoy(CRL|Revoked)?$' [nginx]='^TestNginx$' [kube]='^TestKube$' [containers]='^TestContainers$')
+declare -A tests=([spire]='^Test(Agents|X509PoP|SPIREServerCLI(Same)?|SPIFFEConformance|Migration|WithoutIssuer|SPIREFederation|SPIRENested)$' [opa]='^TestOPA(Bundles)?$' [h2spec]='^TestH2Spec$' [envoy]='^TestEnvoy(CRL|Revoked)?$' [nginx]='^TestNginx$' [kube]='^TestKube$' [containers]='^TestContainers$' [kubelet]='^TestKubelet$')
 suites=("$@")
-[ ${#suites[@]} -gt 0 ] || suites=(opa h2spec envoy nginx spire kube containers)
+[ ${#suites[@]} -gt 0 ] || suites=(opa h2spec envoy nginx spire kube containers kubelet)
 for suite in "${suites[@]}"; do
 	[ -n "${tests[$suite]:-}" ] || { echo "no suite is called $suite (there are: ${!tests[*]})" >&2; exit 2; }
 done

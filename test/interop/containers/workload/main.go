@@ -1,14 +1,15 @@
 //go:build linux
 
 // Command workload is what runs in the containers of the interop tests: the only
-// file of their image. It listens on the socket that it is given and answers each
-// connection's one line with one line of JSON:
+// file of their image. It calls the socket that it is given and answers each line of
+// what it is told there with a line of JSON:
 //
 //	fetch                   asks the Workload API on a new connection
 //	pretend GROUP           makes a control group below its own, of this name, moves
 //	                        into it, and then does as fetch
 //
-// The socket of the Workload API is in SPIFFE_ENDPOINT_SOCKET.
+// The socket of the Workload API is in SPIFFE_ENDPOINT_SOCKET. Given the word pause in
+// place of a socket it does nothing until it is told to end: what keeps a pod together.
 package main
 
 import (
@@ -19,6 +20,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -39,8 +41,14 @@ type answer struct {
 
 func main() {
 	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: workload SOCKET")
+		fmt.Fprintln(os.Stderr, "usage: workload SOCKET|pause")
 		os.Exit(2)
+	}
+	if os.Args[1] == "pause" {
+		end := make(chan os.Signal, 1)
+		signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
+		<-end
+		return
 	}
 	if err := serve(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "workload:", err)
@@ -49,44 +57,34 @@ func main() {
 }
 
 func serve(path string) error {
-	ln, err := net.Listen("unix", path)
+	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return err
 	}
-	fmt.Println("listening at", path)
-	for {
-		conn, err := ln.Accept()
+	defer conn.Close()
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		var a answer
+		var err error
+		if group, ok := strings.CutPrefix(lines.Text(), "pretend "); ok {
+			err = pretend(group)
+		}
+		if err == nil {
+			a.IDs, err = fetch()
+		}
+		if err != nil {
+			a.Error = err.Error()
+		}
+		groups, err := os.ReadFile("/proc/self/cgroup")
 		if err != nil {
 			return err
 		}
-		if err := reply(conn); err != nil {
-			fmt.Fprintln(os.Stderr, "workload:", err)
+		a.Groups = string(groups)
+		if err := json.NewEncoder(conn).Encode(a); err != nil {
+			return err
 		}
 	}
-}
-
-func reply(conn net.Conn) error {
-	defer conn.Close()
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	var a answer
-	if group, ok := strings.CutPrefix(strings.TrimSpace(line), "pretend "); ok {
-		err = pretend(group)
-	}
-	if err == nil {
-		a.IDs, err = fetch()
-	}
-	if err != nil {
-		a.Error = err.Error()
-	}
-	groups, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return err
-	}
-	a.Groups = string(groups)
-	return json.NewEncoder(conn).Encode(a)
+	return lines.Err()
 }
 
 func fetch() ([]string, error) {
