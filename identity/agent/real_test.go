@@ -241,40 +241,37 @@ func TestShortLives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := agenttest.StartInMemory(t, 10*time.Second)
 		r.Create("/svc/web", "/node/n1", "uid:1")
-		token := r.Token("/node/n1")
-		a, err := agent.New(config(t, r), agent.Options{
-			Token: func() (string, error) { return token, nil }, Log: slog.New(slog.DiscardHandler), Dial: r.Dial,
-		})
-		must(t, err)
-		ctx, stop := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- a.Run(ctx) }()
-		<-a.Ready()
-		serials := map[string]bool{}
-		for start := time.Now(); time.Since(start) < time.Minute; {
-			g, changed, err := a.Lookup(t.Context(), []string{"unix:uid:1"})
-			must(t, err)
-			if len(g.Identities) != 1 || g.Identities[0].Chain == nil {
-				t.Fatalf("nothing to serve after %v", time.Since(start))
-			}
-			cert, err := x509.ParseCertificate(g.Identities[0].Chain)
-			must(t, err)
-			if left := time.Until(cert.NotAfter); left <= 0 || left > 10*time.Second {
-				t.Fatalf("an SVID with %v left after %v", left, time.Since(start))
-			}
-			serials[cert.SerialNumber.String()] = true
-			select {
-			case <-changed:
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-		if len(serials) < 10 || len(serials) > 16 {
-			t.Errorf("%d SVIDs in a minute, want one each five seconds or so", len(serials))
+		a := startAgent(t, r, "/node/n1")
+		if n := svidsInAMinute(t, a.Lookup, "unix:uid:1"); n < 10 || n > 16 {
+			t.Errorf("%d SVIDs in a minute, want one each five seconds or so", n)
 		}
 		if n := a.Status().Renewals; n < 9 {
 			t.Errorf("the agent's own SVID was renewed %d times in a minute", n)
 		}
-		stop()
-		must(t, <-done)
 	})
+}
+
+// svidsInAMinute looks for a minute, in which there is never a moment without a valid
+// SVID of ten seconds, and returns how many there were.
+func svidsInAMinute(t *testing.T, lookup func(context.Context, []string) (workload.Grant, <-chan struct{}, error), selector string) int {
+	t.Helper()
+	serials := map[string]bool{}
+	for start := time.Now(); time.Since(start) < time.Minute; {
+		g, changed, err := lookup(t.Context(), []string{selector})
+		must(t, err)
+		if g.Pending || len(g.Identities) != 1 || g.Identities[0].Chain == nil {
+			t.Fatalf("nothing to serve after %v", time.Since(start))
+		}
+		cert, err := x509.ParseCertificate(g.Identities[0].Chain)
+		must(t, err)
+		if left := time.Until(cert.NotAfter); left <= 0 || left > 10*time.Second {
+			t.Fatalf("an SVID with %v left after %v", left, time.Since(start))
+		}
+		serials[cert.SerialNumber.String()] = true
+		select {
+		case <-changed:
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return len(serials)
 }

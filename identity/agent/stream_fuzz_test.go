@@ -18,36 +18,12 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
-	"google.golang.org/protobuf/encoding/protodelim"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/revocationv1"
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/prototest"
 )
-
-// delimited puts messages one after the other, as a stream has them.
-func delimited(messages ...proto.Message) []byte {
-	var b bytes.Buffer
-	for _, m := range messages {
-		_, _ = protodelim.MarshalTo(&b, m) // a Buffer takes everything
-	}
-	return b.Bytes()
-}
-
-// parted is the inverse; what cannot be read ends it.
-func parted[T any, M interface {
-	*T
-	proto.Message
-}](data []byte) (all []M) {
-	for r := bytes.NewReader(data); ; {
-		m := M(new(T))
-		if protodelim.UnmarshalFrom(r, m) != nil {
-			return all
-		}
-		all = append(all, m)
-	}
-}
 
 // idle is an agent that speaks to nobody, with one entry.
 func idle(f *testing.F) *Agent {
@@ -63,14 +39,14 @@ func FuzzChange(f *testing.F) {
 	cutoff := time.Now().Truncate(time.Second)
 	list := []*revocation.Revocation{{Kind: revocation.SPIFFEID, Subject: web.String(), Before: cutoff, Expires: cutoff.Add(1000 * time.Hour), Number: 3}}
 	good := &watchv1.Change{Revision: 5, Bundle: true, Revocations: revocation.Updates(list, 3, time.Now())[0]}
-	f.Add(delimited(good, &watchv1.Change{Revision: 4, Unchanged: true}, &watchv1.Change{}))
-	f.Add(delimited(&watchv1.Change{Revision: math.MaxUint64, Revocations: &revocationv1.Update{Number: math.MaxUint64, CurrentAt: math.MinInt64, Complete: true}}, good))
-	f.Add(delimited(&watchv1.Change{Revocations: &revocationv1.Update{CurrentAt: math.MaxInt64, Revocations: []*revocationv1.Revocation{{}, {}}}}))
+	f.Add(prototest.Delimited(good, &watchv1.Change{Revision: 4, Unchanged: true}, &watchv1.Change{}))
+	f.Add(prototest.Delimited(&watchv1.Change{Revision: math.MaxUint64, Revocations: &revocationv1.Update{Number: math.MaxUint64, CurrentAt: math.MinInt64, Complete: true}}, good))
+	f.Add(prototest.Delimited(&watchv1.Change{Revocations: &revocationv1.Update{CurrentAt: math.MaxInt64, Revocations: []*revocationv1.Revocation{{}, {}}}}))
 	a := idle(f)
 	a.tellRevoked(good.Revocations)
 	old := cutoff.Add(-time.Minute)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		for _, change := range parted[watchv1.Change](data) {
+		for _, change := range prototest.Parted[watchv1.Change](data) {
 			if len(change.GetRevocations().GetRevocations()) > 100 {
 				return // it grows for ever, which is for issuers to bound
 			}
@@ -112,14 +88,14 @@ func FuzzMissedReply(f *testing.F) {
 	alien.SpiffeId.TrustDomain = "evil.org"
 	full := &watchv1.SyncReply{Revision: 7, Digest: digest("e2"), Bundle: &watchv1.Bundle{TrustDomain: testTD.Name(), Tag: []byte("b"), Bundle: bundle},
 		Changed: []*watchv1.Changed{tagged(e2)}, Gone: []string{"e1", "e1", "never"}}
-	f.Add(delimited(full))
-	f.Add(delimited(&watchv1.SyncReply{More: true, Digest: digest("e2", "e3"), Changed: []*watchv1.Changed{tagged(e2), tagged(e2)}}, &watchv1.SyncReply{Changed: []*watchv1.Changed{tagged(alien)}, Gone: []string{"e1"},
+	f.Add(prototest.Delimited(full))
+	f.Add(prototest.Delimited(&watchv1.SyncReply{More: true, Digest: digest("e2", "e3"), Changed: []*watchv1.Changed{tagged(e2), tagged(e2)}}, &watchv1.SyncReply{Changed: []*watchv1.Changed{tagged(alien)}, Gone: []string{"e1"},
 		Federated: []*watchv1.Bundle{{TrustDomain: "other.org"}, {TrustDomain: "other.org", Bundle: bundle}, {}}}))
-	f.Add(delimited(&watchv1.SyncReply{Digest: digest(""), Changed: []*watchv1.Changed{{}, tagged(nil)}, Gone: []string{"e1"}, Revision: math.MaxUint64}))
-	f.Add(delimited(&watchv1.SyncReply{Digest: digest()}))
+	f.Add(prototest.Delimited(&watchv1.SyncReply{Digest: digest(""), Changed: []*watchv1.Changed{{}, tagged(nil)}, Gone: []string{"e1"}, Revision: math.MaxUint64}))
+	f.Add(prototest.Delimited(&watchv1.SyncReply{Digest: digest()}))
 	a := idle(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		replies := parted[watchv1.SyncReply](data)
+		replies := prototest.Parted[watchv1.SyncReply](data)
 		if len(replies) == 0 {
 			return
 		}

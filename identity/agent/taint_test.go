@@ -1,10 +1,8 @@
 package agent_test
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/hex"
-	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,18 +18,8 @@ func tainting(t *testing.T, test func(t *testing.T, a *agent.Agent, issuer local
 	synctest.Test(t, func(t *testing.T) {
 		r := agenttest.StartInMemory(t, time.Hour)
 		r.Create("/svc/web", "/node/n1", "uid:1")
-		token := r.Token("/node/n1")
-		a, err := agent.New(config(t, r), agent.Options{
-			Token: func() (string, error) { return token, nil }, Log: slog.New(slog.DiscardHandler), Dial: r.Dial,
-		})
-		must(t, err)
-		ctx, stop := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- a.Run(ctx) }()
-		<-a.Ready()
+		a := startAgent(t, r, "/node/n1")
 		test(t, a, localauthorityv1.NewLocalAuthorityClient(r.Admin))
-		stop()
-		must(t, <-done)
 	})
 }
 

@@ -1,7 +1,6 @@
 package issuer_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,34 +13,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/identity/watchv1"
+	"github.com/writ-dev/writ/internal/prototest"
 )
-
-// delimited puts messages one after the other, as a stream has them.
-func delimited(messages ...proto.Message) []byte {
-	var b bytes.Buffer
-	for _, m := range messages {
-		_, _ = protodelim.MarshalTo(&b, m) // a Buffer takes everything
-	}
-	return b.Bytes()
-}
-
-// parted is the inverse; what cannot be read ends it.
-func parted[T any, M interface {
-	*T
-	proto.Message
-}](data []byte) (all []M) {
-	for r := bytes.NewReader(data); ; {
-		m := M(new(T))
-		if protodelim.UnmarshalFrom(r, m) != nil {
-			return all
-		}
-		all = append(all, m)
-	}
-}
 
 // ours fails where an issuer must not: it has no trouble of its own.
 func ours(t testing.TB, err error) {
@@ -98,13 +74,13 @@ func FuzzSyncRequests(f *testing.F) {
 		own[e.Id] = true
 	}
 	mask := &types.EntryMask{RevisionNumber: true}
-	f.Add(delimited(first))
-	f.Add(delimited(first, &entryv1.SyncAuthorizedEntriesRequest{Ids: ids}, &entryv1.SyncAuthorizedEntriesRequest{}, &entryv1.SyncAuthorizedEntriesRequest{Ids: ids[:1]}))
-	f.Add(delimited(&entryv1.SyncAuthorizedEntriesRequest{OutputMask: mask}, &entryv1.SyncAuthorizedEntriesRequest{OutputMask: mask, Ids: ids}))
-	f.Add(delimited(&entryv1.SyncAuthorizedEntriesRequest{OutputMask: &types.EntryMask{SpiffeId: true}}))
-	f.Add(delimited(&entryv1.SyncAuthorizedEntriesRequest{Ids: ids}))
+	f.Add(prototest.Delimited(first))
+	f.Add(prototest.Delimited(first, &entryv1.SyncAuthorizedEntriesRequest{Ids: ids}, &entryv1.SyncAuthorizedEntriesRequest{}, &entryv1.SyncAuthorizedEntriesRequest{Ids: ids[:1]}))
+	f.Add(prototest.Delimited(&entryv1.SyncAuthorizedEntriesRequest{OutputMask: mask}, &entryv1.SyncAuthorizedEntriesRequest{OutputMask: mask, Ids: ids}))
+	f.Add(prototest.Delimited(&entryv1.SyncAuthorizedEntriesRequest{OutputMask: &types.EntryMask{SpiffeId: true}}))
+	f.Add(prototest.Delimited(&entryv1.SyncAuthorizedEntriesRequest{Ids: ids}))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		requests := parted[entryv1.SyncAuthorizedEntriesRequest](data)
+		requests := prototest.Parted[entryv1.SyncAuthorizedEntriesRequest](data)
 		stream, err := a.entries().SyncAuthorizedEntries(t.Context())
 		must(t, err)
 		for n, reply := range exchange(t, stream, requests) {
@@ -182,15 +158,15 @@ func FuzzAttestStream(f *testing.F) {
 	conn := w.dial(nil)
 	defer conn.Close()
 	challenge := &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: []byte("x")}}
-	f.Add(delimited(params("join_token", "made up"), challenge))
-	f.Add(delimited(params("x509pop", "{}"), challenge, challenge))
-	f.Add(delimited(params(strings.Repeat("\xff", 200), "")))
-	f.Add(delimited(challenge))
-	f.Add(delimited(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{}}, params("", "")))
+	f.Add(prototest.Delimited(params("join_token", "made up"), challenge))
+	f.Add(prototest.Delimited(params("x509pop", "{}"), challenge, challenge))
+	f.Add(prototest.Delimited(params(strings.Repeat("\xff", 200), "")))
+	f.Add(prototest.Delimited(challenge))
+	f.Add(prototest.Delimited(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{}}, params("", "")))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		stream, err := agentv1.NewAgentClient(conn).AttestAgent(t.Context())
 		must(t, err)
-		for _, reply := range exchange(t, stream, parted[agentv1.AttestAgentRequest](data)) {
+		for _, reply := range exchange(t, stream, prototest.Parted[agentv1.AttestAgentRequest](data)) {
 			if reply.GetResult() != nil {
 				t.Error("attested by nothing")
 			}

@@ -20,27 +20,9 @@ import (
 // no other begins, all of it is on record, and web itself goes on.
 func TestRevoke(t *testing.T) {
 	t.Parallel()
-	p := startPair(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/stream" {
-			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush()
-			<-r.Context().Done()
-			return
-		}
-		hello(w, r)
-	}), "1h")
+	p := startPair(t, http.HandlerFunc(helloOrStream), "1h")
 	addr := p.inbound("orders")
-	eventually(t, 20*time.Second, func() error {
-		resp, err := http.Get(p.url)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
-	})
+	eventually(t, 20*time.Second, p.served)
 	for _, c := range []struct {
 		name string
 		args func(*x509.Certificate) []string
@@ -58,14 +40,7 @@ func TestRevoke(t *testing.T) {
 			}
 			idle, stream := thief(t, addr, stolen, "/"), thief(t, addr, stolen, "/stream")
 			p.ctl(append([]string{"svid", "revoke", "--reason", "stolen"}, c.args(leaf)...)...)
-			began := time.Now()
-			for _, conn := range []*tls.Conn{idle, stream} {
-				_ = conn.SetReadDeadline(began.Add(10 * time.Second))
-				if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Fatal("a connection with a revoked SVID was open 10 seconds later")
-				}
-			}
-			t.Logf("both connections closed %v after the command", time.Since(began))
+			closed(t, idle, stream)
 			port := knock(t, addr, &stolen)
 			eventually(t, 20*time.Second, func() error {
 				ended, refused := 0, false
@@ -84,17 +59,7 @@ func TestRevoke(t *testing.T) {
 				return nil
 			})
 			// The rightful web has another SVID and is served.
-			eventually(t, 20*time.Second, func() error {
-				resp, err := http.Get(p.url)
-				if err != nil {
-					return err
-				}
-				defer resp.Body.Close()
-				if resp.StatusCode != http.StatusOK {
-					return errors.New(resp.Status)
-				}
-				return nil
-			})
+			eventually(t, 20*time.Second, p.served)
 		})
 	}
 	var list struct {
@@ -103,6 +68,43 @@ func TestRevoke(t *testing.T) {
 	if err := json.Unmarshal(p.ctl("svid", "revocations", "--output", "json"), &list); err != nil || len(list.Revocations) != 2 || list.Revocations[0].Reason != "stolen" {
 		t.Errorf("listed %+v, %v", list, err)
 	}
+}
+
+// helloOrStream answers at once, or for as long as somebody listens.
+func helloOrStream(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/stream" {
+		hello(w, r)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	<-r.Context().Done()
+}
+
+// served tells whether web is answered.
+func (p *pair) served() error {
+	resp, err := http.Get(p.url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
+// closed waits until connections whose SVID was revoked just now have ended.
+func closed(t *testing.T, conns ...*tls.Conn) {
+	t.Helper()
+	began := time.Now()
+	for _, conn := range conns {
+		_ = conn.SetReadDeadline(began.Add(10 * time.Second))
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("a connection with a revoked SVID was open 10 seconds later")
+		}
+	}
+	t.Logf("%d connections closed %v after the command", len(conns), time.Since(began))
 }
 
 // thief sends one request on a connection of its own, and reads the head of the
