@@ -71,19 +71,13 @@ func newAgentListCmd(a *app) *cobra.Command {
 func (a *app) findAgents(ctx context.Context) ([]agentInfo, error) {
 	all := []agentInfo{}
 	err := a.agentAdmin(func(c agentv1.AgentClient) error {
-		req := &agentv1.ListAgentsRequest{}
-		for {
-			resp, err := c.ListAgents(ctx, req)
-			if err != nil {
-				return rpcError(err)
-			}
+		return pages(func(token string) (string, error) {
+			resp, err := c.ListAgents(ctx, &agentv1.ListAgentsRequest{PageToken: token})
 			for _, pb := range resp.GetAgents() {
 				all = append(all, agentInfoFrom(pb))
 			}
-			if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-				return nil
-			}
-		}
+			return resp.GetNextPageToken(), err
+		})
 	})
 	return all, err
 }

@@ -160,19 +160,13 @@ func newBundleListCmd(a *app) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			infos := []bundleInfo{}
 			err := a.bundleAdmin(func(c bundlev1.BundleClient) error {
-				req := &bundlev1.ListFederatedBundlesRequest{}
-				for {
-					resp, err := c.ListFederatedBundles(cmd.Context(), req)
-					if err != nil {
-						return rpcError(err)
-					}
+				return pages(func(token string) (string, error) {
+					resp, err := c.ListFederatedBundles(cmd.Context(), &bundlev1.ListFederatedBundlesRequest{PageToken: token})
 					for _, pb := range resp.GetBundles() {
 						infos = append(infos, bundleInfoFrom(pb))
 					}
-					if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-						return nil
-					}
-				}
+					return resp.GetNextPageToken(), err
+				})
 			})
 			if err != nil {
 				return fmt.Errorf("bundle list: %w", err)

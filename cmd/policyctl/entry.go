@@ -238,27 +238,20 @@ func newEntryListCmd(a *app) *cobra.Command {
 
 func (a *app) findEntries(ctx context.Context, filter *entryv1.ListEntriesRequest_Filter) (all []*types.Entry, err error) {
 	err = a.entryAdmin(func(c entryv1.EntryClient) (err error) {
-		if all, err = listEntries(ctx, c, filter); err != nil {
-			return rpcError(err)
-		}
-		return nil
+		all, err = listEntries(ctx, c, filter)
+		return err
 	})
 	return all, err
 }
 
 // listEntries fetches all pages.
 func listEntries(ctx context.Context, client entryv1.EntryClient, filter *entryv1.ListEntriesRequest_Filter) (all []*types.Entry, err error) {
-	req := &entryv1.ListEntriesRequest{Filter: filter}
-	for {
-		resp, err := client.ListEntries(ctx, req)
-		if err != nil {
-			return nil, err
-		}
+	err = pages(func(token string) (string, error) {
+		resp, err := client.ListEntries(ctx, &entryv1.ListEntriesRequest{Filter: filter, PageToken: token})
 		all = append(all, resp.GetEntries()...)
-		if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-			return all, nil
-		}
-	}
+		return resp.GetNextPageToken(), err
+	})
+	return all, err
 }
 
 func newEntryShowCmd(a *app) *cobra.Command {

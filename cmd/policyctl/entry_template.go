@@ -201,17 +201,11 @@ func newTemplateListCmd(a *app) *cobra.Command {
 // findTemplates fetches all pages.
 func (a *app) findTemplates(ctx context.Context) (all []*templatev1.Template, err error) {
 	err = a.templateAdmin(func(c templatev1.AdminClient) error {
-		req := &templatev1.ListRequest{}
-		for {
-			resp, err := c.List(ctx, req)
-			if err != nil {
-				return err
-			}
+		return pages(func(token string) (string, error) {
+			resp, err := c.List(ctx, &templatev1.ListRequest{PageToken: token})
 			all = append(all, resp.GetTemplates()...)
-			if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-				return nil
-			}
-		}
+			return resp.GetNextPageToken(), err
+		})
 	})
 	return all, err
 }

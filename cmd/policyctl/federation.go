@@ -98,6 +98,34 @@ func (f *relationshipFlags) relationship(a *app, name string) (*types.Federation
 	return r, nil
 }
 
+// put writes the relationship, by a call that takes a list of one, and returns it as it
+// is then.
+func (f *relationshipFlags) put(a *app, td string, call func(trustdomainv1.TrustDomainClient, []*types.FederationRelationship) (*types.FederationRelationship, error)) (*types.FederationRelationship, error) {
+	r, err := f.relationship(a, td)
+	if err != nil {
+		return nil, err
+	}
+	err = a.federationAdmin(func(c trustdomainv1.TrustDomainClient) (err error) {
+		r, err = call(c, []*types.FederationRelationship{r})
+		return err
+	})
+	return r, err
+}
+
+// written is what such a call has written.
+func written[R interface {
+	GetStatus() *types.Status
+	GetFederationRelationship() *types.FederationRelationship
+}](results []R, err error) (*types.FederationRelationship, error) {
+	switch {
+	case err != nil:
+		return nil, rpcError(err)
+	case len(results) != 1:
+		return nil, errors.New("the control plane gave no result")
+	}
+	return results[0].GetFederationRelationship(), resultError(results[0].GetStatus())
+}
+
 func newFederationCreateCmd(a *app) *cobra.Command {
 	var f relationshipFlags
 	cmd := &cobra.Command{
@@ -109,20 +137,10 @@ func newFederationCreateCmd(a *app) *cobra.Command {
   policyctl federation create partner.org --url https://bundle.partner.org/ --profile https_web`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := f.relationship(a, args[0])
-			if err == nil {
-				err = a.federationAdmin(func(c trustdomainv1.TrustDomainClient) error {
-					resp, err := c.BatchCreateFederationRelationship(cmd.Context(), &trustdomainv1.BatchCreateFederationRelationshipRequest{FederationRelationships: []*types.FederationRelationship{r}})
-					if err != nil {
-						return rpcError(err)
-					}
-					if len(resp.GetResults()) != 1 {
-						return errors.New("the control plane gave no result")
-					}
-					r = resp.GetResults()[0].GetFederationRelationship()
-					return resultError(resp.GetResults()[0].GetStatus())
-				})
-			}
+			r, err := f.put(a, args[0], func(c trustdomainv1.TrustDomainClient, list []*types.FederationRelationship) (*types.FederationRelationship, error) {
+				resp, err := c.BatchCreateFederationRelationship(cmd.Context(), &trustdomainv1.BatchCreateFederationRelationshipRequest{FederationRelationships: list})
+				return written(resp.GetResults(), err)
+			})
 			if err != nil {
 				return fmt.Errorf("federation create: %w", err)
 			}
@@ -142,20 +160,10 @@ func newFederationUpdateCmd(a *app) *cobra.Command {
       --endpoint-spiffe-id spiffe://partner.org/spire/server`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := f.relationship(a, args[0])
-			if err == nil {
-				err = a.federationAdmin(func(c trustdomainv1.TrustDomainClient) error {
-					resp, err := c.BatchUpdateFederationRelationship(cmd.Context(), &trustdomainv1.BatchUpdateFederationRelationshipRequest{FederationRelationships: []*types.FederationRelationship{r}})
-					if err != nil {
-						return rpcError(err)
-					}
-					if len(resp.GetResults()) != 1 {
-						return errors.New("the control plane gave no result")
-					}
-					r = resp.GetResults()[0].GetFederationRelationship()
-					return resultError(resp.GetResults()[0].GetStatus())
-				})
-			}
+			r, err := f.put(a, args[0], func(c trustdomainv1.TrustDomainClient, list []*types.FederationRelationship) (*types.FederationRelationship, error) {
+				resp, err := c.BatchUpdateFederationRelationship(cmd.Context(), &trustdomainv1.BatchUpdateFederationRelationshipRequest{FederationRelationships: list})
+				return written(resp.GetResults(), err)
+			})
 			if err != nil {
 				return fmt.Errorf("federation update: %w", err)
 			}
@@ -176,19 +184,13 @@ func newFederationListCmd(a *app) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			infos := []relationshipInfo{}
 			err := a.federationAdmin(func(c trustdomainv1.TrustDomainClient) error {
-				req := &trustdomainv1.ListFederationRelationshipsRequest{}
-				for {
-					resp, err := c.ListFederationRelationships(cmd.Context(), req)
-					if err != nil {
-						return rpcError(err)
-					}
+				return pages(func(token string) (string, error) {
+					resp, err := c.ListFederationRelationships(cmd.Context(), &trustdomainv1.ListFederationRelationshipsRequest{PageToken: token})
 					for _, pb := range resp.GetFederationRelationships() {
 						infos = append(infos, relationshipInfoFrom(pb))
 					}
-					if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-						return nil
-					}
-				}
+					return resp.GetNextPageToken(), err
+				})
 			})
 			if err != nil {
 				return fmt.Errorf("federation list: %w", err)

@@ -223,6 +223,19 @@ func withClient[C any](a *app, newClient func(grpc.ClientConnInterface) C, call 
 	return call(newClient(conn))
 }
 
+// pages calls next with the token that it gave last, until it gives none.
+func pages(next func(token string) (string, error)) error {
+	for token := ""; ; {
+		var err error
+		if token, err = next(token); err != nil {
+			return rpcError(err)
+		}
+		if token == "" {
+			return nil
+		}
+	}
+}
+
 // rpcError is what the server said, without gRPC's wrapping; nil of nil.
 func rpcError(err error) error {
 	if err == nil {

@@ -131,19 +131,6 @@ func register(ctx context.Context, conn *grpc.ClientConn) (*registration, error)
 	return r, nil
 }
 
-// pages calls next with the token that it gave last, until it gives none.
-func pages(next func(token string) (string, error)) error {
-	for token := ""; ; {
-		var err error
-		if token, err = next(token); err != nil {
-			return rpcError(err)
-		}
-		if token == "" {
-			return nil
-		}
-	}
-}
-
 // spireImport is the outcome, or with a dry run the plan.
 type spireImport struct {
 	TrustDomain string        `json:"trust_domain"`

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -88,33 +89,40 @@ func (w *writd) listenControl() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control listener: %w", err)
 	}
+	s := w.newPeerServer(
+		// TLS has a buffer of its own; there may be thousands of sidecars.
+		grpc.ReadBufferSize(1<<10),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		// A sidecar has two streams; more is somebody's mistake or attack.
+		grpc.MaxConcurrentStreams(16),
+	)
+	if w.decision != nil {
+		w.decision.RegisterDistribution(s)
+	}
+	w.record.registerIngest(s, peerID)
+	return grpcListener("control", s, l), nil
+}
+
+// newPeerServer is a server for peers with an SVID of our trust domain that is not
+// revoked. Interceptors among the options come after that.
+func (w *writd) newPeerServer(options ...grpc.ServerOption) *grpc.Server {
 	config := tlsconfig.MTLSServerConfig(w.source, w.source, tlsconfig.AuthorizeMemberOf(w.td))
 	config.MinVersion = tls.VersionTLS13
 	config.NextProtos = []string{"h2"}
 	// A resumed session would skip the check of the client's chain.
 	config.SessionTicketsDisabled = true
-	s := grpc.NewServer(append(w.traces.Tracer().ServerOptions(),
+	return grpc.NewServer(slices.Concat(w.traces.Tracer().ServerOptions(), []grpc.ServerOption{
 		grpc.Creds(svidCredentials{credentials.NewTLS(config)}),
-		grpc.ConnectionTimeout(10*time.Second),
-		// TLS has a buffer of its own; there may be thousands of sidecars.
-		grpc.ReadBufferSize(1<<10),
+		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 20 * time.Second,
 			// A peer proves itself again at least as often as its SVID changes.
 			MaxConnectionAge:      max(time.Minute, w.cfg.SVIDTTL),
 			MaxConnectionAgeGrace: 10 * time.Second,
 		}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		// A sidecar has two streams; more is somebody's mistake or attack.
-		grpc.MaxConcurrentStreams(16),
 		grpc.ChainUnaryInterceptor(w.notRevoked),
 		grpc.ChainStreamInterceptor(w.endWhenRevoked),
-	)...)
-	if w.decision != nil {
-		w.decision.RegisterDistribution(s)
-	}
-	w.record.registerIngest(s, peerID)
-	return grpcListener("control", s, l), nil
+	}, options)...)
 }
 
 // boundedStream is a stream with a context of its own, which handlers heed.

@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/identity/issuer"
@@ -29,23 +25,12 @@ func (w *writd) listenRemoteAdmin() (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin listener: %w", err)
 	}
-	config := tlsconfig.MTLSServerConfig(w.source, w.source, tlsconfig.AuthorizeMemberOf(w.td))
-	config.MinVersion = tls.VersionTLS13
-	config.NextProtos = []string{"h2"}
-	// A resumed session would skip the check of the client's chain.
-	config.SessionTicketsDisabled = true
-	s := grpc.NewServer(append(w.traces.Tracer().ServerOptions(),
-		grpc.Creds(svidCredentials{credentials.NewTLS(config)}),
-		grpc.ConnectionTimeout(10*time.Second),
+	s := w.newPeerServer(
 		grpc.MaxRecvMsgSize(server.MaxMessageBytes),
-		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time: 30 * time.Second, Timeout: 20 * time.Second,
-			MaxConnectionAge: max(time.Minute, w.cfg.SVIDTTL), MaxConnectionAgeGrace: 10 * time.Second,
-		}),
 		grpc.MaxConcurrentStreams(64),
-		grpc.ChainUnaryInterceptor(w.notRevoked, w.onlyAllowed),
-		grpc.ChainStreamInterceptor(w.endWhenRevoked, w.onlyAllowedStreams),
-	)...)
+		grpc.ChainUnaryInterceptor(w.onlyAllowed),
+		grpc.ChainStreamInterceptor(w.onlyAllowedStreams),
+	)
 	w.registerAdmin(s, issuer.RemoteCaller)
 	return grpcListener("remote admin", s, l), nil
 }

@@ -59,17 +59,8 @@ func (s *bundleService) ListFederatedBundles(_ context.Context, req *bundlev1.Li
 // other.
 func (s *bundleService) BatchCreateFederatedBundle(ctx context.Context, req *bundlev1.BatchCreateFederatedBundleRequest) (*bundlev1.BatchCreateFederatedBundleResponse, error) {
 	resp := &bundlev1.BatchCreateFederatedBundleResponse{}
-	err := s.eachBundle(ctx, req.GetBundle(), func(tx *sqlstore.Tx, record recorder, pb *types.Bundle) (bool, error) {
-		b, code, err := s.putBundle(tx, record, pb, nil, mayCreate)
-		if code == codes.Internal {
-			return true, err
-		}
-		r := &bundlev1.BatchCreateFederatedBundleResponse_Result{Status: itemStatus(code, err)}
-		if b != nil {
-			r.Bundle = federatedToProto(b, req.GetOutputMask())
-		}
-		resp.Results = append(resp.Results, r)
-		return false, nil
+	err := s.putBundles(ctx, req.GetBundle(), nil, req.GetOutputMask(), mayCreate, func(st *types.Status, b *types.Bundle) {
+		resp.Results = append(resp.Results, &bundlev1.BatchCreateFederatedBundleResponse_Result{Status: st, Bundle: b})
 	})
 	return resp, err
 }
@@ -77,17 +68,8 @@ func (s *bundleService) BatchCreateFederatedBundle(ctx context.Context, req *bun
 // BatchUpdateFederatedBundle implements bundlev1.BundleServer.
 func (s *bundleService) BatchUpdateFederatedBundle(ctx context.Context, req *bundlev1.BatchUpdateFederatedBundleRequest) (*bundlev1.BatchUpdateFederatedBundleResponse, error) {
 	resp := &bundlev1.BatchUpdateFederatedBundleResponse{}
-	err := s.eachBundle(ctx, req.GetBundle(), func(tx *sqlstore.Tx, record recorder, pb *types.Bundle) (bool, error) {
-		b, code, err := s.putBundle(tx, record, pb, req.GetInputMask(), mayUpdate)
-		if code == codes.Internal {
-			return true, err
-		}
-		r := &bundlev1.BatchUpdateFederatedBundleResponse_Result{Status: itemStatus(code, err)}
-		if b != nil {
-			r.Bundle = federatedToProto(b, req.GetOutputMask())
-		}
-		resp.Results = append(resp.Results, r)
-		return false, nil
+	err := s.putBundles(ctx, req.GetBundle(), req.GetInputMask(), req.GetOutputMask(), mayUpdate, func(st *types.Status, b *types.Bundle) {
+		resp.Results = append(resp.Results, &bundlev1.BatchUpdateFederatedBundleResponse_Result{Status: st, Bundle: b})
 	})
 	return resp, err
 }
@@ -96,37 +78,44 @@ func (s *bundleService) BatchUpdateFederatedBundle(ctx context.Context, req *bun
 // not there and replaces what is.
 func (s *bundleService) BatchSetFederatedBundle(ctx context.Context, req *bundlev1.BatchSetFederatedBundleRequest) (*bundlev1.BatchSetFederatedBundleResponse, error) {
 	resp := &bundlev1.BatchSetFederatedBundleResponse{}
-	err := s.eachBundle(ctx, req.GetBundle(), func(tx *sqlstore.Tx, record recorder, pb *types.Bundle) (bool, error) {
-		b, code, err := s.putBundle(tx, record, pb, nil, mayCreate|mayUpdate)
-		if code == codes.Internal {
-			return true, err
-		}
-		r := &bundlev1.BatchSetFederatedBundleResponse_Result{Status: itemStatus(code, err)}
-		if b != nil {
-			r.Bundle = federatedToProto(b, req.GetOutputMask())
-		}
-		resp.Results = append(resp.Results, r)
-		return false, nil
+	err := s.putBundles(ctx, req.GetBundle(), nil, req.GetOutputMask(), mayCreate|mayUpdate, func(st *types.Status, b *types.Bundle) {
+		resp.Results = append(resp.Results, &bundlev1.BatchSetFederatedBundleResponse_Result{Status: st, Bundle: b})
 	})
 	return resp, err
 }
 
-// eachBundle runs fn on each item in one transaction. What fn returns with true
-// ends it.
-func (s *bundleService) eachBundle(ctx context.Context, items []*types.Bundle, fn func(*sqlstore.Tx, recorder, *types.Bundle) (bool, error)) error {
+// putBundles writes the bundles of a batch. add is told what became of each.
+func (s *bundleService) putBundles(ctx context.Context, items []*types.Bundle, in, out *types.BundleMask, allowed may, add func(*types.Status, *types.Bundle)) error {
+	return eachItem(ctx, s.Issuer, "write federated bundles", items, func(tx *sqlstore.Tx, record recorder, pb *types.Bundle) error {
+		b, code, err := s.putBundle(tx, record, pb, in, allowed)
+		if code == codes.Internal {
+			return err
+		}
+		var written *types.Bundle
+		if b != nil {
+			written = federatedToProto(b, out)
+		}
+		add(itemStatus(code, err), written)
+		return nil
+	})
+}
+
+// eachItem runs do on each item of a batch, in one transaction. An error of do ends it,
+// and undoes all of it: what refuses one item is none.
+func eachItem[T any](ctx context.Context, i *Issuer, what string, items []T, do func(*sqlstore.Tx, recorder, T) error) error {
 	if err := checkBatch(len(items)); err != nil {
 		return err
 	}
-	err := s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
-		for _, pb := range items {
-			if failed, err := fn(tx, record, pb); failed {
+	err := i.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
+		for _, item := range items {
+			if err := do(tx, record, item); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return s.internal(ctx, "write federated bundles", err)
+		return i.internal(ctx, what, err)
 	}
 	return nil
 }
@@ -193,27 +182,19 @@ func (i *Issuer) writeBundle(tx *sqlstore.Tx, record recorder, old, b *registry.
 
 // BatchDeleteFederatedBundle implements bundlev1.BundleServer.
 func (s *bundleService) BatchDeleteFederatedBundle(ctx context.Context, req *bundlev1.BatchDeleteFederatedBundleRequest) (*bundlev1.BatchDeleteFederatedBundleResponse, error) {
-	if err := checkBatch(len(req.GetTrustDomains())); err != nil {
-		return nil, err
-	}
 	if _, known := bundlev1.BatchDeleteFederatedBundleRequest_Mode_name[int32(req.GetMode())]; !known {
 		return nil, status.Errorf(codes.InvalidArgument, "mode: unknown mode %d", req.GetMode())
 	}
 	resp := &bundlev1.BatchDeleteFederatedBundleResponse{}
-	err := s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
-		for _, name := range req.GetTrustDomains() {
-			code, err := s.deleteBundle(ctx, tx, record, name, req.GetMode())
-			if code == codes.Internal {
-				return err
-			}
-			resp.Results = append(resp.Results, &bundlev1.BatchDeleteFederatedBundleResponse_Result{Status: itemStatus(code, err), TrustDomain: name})
+	err := eachItem(ctx, s.Issuer, "delete federated bundles", req.GetTrustDomains(), func(tx *sqlstore.Tx, record recorder, name string) error {
+		code, err := s.deleteBundle(ctx, tx, record, name, req.GetMode())
+		if code == codes.Internal {
+			return err
 		}
+		resp.Results = append(resp.Results, &bundlev1.BatchDeleteFederatedBundleResponse_Result{Status: itemStatus(code, err), TrustDomain: name})
 		return nil
 	})
-	if err != nil {
-		return nil, s.internal(ctx, "delete federated bundles", err)
-	}
-	return resp, nil
+	return resp, err
 }
 
 func (s *bundleService) deleteBundle(ctx context.Context, tx *sqlstore.Tx, record recorder, name string, mode bundlev1.BatchDeleteFederatedBundleRequest_Mode) (codes.Code, error) {

@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
@@ -27,14 +28,7 @@ func (s *svidService) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVID
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "csr: %v", err)
 	}
-	if err := s.checkMint(ctx, id); err != nil {
-		return nil, err
-	}
-	life, err := lifeFromProto(req.GetTtl())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := s.enterSigningAs(ctx, turn{admit.Bulk, 0}, 1)
+	life, leave, err := s.enterMint(ctx, id, req.GetTtl())
 	if err != nil {
 		return nil, err
 	}
@@ -63,14 +57,7 @@ func (s *svidService) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRe
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkMint(ctx, id); err != nil {
-		return nil, err
-	}
-	life, err := lifeFromProto(req.GetTtl())
-	if err != nil {
-		return nil, err
-	}
-	leave, err := s.enterSigningAs(ctx, turn{admit.Bulk, 0}, 1)
+	life, leave, err := s.enterMint(ctx, id, req.GetTtl())
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +67,18 @@ func (s *svidService) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRe
 		return nil, err
 	}
 	return &svidv1.MintJWTSVIDResponse{Svid: svid}, nil
+}
+
+// enterMint checks what an SVID is to be minted for, and returns when it is its turn.
+func (s *svidService) enterMint(ctx context.Context, id spiffeid.ID, ttl int32) (life time.Duration, leave func(), err error) {
+	if err := s.checkMint(ctx, id); err != nil {
+		return 0, nil, err
+	}
+	if life, err = lifeFromProto(ttl); err != nil {
+		return 0, nil, err
+	}
+	leave, err = s.enterSigningAs(ctx, turn{admit.Bulk, 0}, 1)
+	return life, leave, err
 }
 
 // checkMint keeps names that speak for the control plane from being minted.

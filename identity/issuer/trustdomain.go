@@ -57,17 +57,8 @@ func (s *trustDomainService) GetFederationRelationship(_ context.Context, req *t
 // The batch is one transaction; an item that is refused stops no other.
 func (s *trustDomainService) BatchCreateFederationRelationship(ctx context.Context, req *trustdomainv1.BatchCreateFederationRelationshipRequest) (*trustdomainv1.BatchCreateFederationRelationshipResponse, error) {
 	resp := &trustdomainv1.BatchCreateFederationRelationshipResponse{}
-	err := s.eachRelationship(ctx, req.GetFederationRelationships(), func(tx *sqlstore.Tx, record recorder, pb *types.FederationRelationship) (bool, error) {
-		r, b, code, err := s.putRelationship(tx, record, pb, nil, mayCreate)
-		if code == codes.Internal {
-			return true, err
-		}
-		result := &trustdomainv1.BatchCreateFederationRelationshipResponse_Result{Status: itemStatus(code, err)}
-		if r != nil {
-			result.FederationRelationship = relationshipToProto(r, b, req.GetOutputMask())
-		}
-		resp.Results = append(resp.Results, result)
-		return false, nil
+	err := s.putRelationships(ctx, req.GetFederationRelationships(), nil, req.GetOutputMask(), mayCreate, func(st *types.Status, r *types.FederationRelationship) {
+		resp.Results = append(resp.Results, &trustdomainv1.BatchCreateFederationRelationshipResponse_Result{Status: st, FederationRelationship: r})
 	})
 	return resp, err
 }
@@ -76,37 +67,26 @@ func (s *trustDomainService) BatchCreateFederationRelationship(ctx context.Conte
 // A nil input mask means all fields.
 func (s *trustDomainService) BatchUpdateFederationRelationship(ctx context.Context, req *trustdomainv1.BatchUpdateFederationRelationshipRequest) (*trustdomainv1.BatchUpdateFederationRelationshipResponse, error) {
 	resp := &trustdomainv1.BatchUpdateFederationRelationshipResponse{}
-	err := s.eachRelationship(ctx, req.GetFederationRelationships(), func(tx *sqlstore.Tx, record recorder, pb *types.FederationRelationship) (bool, error) {
-		r, b, code, err := s.putRelationship(tx, record, pb, req.GetInputMask(), mayUpdate)
-		if code == codes.Internal {
-			return true, err
-		}
-		result := &trustdomainv1.BatchUpdateFederationRelationshipResponse_Result{Status: itemStatus(code, err)}
-		if r != nil {
-			result.FederationRelationship = relationshipToProto(r, b, req.GetOutputMask())
-		}
-		resp.Results = append(resp.Results, result)
-		return false, nil
+	err := s.putRelationships(ctx, req.GetFederationRelationships(), req.GetInputMask(), req.GetOutputMask(), mayUpdate, func(st *types.Status, r *types.FederationRelationship) {
+		resp.Results = append(resp.Results, &trustdomainv1.BatchUpdateFederationRelationshipResponse_Result{Status: st, FederationRelationship: r})
 	})
 	return resp, err
 }
 
-func (s *trustDomainService) eachRelationship(ctx context.Context, items []*types.FederationRelationship, fn func(*sqlstore.Tx, recorder, *types.FederationRelationship) (bool, error)) error {
-	if err := checkBatch(len(items)); err != nil {
-		return err
-	}
-	err := s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
-		for _, pb := range items {
-			if failed, err := fn(tx, record, pb); failed {
-				return err
-			}
+// putRelationships writes the relationships of a batch. add is told what became of each.
+func (s *trustDomainService) putRelationships(ctx context.Context, items []*types.FederationRelationship, in, out *types.FederationRelationshipMask, allowed may, add func(*types.Status, *types.FederationRelationship)) error {
+	return eachItem(ctx, s.Issuer, "write federation relationships", items, func(tx *sqlstore.Tx, record recorder, pb *types.FederationRelationship) error {
+		r, b, code, err := s.putRelationship(tx, record, pb, in, allowed)
+		if code == codes.Internal {
+			return err
 		}
+		var written *types.FederationRelationship
+		if r != nil {
+			written = relationshipToProto(r, b, out)
+		}
+		add(itemStatus(code, err), written)
 		return nil
 	})
-	if err != nil {
-		return s.internal(ctx, "write federation relationships", err)
-	}
-	return nil
 }
 
 // putRelationship writes one relationship of a batch, and its bundle where one
@@ -164,24 +144,16 @@ func (i *Issuer) putRelationship(tx *sqlstore.Tx, record recorder, pb *types.Fed
 // BatchDeleteFederationRelationship implements trustdomainv1.TrustDomainServer.
 // The bundles stay, and are not refreshed any more.
 func (s *trustDomainService) BatchDeleteFederationRelationship(ctx context.Context, req *trustdomainv1.BatchDeleteFederationRelationshipRequest) (*trustdomainv1.BatchDeleteFederationRelationshipResponse, error) {
-	if err := checkBatch(len(req.GetTrustDomains())); err != nil {
-		return nil, err
-	}
 	resp := &trustdomainv1.BatchDeleteFederationRelationshipResponse{}
-	err := s.update(ctx, func(tx *sqlstore.Tx, record recorder) error {
-		for _, name := range req.GetTrustDomains() {
-			code, err := s.deleteRelationship(tx, record, name)
-			if code == codes.Internal {
-				return err
-			}
-			resp.Results = append(resp.Results, &trustdomainv1.BatchDeleteFederationRelationshipResponse_Result{Status: itemStatus(code, err), TrustDomain: name})
+	err := eachItem(ctx, s.Issuer, "delete federation relationships", req.GetTrustDomains(), func(tx *sqlstore.Tx, record recorder, name string) error {
+		code, err := s.deleteRelationship(tx, record, name)
+		if code == codes.Internal {
+			return err
 		}
+		resp.Results = append(resp.Results, &trustdomainv1.BatchDeleteFederationRelationshipResponse_Result{Status: itemStatus(code, err), TrustDomain: name})
 		return nil
 	})
-	if err != nil {
-		return nil, s.internal(ctx, "delete federation relationships", err)
-	}
-	return resp, nil
+	return resp, err
 }
 
 func (s *trustDomainService) deleteRelationship(tx *sqlstore.Tx, record recorder, name string) (codes.Code, error) {
