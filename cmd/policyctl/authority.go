@@ -15,6 +15,10 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/writ-dev/writ/identity/replicav1"
 )
 
 func newAuthorityCmd(a *app) *cobra.Command {
@@ -31,10 +35,12 @@ func newAuthorityCmd(a *app) *cobra.Command {
 type authorityInfo struct {
 	Kind  string `json:"kind"` // x509 or jwt
 	ID    string `json:"id"`
-	State string `json:"state"`
+	State string `json:"state,omitempty"`
 	// Upstream is the key ID of the upstream's authority that signed this one.
 	Upstream  string     `json:"upstream_key_id,omitempty"`
 	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	// Replica whose it is, if another's.
+	Replica string `json:"replica,omitempty"`
 }
 
 const (
@@ -95,6 +101,9 @@ func newAuthorityListCmd(a *app) *cobra.Command {
 				}
 				list = append(list, some...)
 			}
+			if err := nameReplicas(cmd.Context(), conn, list); err != nil {
+				return fmt.Errorf("authority list: %w", rpcError(err))
+			}
 			result := struct {
 				Authorities []authorityInfo `json:"authorities"`
 			}{list}
@@ -107,9 +116,32 @@ func writeAuthorities(w io.Writer, list []authorityInfo, now time.Time) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "KIND\tAUTHORITY\tSTATE\tEXPIRES IN\tSIGNED BY")
 	for _, g := range list {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", g.Kind, g.ID, g.State, until(g.ExpiresAt, now), cmp.Or(g.Upstream, "itself"))
+		state := g.State
+		if g.Replica != "" {
+			state += " (replica " + g.Replica + ")"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", g.Kind, g.ID, state, until(g.ExpiresAt, now), cmp.Or(g.Upstream, "itself"))
 	}
 	return tw.Flush()
+}
+
+// nameReplicas says of authorities which other replica they are of, as far as the
+// caller may know. A stock server has no replicas.
+func nameReplicas(ctx context.Context, conn *grpc.ClientConn, list []authorityInfo) error {
+	resp, err := replicav1.NewAdminClient(conn).List(ctx, &replicav1.ListRequest{})
+	if code := status.Code(err); code == codes.Unimplemented || code == codes.PermissionDenied {
+		return nil
+	}
+	for _, r := range resp.GetReplicas() {
+		for _, a := range r.Authorities {
+			for n := range list {
+				if list[n].Kind == a.Kind && list[n].ID == a.Id {
+					list[n].Replica = r.Name
+				}
+			}
+		}
+	}
+	return err
 }
 
 // listAuthorities asks for what signs, and adds what else is in the bundle.

@@ -33,6 +33,28 @@ type replicaInfo struct {
 	JoinedAt *time.Time `json:"joined_at,omitempty"`
 	AliveAt  *time.Time `json:"alive_at,omitempty"`
 	Self     bool       `json:"self"`
+	// Authorities, but for those of this one.
+	Authorities []authorityInfo `json:"authorities,omitempty"`
+}
+
+func authoritiesOf(list []*replicav1.Authority) (all []authorityInfo) {
+	for _, a := range list {
+		all = append(all, authorityInfo{Kind: a.Kind, ID: a.Id, Upstream: a.UpstreamKeyId, ExpiresAt: secondsTime(a.ExpiresAt)})
+	}
+	return all
+}
+
+// writeRemoved says what is left to do.
+func writeRemoved(w io.Writer, name string, authorities []authorityInfo) error {
+	fmt.Fprintf(w, "replica %s is removed, its authorities are tainted\n", name)
+	for _, a := range authorities {
+		if a.Upstream == "" {
+			fmt.Fprintf(w, "to end what it signed: policyctl authority revoke %s %s\n", a.Kind, a.ID)
+			continue
+		}
+		fmt.Fprintf(w, "NOT tainted: x509 authority %s, signed by the upstream's %s; it verifies until %s, or until that of the upstream is replaced and revoked\n", a.ID, a.Upstream, whenUTC(a.ExpiresAt))
+	}
+	return nil
 }
 
 func newReplicaListCmd(a *app) *cobra.Command {
@@ -49,7 +71,7 @@ hour, so that its authorities are tainted until it is back; or removed.`,
 			err := a.replicas(func(c replicav1.AdminClient) error {
 				resp, err := c.List(cmd.Context(), &replicav1.ListRequest{})
 				for _, r := range resp.GetReplicas() {
-					all = append(all, replicaInfo{Name: r.Name, State: r.State, JoinedAt: secondsTime(r.JoinedAt), AliveAt: secondsTime(r.AliveAt), Self: r.Self})
+					all = append(all, replicaInfo{Name: r.Name, State: r.State, JoinedAt: secondsTime(r.JoinedAt), AliveAt: secondsTime(r.AliveAt), Self: r.Self, Authorities: authoritiesOf(r.Authorities)})
 				}
 				return err
 			})
@@ -96,25 +118,26 @@ func newReplicaRemoveCmd(a *app) *cobra.Command {
 others taint its authorities, so that agents replace what it signed at once; if it
 runs, it signs no more and ends. Its name does not come back.
 
-Tainted authorities verify until they expire. To end what was signed by somebody who
-has the keys, revoke SVIDs or agents too (policyctl svid revoke).`,
+Tainted authorities verify until they expire. If somebody may have the keys, revoke
+them as soon as the agents are through (policyctl authority revoke). One that an
+upstream signed can be neither tainted nor revoked by itself: the command says so.`,
 		Example: `  policyctl replica remove control-3`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var authorities []authorityInfo
 			err := a.replicas(func(c replicav1.AdminClient) error {
-				_, err := c.Remove(cmd.Context(), &replicav1.RemoveRequest{Name: args[0]})
+				resp, err := c.Remove(cmd.Context(), &replicav1.RemoveRequest{Name: args[0]})
+				authorities = authoritiesOf(resp.GetAuthorities())
 				return err
 			})
 			if err != nil {
 				return fmt.Errorf("replica remove: %w", err)
 			}
 			result := struct {
-				Removed string `json:"removed"`
-			}{args[0]}
-			return a.emit(result, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "replica %s is removed, its authorities are tainted\n", args[0])
-				return err
-			})
+				Removed     string          `json:"removed"`
+				Authorities []authorityInfo `json:"authorities"`
+			}{args[0], authorities}
+			return a.emit(result, func(w io.Writer) error { return writeRemoved(w, args[0], authorities) })
 		},
 	}
 }

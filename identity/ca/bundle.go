@@ -106,14 +106,25 @@ func (c *CA) newBundle(x, j *slots, others foreign, seq uint64) *Bundle {
 	for _, a := range j.all() {
 		b.addJWT(JWTAuthority{KeyID: a.id, PublicKey: a.pkix, ExpiresAt: a.notAfter, Tainted: a.tainted})
 	}
+	own, said := len(b.JWTAuthorities), c.verdictsNow()
 	for _, set := range others {
 		for _, root := range set.X509 {
-			if !root.revoked {
-				b.addX509(root.Cert, root.Tainted)
+			if tainted, revoked := said.of(X509, KeyID(root.Cert.SubjectKeyId)); !root.revoked && !revoked {
+				b.addX509(root.Cert, root.Tainted || tainted)
 			}
 		}
 		for _, a := range set.JWT {
-			b.addJWT(a)
+			tainted, revoked := said.of(JWT, a.KeyID)
+			if a.Tainted = a.Tainted || tainted; revoked {
+				continue
+			}
+			// An upstream may publish the key of a replica and not know that it is tainted
+			// there.
+			if n := slices.IndexFunc(b.JWTAuthorities, func(o JWTAuthority) bool { return o.KeyID == a.KeyID }); n >= own {
+				b.JWTAuthorities[n].Tainted = b.JWTAuthorities[n].Tainted || a.Tainted
+			} else if n < 0 {
+				b.addJWT(a)
+			}
 		}
 	}
 	return b

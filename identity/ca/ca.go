@@ -144,10 +144,12 @@ type CA struct {
 	x509    slots
 	jwt     slots
 	foreign foreign
-	peers   peers
-	seq     uint64
-	bundle  *Bundle
-	changed chan struct{}
+	// verdicts are those of this replica.
+	verdicts verdicts
+	peers    peers
+	seq      uint64
+	bundle   *Bundle
+	changed  chan struct{}
 	// turned is closed when Readiness may have become another, listed when
 	// RevocationLists may have.
 	turned, listed chan struct{}

@@ -185,12 +185,15 @@ func (c *CA) Append(ctx context.Context, roots []Root, keys []JWTAuthority, acto
 func (c *CA) append(ctx context.Context, owner string, roots []Root, keys []JWTAuthority, actor string) error {
 	c.rotating.Lock()
 	defer c.rotating.Unlock()
-	now := c.Now()
+	now, said := c.Now(), c.verdictsNow()
 	ch := c.begin(actor)
 	old := ch.foreign.of(owner)
 	set := Foreign{Owner: owner, X509: slices.Clone(old.X509), JWT: slices.Clone(old.JWT)}
 	present, _ := c.Bundle()
 	for _, root := range roots {
+		if _, revoked := said.of(X509, KeyID(root.Cert.SubjectKeyId)); revoked {
+			return fmt.Errorf("%w: X.509 authority %s was revoked here", ErrBadAuthority, KeyID(root.Cert.SubjectKeyId))
+		}
 		if root.expired(now) {
 			return fmt.Errorf("%w: X.509 authority %s has expired", ErrBadAuthority, KeyID(root.Cert.SubjectKeyId))
 		}
@@ -203,6 +206,9 @@ func (c *CA) append(ctx context.Context, owner string, roots []Root, keys []JWTA
 	for _, key := range keys {
 		if err := checkForeignJWT(key, now); err != nil {
 			return err
+		}
+		if _, revoked := said.of(JWT, key.KeyID); revoked {
+			return fmt.Errorf("%w: JWT authority %s was revoked here", ErrBadAuthority, key.KeyID)
 		}
 		n := slices.IndexFunc(set.JWT, func(o JWTAuthority) bool { return o.KeyID == key.KeyID })
 		known := slices.IndexFunc(present.JWTAuthorities, func(o JWTAuthority) bool { return o.KeyID == key.KeyID })

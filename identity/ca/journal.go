@@ -24,6 +24,7 @@ type journal struct {
 	X509     []journalRecord  `json:"x509"`
 	JWT      []journalRecord  `json:"jwt"`
 	Foreign  []journalForeign `json:"foreign,omitempty"`
+	Verdicts []journalVerdict `json:"verdicts,omitempty"`
 }
 
 type journalRecord struct {
@@ -68,7 +69,7 @@ const (
 	slotOld    = "old"
 )
 
-func encodeJournal(seq uint64, x, j *slots, others foreign) ([]byte, error) {
+func encodeJournal(seq uint64, x, j *slots, others foreign, said verdicts) ([]byte, error) {
 	records := func(s *slots) []journalRecord {
 		var list []journalRecord
 		for _, a := range s.all() {
@@ -89,7 +90,7 @@ func encodeJournal(seq uint64, x, j *slots, others foreign) ([]byte, error) {
 		}
 		return list
 	}
-	doc := journal{Version: journalVersion, Sequence: seq, X509: records(x), JWT: records(j)}
+	doc := journal{Version: journalVersion, Sequence: seq, X509: records(x), JWT: records(j), Verdicts: encodeVerdicts(said)}
 	for _, set := range others {
 		f := journalForeign{Owner: set.Owner}
 		for _, root := range set.X509 {
@@ -139,7 +140,7 @@ func (c *CA) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.install(x, j, others, jn.Sequence)
+	c.install(x, j, others, decodeVerdicts(jn.Verdicts), jn.Sequence)
 	return nil
 }
 

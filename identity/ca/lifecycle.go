@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -191,6 +190,9 @@ func (c *CA) RevokeAuthority(ctx context.Context, kind Kind, id, actor string) (
 		}
 		s.old = slices.Delete(s.old, n, n+1)
 		ch.drop("revoked", kind, revoked)
+		if len(revoked.chain) == 0 {
+			ch.say(kind, id, true, revoked.notAfter)
+		}
 		return c.commit(ctx, ch)
 	}()
 	if err != nil {
@@ -262,19 +264,17 @@ func (c *CA) changeUpstream(ctx context.Context, id, actor string, do func(*Root
 	ch := c.begin(actor)
 	old := ch.foreign.of(ownerUpstream)
 	next := &Foreign{Owner: ownerUpstream, X509: slices.Clone(old.X509), JWT: old.JWT}
+	tainted, revoked := c.verdictsNow().of(X509, id)
 	found := false
 	for n := range next.X509 {
 		root := &next.X509[n]
-		if KeyID(root.Cert.SubjectKeyId) != id || root.revoked {
+		if KeyID(root.Cert.SubjectKeyId) != id || root.revoked || revoked {
 			continue
 		}
+		root.Tainted = root.Tainted || tainted
 		found = true
-		pool := x509.NewCertPool()
-		pool.AddCert(root.Cert)
-		for _, a := range []*authority{ch.x509.active, ch.x509.next} {
-			if a != nil && len(a.chain) > 0 && leadsTo(a.chain, pool) {
-				return fmt.Errorf("%w: the authority %s here is signed by %s: have the upstream sign by another, prepare and activate", ErrWrongState, a.publicID(), id)
-			}
+		if err := c.standsOn(ch, root.Cert); err != nil {
+			return err
 		}
 		if err := do(root); err != nil {
 			return err
@@ -283,6 +283,8 @@ func (c *CA) changeUpstream(ctx context.Context, id, actor string, do func(*Root
 		if root.revoked {
 			verb = "revoked"
 		}
+		// At the other replicas it holds by this, whatever they have of the upstream.
+		ch.say(X509, id, root.revoked, root.Cert.NotAfter)
 		ch.act(verb, objectX509, id, [2]string{"owner", ownerUpstream})
 	}
 	if !found {
@@ -293,16 +295,9 @@ func (c *CA) changeUpstream(ctx context.Context, id, actor string, do func(*Root
 }
 
 // TaintForeignJWT taints a JWT authority that an issuer downstream, or an
-// administrator, published.
+// administrator, published, at whichever replica.
 func (c *CA) TaintForeignJWT(ctx context.Context, id, actor string) error {
-	err := c.changeForeignJWT(ctx, id, actor, "tainted", func(set *Foreign, n int) error {
-		if set.JWT[n].Tainted {
-			return fmt.Errorf("%w: %s is tainted already", ErrWrongState, id)
-		}
-		set.JWT[n].Tainted = true
-		return nil
-	})
-	if err != nil {
+	if err := c.changeForeignJWT(ctx, id, actor, false); err != nil {
 		return fmt.Errorf("taint JWT authority: %w", err)
 	}
 	return nil
@@ -310,38 +305,8 @@ func (c *CA) TaintForeignJWT(ctx context.Context, id, actor string) error {
 
 // RevokeForeignJWT takes such a one, when it is tainted, out of the bundle.
 func (c *CA) RevokeForeignJWT(ctx context.Context, id, actor string) error {
-	err := c.changeForeignJWT(ctx, id, actor, "revoked", func(set *Foreign, n int) error {
-		if !set.JWT[n].Tainted {
-			return fmt.Errorf("%w: %s is not tainted: taint it first", ErrWrongState, id)
-		}
-		set.JWT = slices.Delete(set.JWT, n, n+1)
-		return nil
-	})
-	if err != nil {
+	if err := c.changeForeignJWT(ctx, id, actor, true); err != nil {
 		return fmt.Errorf("revoke JWT authority: %w", err)
 	}
 	return nil
-}
-
-func (c *CA) changeForeignJWT(ctx context.Context, id, actor, verb string, do func(set *Foreign, n int) error) error {
-	c.rotating.Lock()
-	defer c.rotating.Unlock()
-	ch := c.begin(actor)
-	for _, set := range ch.foreign {
-		n := slices.IndexFunc(set.JWT, func(a JWTAuthority) bool { return a.KeyID == id })
-		if n < 0 {
-			continue
-		}
-		if set.Owner == ownerUpstream {
-			return fmt.Errorf("%w: %s is the upstream's: that is done there", ErrWrongState, id)
-		}
-		next := &Foreign{Owner: set.Owner, X509: set.X509, JWT: slices.Clone(set.JWT)}
-		if err := do(next, n); err != nil {
-			return err
-		}
-		ch.foreign, ch.published = ch.foreign.with(next), true
-		ch.act(verb, objectJWT, id, [2]string{"owner", set.Owner})
-		return c.commit(ctx, ch)
-	}
-	return fmt.Errorf("%w: %s is not one of the JWT authorities here", ErrNoAuthority, id)
 }

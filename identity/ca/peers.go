@@ -43,6 +43,8 @@ type Peer struct {
 	// Tainted: it was removed, or has been away for too long. What it signed is
 	// to be replaced.
 	Tainted bool
+	// Removed: for good.
+	Removed bool
 	// Live: it was there a moment ago.
 	Live bool
 	// Knows: it publishes all that this CA has journaled.
@@ -58,13 +60,16 @@ const introduction = 10 * time.Second
 type peers struct {
 	published foreign
 	crls      []peerCRLs
-	sequence  uint64
-	removed   bool
-	live      bool // there is somebody to wait for
-	signed    bool // somebody may hold what a replica signed
-	known     bool // those who are live publish what we journaled
-	knownAt   time.Time
-	changed   <-chan struct{}
+	verdicts  verdicts
+	// authorities are those that the replicas sign with, or did.
+	authorities []PeerAuthority
+	sequence    uint64
+	removed     bool
+	live        bool // there is somebody to wait for
+	signed      bool // somebody may hold what a replica signed
+	known       bool // those who are live publish what we journaled
+	knownAt     time.Time
+	changed     <-chan struct{}
 }
 
 // takePeers brings the bundle up to what the others publish, and tells them.
@@ -88,9 +93,12 @@ func (c *CA) readPeers(ctx context.Context) error {
 	for _, p := range state.Peers {
 		jn, err := decodeJournal(p.Journal)
 		var sets []*Foreign
+		var own []PeerAuthority
 		var signed bool
 		if err == nil && jn != nil {
-			sets, signed, err = p.sets(jn, now, c.foreignRetention())
+			if sets, signed, err = p.sets(jn, now, c.foreignRetention()); err == nil {
+				own, err = p.authorities(jn)
+			}
 		}
 		if err != nil {
 			// One that cannot be read must not keep the others from rotating.
@@ -104,7 +112,16 @@ func (c *CA) readPeers(ctx context.Context) error {
 			}
 			next.crls = append(next.crls, lists)
 		}
+		if p.Tainted && len(c.foreign.of(ownerUpstream).X509) > 0 {
+			// Of the upstream that we follow it knows no more, and what was taken away
+			// there since must not come back.
+			sets = slices.DeleteFunc(sets, func(set *Foreign) bool { return set.Owner == ownerUpstream })
+		}
 		next.published = append(next.published, sets...)
+		next.authorities = append(next.authorities, own...)
+		if jn != nil {
+			next.verdicts = append(next.verdicts, decodeVerdicts(jn.Verdicts)...)
+		}
 		next.signed = next.signed || signed
 		if p.Live {
 			next.live, next.known = true, next.known && p.Knows
@@ -126,7 +143,7 @@ func (c *CA) readPeers(ctx context.Context) error {
 	if !changed {
 		return nil
 	}
-	c.install(c.x509, c.jwt, c.foreign, c.seq)
+	c.install(c.x509, c.jwt, c.foreign, c.verdicts, c.seq)
 	if err := c.cfg.Peers.Publishes(ctx, state.Peers); err != nil {
 		return fmt.Errorf("other replicas: %w", err)
 	}

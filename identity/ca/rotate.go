@@ -45,6 +45,8 @@ type change struct {
 	actor      string
 	x509, jwt  slots
 	foreign    foreign
+	verdicts   verdicts
+	said       verdicts // of all replicas
 	made, gone []*authority
 	acts       []identity.Act
 	// published: the bundle becomes another.
@@ -56,7 +58,7 @@ func (c *CA) begin(actor string) *change {
 	if actor == "" {
 		actor = identity.IssuerID(c.cfg.TrustDomain).String()
 	}
-	ch := &change{actor: actor, x509: c.x509, jwt: c.jwt, foreign: c.foreign}
+	ch := &change{actor: actor, x509: c.x509, jwt: c.jwt, foreign: c.foreign, verdicts: c.verdicts, said: c.verdictsNow()}
 	ch.x509.old, ch.jwt.old = slices.Clone(c.x509.old), slices.Clone(c.jwt.old)
 	return ch
 }
@@ -86,7 +88,8 @@ func (c *CA) commit(ctx context.Context, ch *change) error {
 	if ch.published {
 		seq++
 	}
-	doc, err := encodeJournal(seq, &ch.x509, &ch.jwt, ch.foreign)
+	ch.pruneVerdicts(c.Now())
+	doc, err := encodeJournal(seq, &ch.x509, &ch.jwt, ch.foreign, ch.verdicts)
 	if err == nil {
 		err = c.record(ctx, ch.acts)
 	}
@@ -103,7 +106,7 @@ func (c *CA) commit(ctx context.Context, ch *change) error {
 		c.discard(ch.made)
 		return err
 	}
-	c.install(ch.x509, ch.jwt, ch.foreign, seq)
+	c.install(ch.x509, ch.jwt, ch.foreign, ch.verdicts, seq)
 	c.discard(ch.gone)
 	if c.cfg.Peers != nil {
 		// What was journaled has changed the sequence.
@@ -353,12 +356,13 @@ func (c *CA) nextRotation() time.Time {
 }
 
 // install makes the authorities current.
-func (c *CA) install(x, j slots, others foreign, seq uint64) {
+func (c *CA) install(x, j slots, others foreign, said verdicts, seq uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cfg.Peers != nil {
 		seq = c.peers.sequence
 	}
+	c.verdicts = said
 	b := c.newBundle(&x, &j, append(slices.Clone(others), c.peers.published...), seq)
 	published := c.bundle == nil || c.bundle.Sequence != seq
 	c.x509, c.jwt, c.foreign = x, j, others

@@ -66,6 +66,12 @@ func (c *CA) mintUpstream(ctx context.Context, a *authority) ([]Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUpstream, err)
 	}
+	// What was revoked here is in no bundle, though the upstream signs with it.
+	said := c.verdictsNow()
+	roots = slices.DeleteFunc(slices.Clone(roots), func(r Root) bool {
+		_, revoked := said.of(X509, KeyID(r.Cert.SubjectKeyId))
+		return revoked
+	})
 	if err := c.checkMinted(a, chain, roots); err != nil {
 		return nil, fmt.Errorf("%w: it signed a certificate that is of no use: %w", ErrUpstream, err)
 	}
@@ -261,6 +267,8 @@ func (ch *change) mergeUpstream(b UpstreamBundle, gone time.Time) Foreign {
 		if n := slices.IndexFunc(old.X509, root.same); n >= 0 {
 			root.Tainted, root.revoked = root.Tainted || old.X509[n].Tainted, old.X509[n].revoked
 		}
+		tainted, revoked := ch.said.of(X509, KeyID(root.Cert.SubjectKeyId))
+		root.Tainted, root.revoked = root.Tainted || tainted, root.revoked || revoked
 		if !slices.ContainsFunc(set.X509, root.same) {
 			set.X509 = append(set.X509, root)
 		}

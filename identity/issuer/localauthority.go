@@ -111,10 +111,10 @@ func (s *localAuthorityService) ActivateJWTAuthority(ctx context.Context, req *l
 
 // TaintX509Authority implements localauthorityv1.LocalAuthorityServer.
 func (s *localAuthorityService) TaintX509Authority(ctx context.Context, req *localauthorityv1.TaintX509AuthorityRequest) (*localauthorityv1.TaintX509AuthorityResponse, error) {
-	if err := s.isRoot("tainted"); err != nil {
+	if err := s.isRoot("tainted", req.GetAuthorityId()); err != nil {
 		return nil, err
 	}
-	a, err := s.step(ctx, s.ca.TaintAuthority, ca.X509, req.GetAuthorityId())
+	a, err := s.step(ctx, either(s.ca.TaintAuthority, s.ca.TaintPeer), ca.X509, req.GetAuthorityId())
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func (s *localAuthorityService) TaintX509Authority(ctx context.Context, req *loc
 
 // TaintJWTAuthority implements localauthorityv1.LocalAuthorityServer.
 func (s *localAuthorityService) TaintJWTAuthority(ctx context.Context, req *localauthorityv1.TaintJWTAuthorityRequest) (*localauthorityv1.TaintJWTAuthorityResponse, error) {
-	a, err := s.step(ctx, orForeign(s.ca.TaintAuthority, s.ca.TaintForeignJWT), ca.JWT, req.GetAuthorityId())
+	a, err := s.step(ctx, either(s.ca.TaintAuthority, s.ca.TaintPeer, foreign(s.ca.TaintForeignJWT)), ca.JWT, req.GetAuthorityId())
 	if err != nil {
 		return nil, err
 	}
@@ -132,10 +132,10 @@ func (s *localAuthorityService) TaintJWTAuthority(ctx context.Context, req *loca
 
 // RevokeX509Authority implements localauthorityv1.LocalAuthorityServer.
 func (s *localAuthorityService) RevokeX509Authority(ctx context.Context, req *localauthorityv1.RevokeX509AuthorityRequest) (*localauthorityv1.RevokeX509AuthorityResponse, error) {
-	if err := s.isRoot("revoked"); err != nil {
+	if err := s.isRoot("revoked", req.GetAuthorityId()); err != nil {
 		return nil, err
 	}
-	a, err := s.step(ctx, s.ca.RevokeAuthority, ca.X509, req.GetAuthorityId())
+	a, err := s.step(ctx, either(s.ca.RevokeAuthority, s.ca.RevokePeer), ca.X509, req.GetAuthorityId())
 	if err != nil {
 		return nil, err
 	}
@@ -144,22 +144,29 @@ func (s *localAuthorityService) RevokeX509Authority(ctx context.Context, req *lo
 
 // RevokeJWTAuthority implements localauthorityv1.LocalAuthorityServer.
 func (s *localAuthorityService) RevokeJWTAuthority(ctx context.Context, req *localauthorityv1.RevokeJWTAuthorityRequest) (*localauthorityv1.RevokeJWTAuthorityResponse, error) {
-	a, err := s.step(ctx, orForeign(s.ca.RevokeAuthority, s.ca.RevokeForeignJWT), ca.JWT, req.GetAuthorityId())
+	a, err := s.step(ctx, either(s.ca.RevokeAuthority, s.ca.RevokePeer, foreign(s.ca.RevokeForeignJWT)), ca.JWT, req.GetAuthorityId())
 	if err != nil {
 		return nil, err
 	}
 	return &localauthorityv1.RevokeJWTAuthorityResponse{RevokedAuthority: a}, nil
 }
 
-// orForeign does to a JWT authority that is not ours, but that of an issuer
-// downstream, what can be done to it.
-func orForeign(ours authorityStep, foreign func(ctx context.Context, id, actor string) error) authorityStep {
-	return func(ctx context.Context, kind ca.Kind, id, actor string) (ca.AuthorityState, error) {
-		a, err := ours(ctx, kind, id, actor)
-		if errors.Is(err, ca.ErrNoAuthority) {
-			return ca.AuthorityState{ID: id, State: ca.Tainted}, foreign(ctx, id, actor)
+// either does what can be done to an authority of ours, or else to that of another
+// replica or of an issuer downstream.
+func either(steps ...authorityStep) authorityStep {
+	return func(ctx context.Context, kind ca.Kind, id, actor string) (a ca.AuthorityState, err error) {
+		for _, step := range steps {
+			if a, err = step(ctx, kind, id, actor); !errors.Is(err, ca.ErrNoAuthority) {
+				return a, err
+			}
 		}
 		return a, err
+	}
+}
+
+func foreign(do func(ctx context.Context, id, actor string) error) authorityStep {
+	return func(ctx context.Context, _ ca.Kind, id, actor string) (ca.AuthorityState, error) {
+		return ca.AuthorityState{ID: id, State: ca.Tainted}, do(ctx, id, actor)
 	}
 }
 
@@ -240,8 +247,8 @@ func (s *localAuthorityService) upstreamStep(ctx context.Context, do func(ctx co
 }
 
 // isRoot refuses what makes sense for authorities that are in the bundle.
-func (s *localAuthorityService) isRoot(done string) error {
-	if s.ca.HasUpstream() {
+func (s *localAuthorityService) isRoot(done, id string) error {
+	if s.ca.HasUpstream() && !s.ca.IsPeer(ca.X509, strings.ToLower(id)) {
 		return status.Errorf(codes.FailedPrecondition, "an upstream signs the X.509 authorities here, so none of them is in the bundle to be %s: taint or revoke the upstream's", done)
 	}
 	return nil

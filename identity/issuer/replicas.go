@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/replicav1"
@@ -33,7 +34,7 @@ func (s *replicaService) List(ctx context.Context, _ *replicav1.ListRequest) (*r
 				state = "live"
 			}
 		}
-		resp.Replicas = append(resp.Replicas, &replicav1.Replica{Name: r.Name, State: state, JoinedAt: r.Joined.Unix(), AliveAt: r.Alive.Unix(), Self: r.Name == s.cfg.Replica})
+		resp.Replicas = append(resp.Replicas, &replicav1.Replica{Name: r.Name, State: state, JoinedAt: r.Joined.Unix(), AliveAt: r.Alive.Unix(), Self: r.Name == s.cfg.Replica, Authorities: s.authoritiesOf(r.Name)})
 	}
 	return resp, nil
 }
@@ -59,5 +60,20 @@ func (s *replicaService) Remove(ctx context.Context, req *replicav1.RemoveReques
 	} else if err != nil {
 		return nil, s.internal(ctx, "remove the replica", err)
 	}
-	return &replicav1.RemoveResponse{}, nil
+	return &replicav1.RemoveResponse{Authorities: s.authoritiesOf(req.GetName())}, nil
+}
+
+// authoritiesOf are those of another replica.
+func (s *replicaService) authoritiesOf(name string) (list []*replicav1.Authority) {
+	for _, a := range s.ca.PeerAuthorities() {
+		if a.Replica != name {
+			continue
+		}
+		kind := "x509"
+		if a.Kind == ca.JWT {
+			kind = "jwt"
+		}
+		list = append(list, &replicav1.Authority{Kind: kind, Id: a.ID, ExpiresAt: a.ExpiresAt.Unix(), UpstreamKeyId: a.UpstreamKeyID})
+	}
+	return list
 }

@@ -33,7 +33,10 @@ type Replica struct {
 	JoinedAt int64 `protobuf:"varint,3,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
 	AliveAt  int64 `protobuf:"varint,4,opt,name=alive_at,json=aliveAt,proto3" json:"alive_at,omitempty"`
 	// The one that answers.
-	Self          bool `protobuf:"varint,5,opt,name=self,proto3" json:"self,omitempty"`
+	Self bool `protobuf:"varint,5,opt,name=self,proto3" json:"self,omitempty"`
+	// Its authorities that have not expired and were not revoked, but for those of the
+	// one that answers.
+	Authorities   []*Authority `protobuf:"bytes,6,rep,name=authorities,proto3" json:"authorities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -103,6 +106,86 @@ func (x *Replica) GetSelf() bool {
 	return false
 }
 
+func (x *Replica) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+type Authority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// x509 or jwt.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Subject key identifier, or key ID.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Unix seconds.
+	ExpiresAt int64 `protobuf:"varint,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Subject key identifier of the upstream's authority that signed this one: it is
+	// not in the bundle itself, so it can be neither tainted nor revoked.
+	UpstreamKeyId string `protobuf:"bytes,4,opt,name=upstream_key_id,json=upstreamKeyId,proto3" json:"upstream_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_identity_replicav1_replica_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_identity_replicav1_replica_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Authority) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Authority) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Authority) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *Authority) GetUpstreamKeyId() string {
+	if x != nil {
+		return x.UpstreamKeyId
+	}
+	return ""
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -111,7 +194,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_identity_replicav1_replica_proto_msgTypes[1]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -123,7 +206,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_replicav1_replica_proto_msgTypes[1]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -136,7 +219,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{1}
+	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{2}
 }
 
 type ListResponse struct {
@@ -148,7 +231,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_identity_replicav1_replica_proto_msgTypes[2]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +243,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_replicav1_replica_proto_msgTypes[2]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +256,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{2}
+	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListResponse) GetReplicas() []*Replica {
@@ -192,7 +275,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_identity_replicav1_replica_proto_msgTypes[3]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -204,7 +287,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_replicav1_replica_proto_msgTypes[3]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -217,7 +300,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{3}
+	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RemoveRequest) GetName() string {
@@ -228,14 +311,16 @@ func (x *RemoveRequest) GetName() string {
 }
 
 type RemoveResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those of the replica.
+	Authorities   []*Authority `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_identity_replicav1_replica_proto_msgTypes[4]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -247,7 +332,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_identity_replicav1_replica_proto_msgTypes[4]
+	mi := &file_identity_replicav1_replica_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -260,26 +345,41 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{4}
+	return file_identity_replicav1_replica_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RemoveResponse) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
 }
 
 var File_identity_replicav1_replica_proto protoreflect.FileDescriptor
 
 const file_identity_replicav1_replica_proto_rawDesc = "" +
 	"\n" +
-	" identity/replicav1/replica.proto\x12\x18writ.identity.replica.v1\"\x7f\n" +
+	" identity/replicav1/replica.proto\x12\x18writ.identity.replica.v1\"\xc6\x01\n" +
 	"\aReplica\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1b\n" +
 	"\tjoined_at\x18\x03 \x01(\x03R\bjoinedAt\x12\x19\n" +
 	"\balive_at\x18\x04 \x01(\x03R\aaliveAt\x12\x12\n" +
-	"\x04self\x18\x05 \x01(\bR\x04self\"\r\n" +
+	"\x04self\x18\x05 \x01(\bR\x04self\x12E\n" +
+	"\vauthorities\x18\x06 \x03(\v2#.writ.identity.replica.v1.AuthorityR\vauthorities\"v\n" +
+	"\tAuthority\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12&\n" +
+	"\x0fupstream_key_id\x18\x04 \x01(\tR\rupstreamKeyId\"\r\n" +
 	"\vListRequest\"M\n" +
 	"\fListResponse\x12=\n" +
 	"\breplicas\x18\x01 \x03(\v2!.writ.identity.replica.v1.ReplicaR\breplicas\"#\n" +
 	"\rRemoveRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x10\n" +
-	"\x0eRemoveResponse2\xbb\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"W\n" +
+	"\x0eRemoveResponse\x12E\n" +
+	"\vauthorities\x18\x01 \x03(\v2#.writ.identity.replica.v1.AuthorityR\vauthorities2\xbb\x01\n" +
 	"\x05Admin\x12U\n" +
 	"\x04List\x12%.writ.identity.replica.v1.ListRequest\x1a&.writ.identity.replica.v1.ListResponse\x12[\n" +
 	"\x06Remove\x12'.writ.identity.replica.v1.RemoveRequest\x1a(.writ.identity.replica.v1.RemoveResponseB7Z5github.com/writ-dev/writ/identity/replicav1;replicav1b\x06proto3"
@@ -296,25 +396,28 @@ func file_identity_replicav1_replica_proto_rawDescGZIP() []byte {
 	return file_identity_replicav1_replica_proto_rawDescData
 }
 
-var file_identity_replicav1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_identity_replicav1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_identity_replicav1_replica_proto_goTypes = []any{
 	(*Replica)(nil),        // 0: writ.identity.replica.v1.Replica
-	(*ListRequest)(nil),    // 1: writ.identity.replica.v1.ListRequest
-	(*ListResponse)(nil),   // 2: writ.identity.replica.v1.ListResponse
-	(*RemoveRequest)(nil),  // 3: writ.identity.replica.v1.RemoveRequest
-	(*RemoveResponse)(nil), // 4: writ.identity.replica.v1.RemoveResponse
+	(*Authority)(nil),      // 1: writ.identity.replica.v1.Authority
+	(*ListRequest)(nil),    // 2: writ.identity.replica.v1.ListRequest
+	(*ListResponse)(nil),   // 3: writ.identity.replica.v1.ListResponse
+	(*RemoveRequest)(nil),  // 4: writ.identity.replica.v1.RemoveRequest
+	(*RemoveResponse)(nil), // 5: writ.identity.replica.v1.RemoveResponse
 }
 var file_identity_replicav1_replica_proto_depIdxs = []int32{
-	0, // 0: writ.identity.replica.v1.ListResponse.replicas:type_name -> writ.identity.replica.v1.Replica
-	1, // 1: writ.identity.replica.v1.Admin.List:input_type -> writ.identity.replica.v1.ListRequest
-	3, // 2: writ.identity.replica.v1.Admin.Remove:input_type -> writ.identity.replica.v1.RemoveRequest
-	2, // 3: writ.identity.replica.v1.Admin.List:output_type -> writ.identity.replica.v1.ListResponse
-	4, // 4: writ.identity.replica.v1.Admin.Remove:output_type -> writ.identity.replica.v1.RemoveResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1, // 0: writ.identity.replica.v1.Replica.authorities:type_name -> writ.identity.replica.v1.Authority
+	0, // 1: writ.identity.replica.v1.ListResponse.replicas:type_name -> writ.identity.replica.v1.Replica
+	1, // 2: writ.identity.replica.v1.RemoveResponse.authorities:type_name -> writ.identity.replica.v1.Authority
+	2, // 3: writ.identity.replica.v1.Admin.List:input_type -> writ.identity.replica.v1.ListRequest
+	4, // 4: writ.identity.replica.v1.Admin.Remove:input_type -> writ.identity.replica.v1.RemoveRequest
+	3, // 5: writ.identity.replica.v1.Admin.List:output_type -> writ.identity.replica.v1.ListResponse
+	5, // 6: writ.identity.replica.v1.Admin.Remove:output_type -> writ.identity.replica.v1.RemoveResponse
+	5, // [5:7] is the sub-list for method output_type
+	3, // [3:5] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_identity_replicav1_replica_proto_init() }
@@ -328,7 +431,7 @@ func file_identity_replicav1_replica_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_identity_replicav1_replica_proto_rawDesc), len(file_identity_replicav1_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

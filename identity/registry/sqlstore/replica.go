@@ -220,7 +220,7 @@ func (m *Member) Peers(ctx context.Context) (ca.PeerState, error) {
 	}
 	for _, r := range all {
 		if r.Name != m.name {
-			state.Peers = append(state.Peers, ca.Peer{Name: r.Name, Journal: r.journal, CRLs: lists[r.Name], Sequence: r.sequence, Tainted: r.State != "", Live: r.Live, Knows: r.seen[m.name] >= own})
+			state.Peers = append(state.Peers, ca.Peer{Name: r.Name, Journal: r.journal, CRLs: lists[r.Name], Sequence: r.sequence, Tainted: r.State != "", Removed: r.State == stateRemoved, Live: r.Live, Knows: r.seen[m.name] >= own})
 		}
 	}
 	return state, nil
