@@ -59,6 +59,12 @@ func (c *CA) begin(actor string) *change {
 		actor = identity.IssuerID(c.cfg.TrustDomain).String()
 	}
 	ch := &change{actor: actor, x509: c.x509, jwt: c.jwt, foreign: c.foreign, verdicts: c.verdicts, said: c.verdictsNow()}
+	// What was said elsewhere is kept here too: who takes a row away takes no verdict.
+	for _, v := range c.peers.verdicts {
+		if tainted, revoked := ch.verdicts.of(v.kind, v.id); !tainted || v.revoked && !revoked {
+			ch.verdicts = ch.verdicts.with(v)
+		}
+	}
 	ch.x509.old, ch.jwt.old = slices.Clone(c.x509.old), slices.Clone(c.jwt.old)
 	return ch
 }

@@ -119,6 +119,9 @@ func (i *Issuer) pruneBy(ctx context.Context, now time.Time) error {
 		if _, err := tx.PruneRevocations(now); err != nil {
 			return err
 		}
+		if err := tx.PruneFacts(now); err != nil {
+			return err
+		}
 		_, err := tx.PruneJoinTokens(now.Add(-tokenMemory))
 		return err
 	})

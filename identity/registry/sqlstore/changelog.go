@@ -32,12 +32,21 @@ type changed struct {
 	// Federation is few rows, which are read again together.
 	Federation bool `json:"federation,omitempty"`
 	// Revocations have the revision as their number.
-	Revocations bool `json:"revocations,omitempty"`
-	Replicas    bool `json:"replicas,omitempty"`
+	Revocations bool         `json:"revocations,omitempty"`
+	Replicas    bool         `json:"replicas,omitempty"`
+	Facts       []loggedFact `json:"facts,omitempty"`
 
 	// digests is what Entries and Digests say together, nil for what is deleted;
 	// nil where they do not say it.
 	digests map[string]*digest
+}
+
+// loggedFact is one that was noted, or ended.
+type loggedFact struct {
+	ID    string `json:"id"`
+	Value string `json:"value,omitempty"`
+	Until int64  `json:"until,omitempty"`
+	Ended bool   `json:"ended,omitempty"`
 }
 
 // announce puts the transaction's change into the log and tells the others,
@@ -51,6 +60,13 @@ func (t *Tx) announce() error {
 			d = w.digest[:]
 		}
 		c.Digests = append(c.Digests, d)
+	}
+	for id, f := range t.facts {
+		logged := loggedFact{ID: id, Ended: f == nil}
+		if f != nil {
+			logged.Value, logged.Until = f.value, f.until
+		}
+		c.Facts = append(c.Facts, logged)
 	}
 	for _, a := range t.change.Agents {
 		if a.New != nil {
@@ -98,7 +114,7 @@ func (t *Tx) changedSince(revision uint64) (all changed, err error) {
 		}
 		all.Entries = append(all.Entries, one.Entries...)
 		all.add(one)
-		all.Agents = append(all.Agents, one.Agents...)
+		all.Agents, all.Facts = append(all.Agents, one.Agents...), append(all.Facts, one.Facts...)
 		all.Federation = all.Federation || one.Federation
 		all.Revocations = all.Revocations || one.Revocations
 		all.Replicas = all.Replicas || one.Replicas
@@ -117,6 +133,12 @@ func (c *changed) add(later changed) {
 	if c.digests == nil {
 		return
 	}
+	for _, f := range later.Facts {
+		if c.digests[factKey+f.ID] = nil; !f.Ended {
+			d := newFact(f.ID, f.Value, f.Until).digest
+			c.digests[factKey+f.ID] = &d
+		}
+	}
 	for n, id := range later.Entries {
 		switch d := later.Digests[n]; len(d) {
 		case 0:
@@ -128,6 +150,18 @@ func (c *changed) add(later changed) {
 			return
 		}
 	}
+}
+
+// facts are those that were noted, by ID, nil for what ended.
+func (c *changed) facts() map[string]*fact {
+	all := make(map[string]*fact, len(c.Facts))
+	for _, logged := range c.Facts {
+		if all[logged.ID] = nil; !logged.Ended {
+			f := newFact(logged.ID, logged.Value, logged.Until)
+			all[logged.ID] = &f
+		}
+	}
+	return all
 }
 
 // changes is what was made of what was touched, as one change to the index, and
@@ -177,6 +211,11 @@ func (t *Tx) changes(x *registry.Index, touched changed) (change registry.Change
 			now[a.ID.String()] = a
 		}
 		for _, name := range part {
+			if now[name] == nil {
+				if a, err := t.agentNow(name, nil); err == nil {
+					now[name] = a // banned, and without a row
+				}
+			}
 			id, err := spiffeid.FromString(name)
 			if err != nil {
 				return fail(fmt.Errorf("log of changes: agent: %w", err))

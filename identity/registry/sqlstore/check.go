@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -94,7 +95,7 @@ func (s *Store) checkPart(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	if s.swept == "" {
-		return false, s.checkCount(t)
+		return false, errors.Join(s.checkFacts(t), s.checkCount(t))
 	}
 	return true, nil
 }

@@ -21,7 +21,7 @@ func (t *Tx) crls() (map[string][]byte, error) {
 		if err := rows.Scan(&name, &lists, &mark); err != nil {
 			return nil, err
 		}
-		if t.checkRow(kindCRLs, name, mark, name, lists) == nil {
+		if t.checkRow(kindCRLs, name, mark, name, lists) == nil && t.stale(factCRLs, name, "CRLs", mark) == nil {
 			all[name] = lists
 		}
 	}
@@ -34,16 +34,17 @@ func (m *Member) SaveCRLs(ctx context.Context, lists []byte) error {
 		lists = []byte{}
 	}
 	err := m.s.Update(ctx, func(tx *Tx) error {
-		var state string
-		if err := tx.queryRow(`SELECT state FROM registry_replicas WHERE name = ?`, m.name).Scan(&state); err != nil {
-			return err
-		}
-		if state == stateRemoved {
+		if tx.holds(factRemoved, m.name) {
 			return ErrRemoved
 		}
 		tx.replicasChanged = true
-		return tx.exec(`INSERT INTO registry_crls (replica, lists, mark) VALUES (?, ?, ?)
-			ON CONFLICT (replica) DO UPDATE SET lists = excluded.lists, mark = excluded.mark`, m.name, lists, m.s.rowMark(kindCRLs, m.name, lists))
+		mark := m.s.rowMark(kindCRLs, m.name, lists)
+		err := tx.exec(`INSERT INTO registry_crls (replica, lists, mark) VALUES (?, ?, ?)
+			ON CONFLICT (replica) DO UPDATE SET lists = excluded.lists, mark = excluded.mark`, m.name, lists, mark)
+		if err != nil {
+			return err
+		}
+		return tx.setLatest(factCRLs, m.name, mark)
 	})
 	if err != nil && !errors.Is(err, ErrRemoved) {
 		return fmt.Errorf("save CRLs: %w", err)

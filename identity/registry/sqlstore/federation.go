@@ -83,10 +83,14 @@ func (t *Tx) PutFederatedBundle(b registry.FederatedBundle) error {
 		return err
 	}
 	values := []any{b.TrustDomain.Name(), certs, keys, int64(b.RefreshHint / time.Second), int64(b.Sequence)}
+	mark := t.s.rowMark(kindBundle, values...)
 	err = t.exec(`INSERT INTO registry_bundles (`+bundleColumns+`, revision, mark) VALUES (?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (trust_domain) DO UPDATE SET x509_authorities = excluded.x509_authorities, jwt_authorities = excluded.jwt_authorities,
 		refresh_hint = excluded.refresh_hint, sequence = excluded.sequence, revision = excluded.revision, mark = excluded.mark`,
-		append(values, int64(t.change.Revision), t.s.rowMark(kindBundle, values...))...)
+		append(values, int64(t.change.Revision), mark)...)
+	if err == nil {
+		err = t.setLatest(factBundle, b.TrustDomain.Name(), mark)
+	}
 	if err != nil {
 		return fmt.Errorf("write bundle of %s: %w", b.TrustDomain, err)
 	}
@@ -105,7 +109,7 @@ func (t *Tx) DeleteFederatedBundle(td spiffeid.TrustDomain) error {
 		return fmt.Errorf("delete bundle of %s: %w", td, err)
 	}
 	t.change.Bundles = append(t.change.Bundles, registry.BundleChange{Old: old})
-	return nil
+	return t.dropFact(factBundle, td.Name())
 }
 
 // EntriesFederatingWith returns the entries that federate with a trust domain.
@@ -139,10 +143,14 @@ func (t *Tx) PutRelationship(r registry.Relationship) error {
 		id = r.EndpointID.String()
 	}
 	values := []any{r.TrustDomain.Name(), r.EndpointURL, r.Profile, id}
+	mark := t.s.rowMark(kindRelationship, values...)
 	err = t.exec(`INSERT INTO registry_federation (`+relationshipColumns+`, revision, mark) VALUES (?, ?, ?, ?, ?, ?)
 		ON CONFLICT (trust_domain) DO UPDATE SET endpoint_url = excluded.endpoint_url, profile = excluded.profile,
 		endpoint_spiffe_id = excluded.endpoint_spiffe_id, revision = excluded.revision, mark = excluded.mark`,
-		append(values, int64(t.change.Revision), t.s.rowMark(kindRelationship, values...))...)
+		append(values, int64(t.change.Revision), mark)...)
+	if err == nil {
+		err = t.setLatest(factRelationship, r.TrustDomain.Name(), mark)
+	}
 	if err != nil {
 		return fmt.Errorf("write relationship with %s: %w", r.TrustDomain, err)
 	}
@@ -161,7 +169,7 @@ func (t *Tx) DeleteRelationship(td spiffeid.TrustDomain) error {
 		return fmt.Errorf("delete relationship with %s: %w", td, err)
 	}
 	t.change.Relationships = append(t.change.Relationships, registry.RelationshipChange{Old: old})
-	return nil
+	return t.dropFact(factRelationship, td.Name())
 }
 
 func (t *Tx) scanBundle(row scanner) (*registry.FederatedBundle, error) {
@@ -175,6 +183,9 @@ func (t *Tx) scanBundle(row scanner) (*registry.FederatedBundle, error) {
 		return nil, err
 	}
 	if err := t.checkRow(kindBundle, name, mark, name, certs, keys, hint, sequence); err != nil {
+		return nil, err
+	}
+	if err := t.stale(factBundle, name, kindBundle, mark); err != nil {
 		return nil, err
 	}
 	if b.TrustDomain, err = spiffeid.TrustDomainFromString(name); err != nil {
@@ -199,6 +210,9 @@ func (t *Tx) scanRelationship(row scanner) (*registry.Relationship, error) {
 		return nil, err
 	}
 	if err := t.checkRow(kindRelationship, name, mark, name, r.EndpointURL, r.Profile, id); err != nil {
+		return nil, err
+	}
+	if err := t.stale(factRelationship, name, kindRelationship, mark); err != nil {
 		return nil, err
 	}
 	if r.TrustDomain, err = spiffeid.TrustDomainFromString(name); err != nil {

@@ -189,6 +189,8 @@ func (s *Store) catchUp(t *Tx, st state) error {
 	if !fits || !s.key.seals(st, total) {
 		return s.reload(t, st, s.known())
 	}
+	// What holds now, for the rows that are read here.
+	t.facts = touched.facts()
 	change, held, err := t.changes(s.index, touched)
 	if err != nil {
 		return err
@@ -206,6 +208,8 @@ func (s *Store) catchUp(t *Tx, st state) error {
 	}
 	change.Revision = st.revision
 	s.judged, s.total = st, total
+	s.takeFacts(t.facts)
+	t.facts = nil
 	s.setDoubt(nil)
 	s.index.Apply(change)
 	s.hold(t.ctx, held, nil, false)

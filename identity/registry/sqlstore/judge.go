@@ -1,6 +1,7 @@
 package sqlstore
 
 import (
+	"strings"
 	"time"
 
 	"github.com/writ-dev/writ/identity/registry"
@@ -42,21 +43,23 @@ func (w *Withheld) same(o *Withheld) bool {
 type verdict struct {
 	entries  []*registry.Entry
 	withheld map[string]*Withheld
-	total    sum // of the entries that are to be there
+	total    sum // of the entries and facts that are to be there
+	facts    map[string]fact
+	wrong    []string // facts whose rows are not as they are to be
 	settled  bool
 }
 
 // seen is what a process knows that the registry held at a revision.
 type seen struct {
 	revision uint64
-	entries  map[string]digest // nil: nothing is known
+	entries  map[string]digest // and facts, see factKey; nil: nothing is known
 }
 
 // judge says which rows are what the issuer left. The set that is to be there is
 // what was seen, if the database is not after that; otherwise, of the sets
 // that it can be, the one that fits the seal. log are the changes after what was
 // seen, nil where they are not known. Where no set fits, nothing is settled.
-func judge(k *sealer, st state, rows []row, was seen, log map[string]*digest, now time.Time) verdict {
+func judge(k *sealer, st state, rows []row, facts []factRow, was seen, log map[string]*digest, now time.Time) verdict {
 	v := verdict{withheld: map[string]*Withheld{}}
 	expected := was.entries
 	switch {
@@ -65,8 +68,8 @@ func judge(k *sealer, st state, rows []row, was seen, log map[string]*digest, no
 	default:
 		for _, candidate := range []func() map[string]digest{
 			func() map[string]digest { return afterLog(was, log) },
-			func() map[string]digest { return withNewer(was, rows) },
-			func() map[string]digest { return withNewer(seen{}, rows) },
+			func() map[string]digest { return withNewer(was, rows, facts) },
+			func() map[string]digest { return withNewer(seen{}, rows, facts) },
 		} {
 			set := candidate()
 			if total := k.total(set); set != nil && k.seals(st, total) {
@@ -78,11 +81,12 @@ func judge(k *sealer, st state, rows []row, was seen, log map[string]*digest, no
 	if !v.settled {
 		return v
 	}
-	there := 0
+	v.facts, v.wrong = judgeFacts(expected, facts)
+	there := len(v.facts)
 	v.entries = make([]*registry.Entry, 0, len(rows))
 	for _, r := range rows {
 		want, known := expected[r.id]
-		if known {
+		if known = known && !strings.HasPrefix(r.id, factKey); known {
 			there++
 		}
 		if known && r.marked && r.digest == want {
@@ -99,7 +103,7 @@ func judge(k *sealer, st state, rows []row, was seen, log map[string]*digest, no
 		found[r.id] = struct{}{}
 	}
 	for id, want := range expected {
-		if _, ok := found[id]; !ok {
+		if _, ok := found[id]; !ok && !strings.HasPrefix(id, factKey) {
 			v.withheld[id] = missing(id, want, now)
 		}
 	}
@@ -127,7 +131,7 @@ func afterLog(was seen, log map[string]*digest) map[string]digest {
 }
 
 // withNewer is what was seen, and the rows with the issuer's mark that are newer.
-func withNewer(was seen, rows []row) map[string]digest {
+func withNewer(was seen, rows []row, facts []factRow) map[string]digest {
 	set := make(map[string]digest, len(was.entries)+len(rows))
 	for id, d := range was.entries {
 		set[id] = d
@@ -135,6 +139,11 @@ func withNewer(was seen, rows []row) map[string]digest {
 	for _, r := range rows {
 		if r.marked && (was.entries == nil || r.entry.RevisionNumber > int64(was.revision)) {
 			set[r.id] = r.digest
+		}
+	}
+	for _, r := range facts {
+		if r.marked && (was.entries == nil || r.revision > int64(was.revision)) {
+			set[factKey+r.id] = r.digest
 		}
 	}
 	return set

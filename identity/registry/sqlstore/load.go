@@ -17,28 +17,30 @@ type state struct {
 	// is on them.
 	templates     uint64
 	templatesSeal string
+	// facts is the revision since which there are facts, 0 for none yet.
+	facts uint64
 	// floor is after which revision the log of changes has everything.
 	floor uint64
 }
 
 // same says whether two states are of the same content.
 func (st state) same(o state) bool {
-	return st.revision == o.revision && st.keyID == o.keyID && st.seal == o.seal && st.templates == o.templates && st.templatesSeal == o.templatesSeal
+	return st.revision == o.revision && st.keyID == o.keyID && st.seal == o.seal && st.templates == o.templates && st.templatesSeal == o.templatesSeal && st.facts == o.facts
 }
 
 func (t *Tx) state(suffix string) (st state, err error) {
 	var seal, templatesSeal []byte
-	var revision, floor, templates int64
-	err = t.queryRow(`SELECT revision, key_id, seal, log_floor, templates_revision, templates_seal FROM registry_revision`+suffix).Scan(&revision, &st.keyID, &seal, &floor, &templates, &templatesSeal)
+	var revision, floor, templates, facts int64
+	err = t.queryRow(`SELECT revision, key_id, seal, log_floor, templates_revision, templates_seal, facts FROM registry_revision`+suffix).Scan(&revision, &st.keyID, &seal, &floor, &templates, &templatesSeal, &facts)
 	if err != nil {
 		return st, fmt.Errorf("read the registry's revision: %w", err)
 	}
 	// Who writes the database may write anything.
-	if revision < 0 || revision > math.MaxInt64/2 || floor < 0 || templates < 0 {
+	if revision < 0 || revision > math.MaxInt64/2 || floor < 0 || templates < 0 || facts < 0 {
 		return st, fmt.Errorf("read the registry's revision: %d, log from %d: not numbers of this program", revision, floor)
 	}
 	st.revision, st.floor, st.seal = uint64(revision), uint64(floor), string(seal)
-	st.templates, st.templatesSeal = uint64(templates), string(templatesSeal)
+	st.templates, st.templatesSeal, st.facts = uint64(templates), string(templatesSeal), uint64(facts)
 	return st, nil
 }
 
@@ -66,11 +68,7 @@ func (s *Store) reload(t *Tx, st state, was seen) error {
 	if err != nil {
 		return err
 	}
-	agents, err := t.agentsWhere(`TRUE`)
-	if err != nil {
-		return err
-	}
-	bundles, relationships, err := t.federation()
+	facts, err := t.factRows()
 	if err != nil {
 		return err
 	}
@@ -89,12 +87,23 @@ func (s *Store) reload(t *Tx, st state, was seen) error {
 		}
 		log = touched.digests
 	}
-	v := judge(s.key, st, rows, was, log, s.clock())
+	v := judge(s.key, st, rows, facts, was, log, s.clock())
 	again := s.judged.same(st)
 	s.judged = st
 	if !v.settled {
 		s.doubtful(t.ctx, st, rows)
 		return nil
+	}
+	// Facts first: they say which of the other rows still hold.
+	s.facts = v.facts
+	s.noteWrong(v.wrong)
+	agents, err := t.allAgents()
+	if err != nil {
+		return err
+	}
+	bundles, relationships, err := t.federation()
+	if err != nil {
+		return err
 	}
 	s.setDoubt(nil)
 	s.total = v.total

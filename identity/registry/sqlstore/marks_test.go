@@ -128,7 +128,11 @@ func testForgedRows(t *testing.T, again func() *sql.DB) {
 	statements(t, p.db, `UPDATE registry_agents SET banned = 0 WHERE id LIKE '%/0'`, `UPDATE registry_agents SET selectors = '[["x","1"],["x","2"]]' WHERE id LIKE '%/1'`,
 		`UPDATE registry_bundles SET sequence = 2 WHERE trust_domain = 'one.org'`, `UPDATE registry_federation SET endpoint_url = 'https://mine' WHERE trust_domain = 'two.org'`)
 	err := p.Update(t.Context(), func(tx *sqlstore.Tx) error {
-		_, err := tx.Agent(agentID(0))
+		banned, err := tx.Agent(agentID(0))
+		if err != nil || !banned.Banned {
+			t.Errorf("the ban has ended: %+v, %v", banned, err)
+		}
+		_, err = tx.Agent(agentID(1))
 		_, err2 := tx.FederatedBundle(domain("one.org"))
 		_, err3 := tx.Relationship(domain("two.org"))
 		if !errors.Is(err, registry.ErrNotFound) || !errors.Is(err2, registry.ErrNotFound) || !errors.Is(err3, registry.ErrNotFound) {
@@ -139,20 +143,23 @@ func testForgedRows(t *testing.T, again func() *sql.DB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"refused agent", "refused bundle", "refused federation relationship"}, p.ledger.alarms()); diff != "" {
+	if diff := cmp.Diff([]string{"refused agent", "refused agent", "refused bundle", "refused federation relationship"}, p.ledger.alarms()); diff != "" {
 		t.Error(diff)
 	}
 	for range 2 {
 		p.restart()
-		if diff := cmp.Diff([]string{"/spire/agent/x/2", "relationship with one.org", "two.org"}, content()); diff != "" {
+		if diff := cmp.Diff([]string{"/spire/agent/x/0", "/spire/agent/x/2", "relationship with one.org", "two.org"}, content()); diff != "" {
 			t.Error(diff)
 		}
 		if diff := cmp.Diff([]string{"refused agent", "refused agent", "refused bundle", "refused federation relationship"}, p.ledger.alarms()); diff != "" {
 			t.Error(diff)
 		}
 	}
-	// Written by the issuer again, they count again.
+	// Written by the issuer again, they count again; what is banned, when it was evicted.
 	update(t, p.Store, func(tx *sqlstore.Tx) error {
+		if _, err := tx.DeleteAgent(agentID(0)); err != nil {
+			return err
+		}
 		return tx.PutAgent(registry.Agent{ID: agentID(0), AttestationType: "x", Serial: "2", ExpiresAt: now.Add(time.Hour)})
 	})
 	if a := p.Index().Agent(agentID(0)); a == nil || a.Serial != "2" {

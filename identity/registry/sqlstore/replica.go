@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/writ-dev/writ/identity/ca"
@@ -115,14 +116,53 @@ func (t *Tx) replicas() ([]*Replica, error) {
 		if err := json.Unmarshal([]byte(seen), &r.seen); err != nil {
 			return nil, fmt.Errorf("read replicas: %s: seen: %w", r.Name, err)
 		}
-		if err := t.s.checkJournal(t.ctx, r.Name, r.journal, mark); err != nil {
+		switch err := t.s.checkJournal(t.ctx, r.Name, r.journal, mark); {
+		case err != nil, len(r.journal) > 0 && t.stale(factJournal, r.Name, "authorities", mark) != nil:
 			r.journal, r.forged = nil, true
+		case len(r.journal) == 0 && t.holds(factJournal, r.Name):
+			t.lostJournal(r.Name)
+			r.forged = true
+		}
+		if r.State != stateRemoved && t.holds(factRemoved, r.Name) {
+			t.undone(factRemoved, r.Name, "replica", "its row in the database says that it was not removed, and it was")
+			r.State = stateRemoved
 		}
 		r.Joined, r.Alive = fromUnix(joined), fromUnix(alive)
 		r.Live = r.Live && r.State == ""
 		all = append(all, &r)
 	}
-	return all, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return t.withLost(all), nil
+}
+
+// withLost adds the replicas that are to be there and have no row.
+func (t *Tx) withLost(all []*Replica) []*Replica {
+	names := map[string]bool{}
+	for _, r := range all {
+		names[r.Name] = true
+	}
+	for id := range t.s.facts {
+		kind, name, _ := strings.Cut(id, " ")
+		if kind != factJournal && kind != factRemoved || name == "" || names[name] || !t.holds(kind, name) {
+			continue
+		}
+		t.lostJournal(name)
+		r := &Replica{Name: name, forged: true}
+		if t.holds(factRemoved, name) {
+			r.State = stateRemoved
+		}
+		names[name] = true
+		all = append(all, r)
+	}
+	return all
+}
+
+// lostJournal raises the alarm that a replica's authorities are in the database no
+// more.
+func (t *Tx) lostJournal(name string) {
+	t.undone(factJournal, name, "authorities", "their row in the database is gone, or empty")
 }
 
 // Replicas reads all there are and were, by name. On SQLite there are none.
@@ -130,12 +170,15 @@ func (s *Store) Replicas(ctx context.Context) ([]*Replica, error) {
 	if !s.shared {
 		return nil, nil
 	}
-	tx, err := s.view(ctx)
+	var all []*Replica
+	err := s.look(ctx, func(t *Tx) (err error) {
+		all, err = t.replicas()
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read replicas: %w", err)
 	}
-	defer tx.Rollback()
-	return (&Tx{ctx: ctx, s: s, tx: tx}).replicas()
+	return all, nil
 }
 
 // RemoveReplica ends a replica for good. The others taint its authorities, and
@@ -153,7 +196,7 @@ func (t *Tx) RemoveReplica(name string) error {
 	if err := t.exec(`UPDATE registry_replicas SET state = 'removed', sequence = sequence + 1 WHERE name = ?`, name); err != nil {
 		return fmt.Errorf("remove replica %q: %w", name, err)
 	}
-	return nil
+	return t.setFact(factRemoved, name, "", time.Time{})
 }
 
 // LoadJournal implements ca.Journal.
@@ -175,16 +218,20 @@ func (m *Member) LoadJournal(ctx context.Context) ([]byte, error) {
 
 // SaveJournal implements ca.Journal. The others are told.
 func (m *Member) SaveJournal(ctx context.Context, doc []byte) error {
+	mark := m.s.journalMark(m.name, doc)
 	err := m.s.Update(ctx, func(tx *Tx) error {
+		if tx.holds(factRemoved, m.name) {
+			return ErrRemoved
+		}
 		tx.replicasChanged = true
-		r, err := tx.tx.ExecContext(tx.ctx, `UPDATE registry_replicas SET journal = ?, mark = ?, sequence = sequence + 1, alive = `+dbNow+` WHERE name = ? AND state <> 'removed'`, doc, m.s.journalMark(m.name, doc), m.name)
+		r, err := tx.tx.ExecContext(tx.ctx, `UPDATE registry_replicas SET journal = ?, mark = ?, sequence = sequence + 1, alive = `+dbNow+` WHERE name = ? AND state <> 'removed'`, doc, mark, m.name)
 		if err != nil {
 			return err
 		}
 		if n, err := r.RowsAffected(); err != nil || n == 0 {
 			return errors.Join(err, ErrRemoved)
 		}
-		return nil
+		return tx.setLatest(factJournal, m.name, mark)
 	})
 	if err != nil {
 		return fmt.Errorf("save authorities: %w", err)
@@ -196,19 +243,16 @@ func (m *Member) SaveJournal(ctx context.Context, doc []byte) error {
 func (m *Member) Peers(ctx context.Context) (ca.PeerState, error) {
 	// Begin listening before the look, so that no change falls between.
 	changed := m.s.replicasChanged()
-	sqlTx, err := m.s.view(ctx)
+	var all []*Replica
+	var lists map[string][]byte
+	err := m.s.look(ctx, func(t *Tx) (err error) {
+		if all, err = t.replicas(); err == nil {
+			lists, err = t.crls()
+		}
+		return err
+	})
 	if err != nil {
 		return ca.PeerState{}, fmt.Errorf("read replicas: %w", err)
-	}
-	defer sqlTx.Rollback()
-	tx := &Tx{ctx: ctx, s: m.s, tx: sqlTx}
-	all, err := tx.replicas()
-	if err != nil {
-		return ca.PeerState{}, err
-	}
-	lists, err := tx.crls()
-	if err != nil {
-		return ca.PeerState{}, fmt.Errorf("read CRLs: %w", err)
 	}
 	state := ca.PeerState{Changed: changed}
 	var own uint64

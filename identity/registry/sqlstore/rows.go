@@ -51,6 +51,30 @@ func (t *Tx) agentsWhere(where string, args ...any) ([]*registry.Agent, error) {
 	return agents, rows.Err()
 }
 
+// allAgents are those that there are, and those that are banned and have no row.
+func (t *Tx) allAgents() ([]*registry.Agent, error) {
+	agents, err := t.agentsWhere(`TRUE`)
+	if err != nil {
+		return nil, err
+	}
+	there := make(map[string]bool, len(agents))
+	for _, a := range agents {
+		if a.Banned {
+			there[a.ID.String()] = true
+		}
+	}
+	for id := range t.s.facts {
+		if name, ok := strings.CutPrefix(id, factBanned+" "); ok && !there[name] {
+			a, err := t.agentNow(name, nil)
+			if err != nil {
+				return nil, err
+			}
+			agents = append(agents, a)
+		}
+	}
+	return agents, nil
+}
+
 // rowsWhere reads rows of registry_entries. One that makes no sense is a row too.
 func (t *Tx) rowsWhere(where string, args ...any) ([]row, error) {
 	found, err := t.tx.QueryContext(t.ctx, `SELECT `+entryColumns+` FROM registry_entries WHERE `+where, args...)
@@ -123,6 +147,15 @@ func (t *Tx) keep(id string, e *registry.Entry, d *digest) {
 // expected is the digest of the entry that is to be there by that ID, in the
 // transaction.
 func (t *Tx) expected(id string) (d digest, known bool) {
+	if about, ok := strings.CutPrefix(id, factKey); ok {
+		if f, own := t.facts[about]; own {
+			if f == nil {
+				return d, false
+			}
+			return f.digest, true
+		}
+		return t.s.expected(id)
+	}
 	w, own := t.written[id]
 	switch {
 	case !own:
@@ -138,6 +171,11 @@ func (t *Tx) digests() map[string]*digest {
 	all := make(map[string]*digest, len(t.written))
 	for id, w := range t.written {
 		all[id] = w.digest
+	}
+	for id, f := range t.facts {
+		if all[factKey+id] = nil; f != nil {
+			all[factKey+id] = &f.digest
+		}
 	}
 	return all
 }
@@ -249,7 +287,7 @@ func (t *Tx) scanAgent(row scanner) (*registry.Agent, error) {
 		return nil, err
 	}
 	if err := t.checkRow(kindAgent, id, mark, id, a.AttestationType, selectors, a.CanReattest, a.Banned, a.Serial, expires, a.NewSerial, newExpires); err != nil {
-		return nil, err
+		return t.agentNow(id, nil)
 	}
 	if a.ID, err = spiffeid.FromString(id); err != nil {
 		return nil, fmt.Errorf("agent %s: %w", id, err)
@@ -258,7 +296,7 @@ func (t *Tx) scanAgent(row scanner) (*registry.Agent, error) {
 		return nil, fmt.Errorf("agent %s: selectors: %w", id, err)
 	}
 	a.ExpiresAt, a.NewExpiresAt = fromUnix(expires), fromUnix(newExpires)
-	return &a, nil
+	return t.agentNow(id, &a)
 }
 
 func equalEntries(a, b *registry.Entry) bool {

@@ -73,16 +73,19 @@ func (s *sealer) toggle(total *sum, d digest) {
 }
 
 // seal is what stands beside a revision. templates is the revision of the
-// templates, 0 where there never were any.
-func (s *sealer) seal(revision uint64, total sum, templates uint64) string {
+// templates, 0 where there never were any; facts that since which there are facts.
+func (s *sealer) seal(revision uint64, total sum, templates, facts uint64) string {
 	s.whole.Reset()
 	var number [8]byte
 	binary.BigEndian.PutUint64(number[:], revision)
 	s.whole.Write(number[:])
 	s.whole.Write(total[:])
-	if templates != 0 {
-		binary.BigEndian.PutUint64(number[:], templates)
-		s.whole.Write(number[:])
+	for n, also := range []uint64{templates, facts} {
+		// The length says which are there.
+		if also != 0 || n == 0 && facts != 0 {
+			binary.BigEndian.PutUint64(number[:], also)
+			s.whole.Write(number[:])
+		}
 	}
 	return string(s.whole.Sum(nil))
 }
@@ -103,7 +106,7 @@ func (s *sealer) sealTemplates(revision uint64, list []*registry.Template) strin
 
 // seals says whether the state of a database is of that set of entries.
 func (s *sealer) seals(st state, total sum) bool {
-	return st.keyID == s.id && hmac.Equal([]byte(s.seal(st.revision, total, st.templates)), []byte(st.seal))
+	return st.keyID == s.id && hmac.Equal([]byte(s.seal(st.revision, total, st.templates, st.facts)), []byte(st.seal))
 }
 
 // total is the sum of a set of entries.

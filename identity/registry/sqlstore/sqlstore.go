@@ -73,9 +73,12 @@ type Store struct {
 	// could not be read again.
 	broken error
 	key    *sealer
-	// total is the sum of the entries that are to be there: those of the index,
-	// and those that are withheld.
+	// total is the sum of the entries that are to be there, those of the index and
+	// those that are withheld, and of facts.
 	total sum
+	facts map[string]fact
+	// wrongFacts is how many rows of facts were not as they are to be.
+	wrongFacts int
 	// judged is the state of the database that total and index were made of.
 	judged state
 	// named is what is known of the templates in the database; unnamed tells everybody
@@ -150,6 +153,30 @@ func (s *Store) open(ctx context.Context) error {
 		return doubt
 	}
 	s.confirm(asked)
+	if s.judged.facts == 0 || s.wrongFacts > 0 {
+		return s.settleFacts(ctx)
+	}
+	return nil
+}
+
+// settleFacts begins to keep facts of a database of before, or mends their rows.
+func (s *Store) settleFacts(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), adoptionPatience)
+	defer cancel()
+	tx := s.newTx(ctx)
+	err := s.update(tx, func(tx *Tx) error {
+		if s.judged.facts != 0 {
+			return tx.mendFacts()
+		}
+		tx.introduces = true
+		if err := tx.gatherFacts(); err != nil {
+			return err
+		}
+		return s.cfg.Record(ctx, []identity.Act{factsAct(s.key.id, len(tx.facts))})
+	})
+	if err != nil {
+		return fmt.Errorf("note what is latest in the registry: %w", err)
+	}
 	return nil
 }
 
@@ -179,11 +206,15 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if err := s.mend(ctx); err != nil {
 		return err
 	}
-	tx := &Tx{ctx: ctx, s: s, now: s.clock(), total: s.total, written: map[string]written{}}
+	tx := s.newTx(ctx)
 	err := s.update(tx, fn)
 	// Whatever became of it: it met what nobody should have written.
 	s.suspect(ctx, tx)
 	return err
+}
+
+func (s *Store) newTx(ctx context.Context) *Tx {
+	return &Tx{ctx: ctx, s: s, now: s.clock(), total: s.total, written: map[string]written{}}
 }
 
 func (s *Store) update(tx *Tx, fn func(*Tx) error) error {
@@ -205,12 +236,16 @@ func (s *Store) update(tx *Tx, fn func(*Tx) error) error {
 		if named, err = tx.sealTemplates(); err != nil {
 			return err
 		}
-		next = state{
-			revision: tx.change.Revision, keyID: s.key.id, seal: s.key.seal(tx.change.Revision, tx.total, named.revision),
-			templates: named.revision, templatesSeal: named.seal,
+		facts := s.judged.facts
+		if tx.introduces {
+			facts = tx.change.Revision
 		}
-		if err := tx.exec(`UPDATE registry_revision SET revision = ?, key_id = ?, seal = ?, templates_revision = ?, templates_seal = ?`,
-			int64(next.revision), next.keyID, []byte(next.seal), int64(named.revision), []byte(named.seal)); err != nil {
+		next = state{
+			revision: tx.change.Revision, keyID: s.key.id, seal: s.key.seal(tx.change.Revision, tx.total, named.revision, facts),
+			templates: named.revision, templatesSeal: named.seal, facts: facts,
+		}
+		if err := tx.exec(`UPDATE registry_revision SET revision = ?, key_id = ?, seal = ?, templates_revision = ?, templates_seal = ?, facts = ?`,
+			int64(next.revision), next.keyID, []byte(next.seal), int64(named.revision), []byte(named.seal), int64(facts)); err != nil {
 			return fmt.Errorf("write registry revision: %w", err)
 		}
 		if s.shared {
@@ -228,6 +263,7 @@ func (s *Store) update(tx *Tx, fn func(*Tx) error) error {
 	if tx.changed() {
 		s.judged, s.total = next, tx.total
 		s.setNamed(named)
+		s.takeFacts(tx.facts)
 		s.index.Apply(tx.change)
 		s.remember(next.revision, tx.digests())
 	}
@@ -298,23 +334,81 @@ func (s *Store) mend(ctx context.Context) error {
 }
 
 // LoadJournal returns the document that SaveJournal kept, nil if there is none.
-func (s *Store) LoadJournal(ctx context.Context) ([]byte, error) {
-	var doc, mark []byte
-	err := s.db.QueryRowContext(ctx, `SELECT journal, mark FROM registry_authorities`).Scan(&doc, &mark)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("load authorities: %w", err)
-	}
-	if err := s.checkJournal(ctx, "", doc, mark); err != nil {
+func (s *Store) LoadJournal(ctx context.Context) (doc []byte, err error) {
+	err = s.look(ctx, func(t *Tx) error {
+		var mark []byte
+		err := t.queryRow(`SELECT journal, mark FROM registry_authorities`).Scan(&doc, &mark)
+		switch {
+		case errors.Is(err, sql.ErrNoRows) && t.holds(factJournal, ""):
+			t.undone(factJournal, "", "authorities", "their row in the database is gone")
+			return ErrForged
+		case errors.Is(err, sql.ErrNoRows):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := s.checkJournal(ctx, "", doc, mark); err != nil {
+			return err
+		}
+		if t.stale(factJournal, "", "authorities", mark) != nil {
+			return ErrForged
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, fmt.Errorf("load authorities: %w", err)
 	}
 	return doc, nil
 }
 
+// look runs fn on the state of the database that the store knows; it must not write.
+func (s *Store) look(ctx context.Context, fn func(*Tx) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sqlTx, err := s.view(ctx)
+	if err != nil {
+		return err
+	}
+	defer sqlTx.Rollback()
+	t := &Tx{ctx: ctx, s: s, tx: sqlTx, now: s.clock()}
+	if s.shared {
+		st, err := t.state("")
+		if err != nil {
+			return err
+		}
+		if err := s.catchUp(t, st); err != nil {
+			return err
+		}
+		t.facts = nil // they are the store's now
+	}
+	if doubt := s.doubt.Load(); doubt != nil {
+		return doubt
+	}
+	err = fn(t)
+	s.tell(ctx)
+	return err
+}
+
+// takeFacts makes facts those of the store; nil is of one that holds no more.
+func (s *Store) takeFacts(facts map[string]*fact) {
+	for id, f := range facts {
+		if f == nil {
+			delete(s.facts, id)
+		} else {
+			s.facts[id] = *f
+		}
+	}
+}
+
 // SaveJournal replaces the document that describes the authorities.
 func (s *Store) SaveJournal(ctx context.Context, doc []byte) error {
-	_, err := s.db.ExecContext(ctx, `INSERT INTO registry_authorities (only, journal, mark) VALUES (1, ?, ?) ON CONFLICT (only) DO UPDATE SET journal = excluded.journal, mark = excluded.mark`, doc, s.journalMark("", doc))
+	mark := s.journalMark("", doc)
+	err := s.Update(ctx, func(tx *Tx) error {
+		if err := tx.exec(`INSERT INTO registry_authorities (only, journal, mark) VALUES (1, ?, ?) ON CONFLICT (only) DO UPDATE SET journal = excluded.journal, mark = excluded.mark`, doc, mark); err != nil {
+			return err
+		}
+		return tx.setLatest(factJournal, "", mark)
+	})
 	if err != nil {
 		return fmt.Errorf("save authorities: %w", err)
 	}

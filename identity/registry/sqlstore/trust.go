@@ -213,9 +213,13 @@ func (s *Store) seal(t *Tx, st state, rows []row) error {
 	if len(rows) > 0 {
 		revision++ // others read everything again
 	}
+	t.total, t.now, t.change.Revision = total, s.clock(), revision
+	if err := t.adoptFacts(); err != nil {
+		return fmt.Errorf("seal registry: %w", err)
+	}
 	// Templates are not taken over: nobody looked at them.
-	err := t.exec(`UPDATE registry_revision SET revision = ?, log_floor = ?, key_id = ?, seal = ?, templates_revision = 0, templates_seal = ?`,
-		int64(revision), int64(revision), s.key.id, []byte(s.key.seal(revision, total, 0)), []byte{})
+	err := t.exec(`UPDATE registry_revision SET revision = ?, log_floor = ?, key_id = ?, seal = ?, templates_revision = 0, templates_seal = ?, facts = ?`,
+		int64(revision), int64(revision), s.key.id, []byte(s.key.seal(revision, t.total, 0, revision+1)), []byte{}, int64(revision+1))
 	if err != nil {
 		return fmt.Errorf("seal registry: %w", err)
 	}
@@ -273,6 +277,13 @@ func foreignAct(e *ForeignError) identity.Act {
 	return identity.Act{
 		Kind: identity.ActAlarm, Verb: "refused", Object: "registry", ObjectID: e.Digest, Reason: e.Why,
 		Details: [][2]string{{"entries", fmt.Sprint(e.Entries)}},
+	}
+}
+
+// factsAct says that facts are kept from now on, of a database of before.
+func factsAct(keyID string, facts int) identity.Act {
+	return identity.Act{
+		Kind: identity.ActAdmin, Verb: "sealed", Object: "facts", ObjectID: keyID, Details: [][2]string{{"facts", fmt.Sprint(facts)}},
 	}
 }
 

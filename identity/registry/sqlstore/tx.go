@@ -33,6 +33,10 @@ type Tx struct {
 	// templates are those that are to be there with it, by ID; nil as long as that
 	// is what the index has.
 	templates map[string]*registry.Template
+	// facts are those that it noted, by ID; nil are those that it ended. introduces:
+	// from it on there are facts.
+	facts      map[string]*fact
+	introduces bool
 	// suspects are rows that it met and that are not what the issuer left; gone
 	// are entries that it did not meet where they are to be.
 	suspects []row
@@ -46,7 +50,7 @@ const tokenColumns = `hash, expires_at, alias, local`
 
 // changed says whether there is something to commit under a revision.
 func (t *Tx) changed() bool {
-	return !t.change.Empty() || len(t.written) > 0 || len(t.revoked) > 0 || t.replicasChanged
+	return !t.change.Empty() || len(t.written) > 0 || len(t.revoked) > 0 || len(t.facts) > 0 || t.introduces || t.replicasChanged
 }
 
 func (t *Tx) queryRow(query string, args ...any) *sql.Row {
@@ -138,19 +142,33 @@ func (t *Tx) DeleteEntry(id string) (*registry.Entry, error) {
 // Agent returns an agent, or registry.ErrNotFound.
 func (t *Tx) Agent(id spiffeid.ID) (*registry.Agent, error) {
 	a, err := t.scanAgent(t.queryRow(`SELECT `+agentColumns+`, mark FROM registry_agents WHERE id = ?`, id.String()))
-	if errors.Is(err, sql.ErrNoRows) || errors.Is(err, errForeign) {
+	if errors.Is(err, sql.ErrNoRows) {
+		a, err = t.agentNow(id.String(), nil)
+	}
+	if errors.Is(err, errForeign) {
 		return nil, registry.ErrNotFound
 	}
 	return a, err
 }
 
-// PutAgent adds or replaces an agent.
+// PutAgent adds or replaces an agent. A ban is not lifted by it.
 func (t *Tx) PutAgent(a registry.Agent) error {
 	old, err := t.Agent(a.ID)
 	if err != nil && !errors.Is(err, registry.ErrNotFound) {
 		return err
 	}
-	if err := t.writeAgent(&a); err != nil {
+	switch id := a.ID.String(); {
+	case a.Banned:
+		err = t.setFact(factBanned, id, "", time.Time{})
+	case t.holds(factBanned, id):
+		err = errBanned
+	default:
+		err = t.dropFact(factEvicted, id)
+	}
+	if err == nil {
+		err = t.writeAgent(&a)
+	}
+	if err != nil {
 		return fmt.Errorf("write agent %s: %w", a.ID, err)
 	}
 	t.change.Agents = append(t.change.Agents, registry.AgentChange{Old: old, New: &a})
@@ -166,6 +184,19 @@ func (t *Tx) DeleteAgent(id spiffeid.ID) (aliases []*registry.Entry, err error) 
 	}
 	if err := t.exec(`DELETE FROM registry_agents WHERE id = ?`, id.String()); err != nil {
 		return nil, fmt.Errorf("delete agent %s: %w", id, err)
+	}
+	if err := t.dropFact(factBanned, id.String()); err != nil {
+		return nil, err
+	}
+	// Its rows of before are of use to nobody when its SVIDs have expired.
+	if end := old.LastExpiry(); old.Banned || t.now.Before(end) {
+		until := end.Add(factMargin)
+		if old.Banned {
+			until = time.Time{} // what it had is not known any more
+		}
+		if err := t.setFact(factEvicted, id.String(), "", until); err != nil {
+			return nil, err
+		}
 	}
 	t.change.Agents = append(t.change.Agents, registry.AgentChange{Old: old})
 	below, err := t.entriesWhere(`parent_id = ?`, id.String())
@@ -230,8 +261,12 @@ func (t *Tx) UseJoinToken(hash [sha256.Size]byte) (registry.JoinToken, error) {
 			return token, fmt.Errorf("use join token: alias: %w", err)
 		}
 	}
-	switch {
-	case used != 0:
+	about := hex.EncodeToString(hash[:])
+	switch known := t.holds(factUsed, about); {
+	case known && used == 0:
+		t.undone(factUsed, about[:16], "token", "its row in the database says that it was not used, and it was")
+		return token, registry.ErrTokenUsed
+	case known || used != 0:
 		return token, registry.ErrTokenUsed
 	case !t.now.Before(token.ExpiresAt):
 		return token, registry.ErrTokenExpired
@@ -239,7 +274,7 @@ func (t *Tx) UseJoinToken(hash [sha256.Size]byte) (registry.JoinToken, error) {
 	if err := t.exec(`UPDATE registry_join_tokens SET used_at = ? WHERE hash = ?`, max(1, t.now.Unix()), hash[:]); err != nil {
 		return token, fmt.Errorf("use join token: %w", err)
 	}
-	return token, nil
+	return token, t.setFact(factUsed, about, "", token.ExpiresAt.Add(factMargin))
 }
 
 // PruneJoinTokens forgets tokens that expired before the given time, used or

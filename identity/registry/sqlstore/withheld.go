@@ -39,8 +39,13 @@ func (s *Store) Doubt() error {
 	return nil
 }
 
-// expected is the digest of the entry that is to be there by that ID.
+// expected is the digest of the entry that is to be there by that ID, or of the fact
+// after factKey.
 func (s *Store) expected(id string) (digest, bool) {
+	if about, ok := strings.CutPrefix(id, factKey); ok {
+		f, known := s.facts[about]
+		return f.digest, known
+	}
 	if e := s.index.Entry(id); e != nil {
 		return e.Digest(), true
 	}
@@ -60,6 +65,11 @@ func (s *Store) allExpected() iter.Seq2[string, digest] {
 		}
 		for id, w := range *s.withheld.Load() {
 			if w.Known && !yield(id, w.Want) {
+				return
+			}
+		}
+		for id, f := range s.facts {
+			if !yield(factKey+id, f.digest) {
 				return
 			}
 		}
