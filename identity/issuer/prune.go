@@ -18,11 +18,15 @@ const tokenMemory = 30 * 24 * time.Hour
 // without a new token.
 const agentMemory = 24 * time.Hour
 
+// pruneLook is how often it is looked for what expires next, at most.
+const pruneLook = time.Second
+
 // prune removes entries and agents when they expire, until ctx ends.
 func (i *Issuer) prune(ctx context.Context) {
 	clock := newSteady(i.now)
 	for {
 		_, changed := i.index.Revision()
+		looked := time.Now()
 		now, set := clock.now()
 		if set != 0 {
 			i.clockSet(ctx, set)
@@ -35,12 +39,22 @@ func (i *Issuer) prune(ctx context.Context) {
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-changed:
-			timer.Stop()
-			continue
 		case <-timer.C:
+		case <-changed:
+			// Something may expire earlier now. The look goes over all entries, so
+			// many changes are looked at together.
+			timer.Reset(min(wait, pruneLook) - time.Since(looked))
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			}
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(looked) < wait {
+			continue
 		}
 		if now, set = clock.now(); set != 0 {
 			i.clockSet(ctx, set)

@@ -7,7 +7,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -15,6 +17,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/identity/registry"
 	"github.com/writ-dev/writ/identity/registry/sqlstore"
 )
 
@@ -173,6 +176,32 @@ func TestRenewTogetherUnrecorded(t *testing.T) {
 		}
 		if !slices.Equal(g.records, []int{1, 5, 5}) { // the last says that it was rolled back
 			t.Errorf("put on record: %v", g.records)
+		}
+	})
+}
+
+// What expires is removed at its time, also while something changes all the time.
+func TestPruneAmongChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorldInMemory(t)
+		f := newFleet(t, w, 1, anHour)
+		var made *registry.Entry
+		must(t, w.store.Update(t.Context(), func(tx *sqlstore.Tx) (err error) {
+			made, err = tx.CreateEntry(registry.Entry{
+				SPIFFEID: spiffeid.RequireFromPath(td, "/svc/short"), ParentID: f.agents[0].id, ExpiresAt: time.Now().Add(2 * time.Second).Truncate(time.Second),
+				Selectors: []registry.Selector{{Type: "unix", Value: "uid:1"}},
+			})
+			return err
+		}))
+		for end := made.ExpiresAt.Add(100 * time.Millisecond); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			must(t, w.store.Update(t.Context(), func(tx *sqlstore.Tx) error {
+				a, err := tx.Agent(f.agents[0].id)
+				must(t, err)
+				return tx.PutAgent(*a)
+			}))
+		}
+		if w.store.Index().Entry(made.ID) != nil {
+			t.Error("it is still there")
 		}
 	})
 }
