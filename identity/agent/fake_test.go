@@ -84,7 +84,8 @@ type fake struct {
 	calls     map[string]int
 	signedAt  []time.Time
 	batches   []batch
-	asked     [][]string // ids in paged syncs
+	renewals  []time.Duration // what was said to be left, at each
+	asked     [][]string      // ids in paged syncs
 	changed   chan struct{}
 	// missed makes answers to Sync of what is true; nil is an issuer without it.
 	missed func(*watchv1.SyncRequest, *watchv1.SyncReply)
@@ -286,8 +287,10 @@ func (f *fake) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
 }
 
 func (f *fake) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRequest) (*agentv1.RenewAgentResponse, error) {
+	_, life := admit.Stated(ctx, 0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.renewals = append(f.renewals, life)
 	p, _ := peer.FromContext(ctx)
 	id := need(spiffeid.FromURI(p.AuthInfo.(credentials.TLSInfo).State.PeerCertificates[0].URIs[0]))
 	svid, serial, err := f.signCSR(id, req.GetParams().GetCsr(), f.own)

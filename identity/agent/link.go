@@ -188,15 +188,20 @@ func (a *Agent) dial(l *link, config *tls.Config) (*session, error) {
 // protocol says to an issuer, before it begins a handshake, how soon something of
 // this agent is of no use any more if it is not renewed.
 func (a *Agent) protocol() string {
-	own := a.self.svid.Load()
-	if own == nil {
+	if a.self.svid.Load() == nil {
 		return admit.FirstProtocol
 	}
-	until := own.Certificates[0].NotAfter
+	return admit.Protocol(a.lifeLeft())
+}
+
+// lifeLeft is how soon something of this agent is of no use any more, itself or what
+// its workloads have.
+func (a *Agent) lifeLeft() time.Duration {
+	until := a.self.svid.Load().Certificates[0].NotAfter
 	if soonest := a.cache.soonest(); !soonest.IsZero() && soonest.Before(until) {
 		until = soonest
 	}
-	return admit.Protocol(time.Until(until))
+	return time.Until(until)
 }
 
 // mutualTLS shows the agent's SVID and demands the issuer's.

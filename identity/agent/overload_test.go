@@ -57,6 +57,20 @@ func (f *fake) asks() []batch {
 	return slices.Clone(f.batches)
 }
 
+// The agent's own renewal is as urgent as what its workloads have, which waits for it.
+func TestRenewsItselfInTime(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.f.own, b.f.life = 2*time.Hour, 20*time.Minute
+		b.mustRun()
+		<-time.After(70 * time.Minute)
+		b.f.mu.Lock()
+		defer b.f.mu.Unlock()
+		if len(b.f.renewals) != 1 || b.f.renewals[0] < 8*time.Minute || b.f.renewals[0] > 20*time.Minute {
+			t.Errorf("it said that %v were left, want what the SVID of its workload has", b.f.renewals)
+		}
+	})
+}
+
 func TestDueOrder(t *testing.T) {
 	now := time.Now()
 	c := newCache()

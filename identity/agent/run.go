@@ -205,7 +205,9 @@ func (a *Agent) renew(ctx context.Context) (err error) {
 		return err
 	}
 	var reply *agentv1.RenewAgentResponse
-	err = a.link.call(ctx, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
+	// What its workloads have is renewed after this.
+	stated := admit.WithLife(ctx, a.lifeLeft())
+	err = a.link.call(stated, func(ctx context.Context, cc *grpc.ClientConn) (err error) {
 		reply, err = agentv1.NewAgentClient(cc).RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: csr}})
 		return err
 	})

@@ -139,7 +139,12 @@ func (i *Issuer) enterWriting(ctx context.Context, t turn, weight int) (leave fu
 func (i *Issuer) turnOf(ctx context.Context) turn {
 	switch c := callerOf(ctx); {
 	case c.kind == svid && isAgentPath(c.id.Path()):
-		return turn{admit.Renewal, c.expires.Sub(i.now())}
+		// Or sooner, where what its workloads have ends before, and waits for this.
+		own := c.expires.Sub(i.now())
+		if class, life := admit.Stated(ctx, own); class == admit.Renewal && life < own {
+			own = life
+		}
+		return turn{admit.Renewal, own}
 	case c.kind == anonymous:
 		return turn{admit.First, 0}
 	case c.kind == nobody:

@@ -74,6 +74,14 @@ func newFleet(t testing.TB, w *world, size int, life func(n int) time.Duration) 
 
 func anHour(int) time.Duration { return time.Hour }
 
+// connect opens the connections of all.
+func (f *fleet) connect() {
+	for _, a := range f.agents {
+		_, err := a.agents().PostStatus(f.w.t.Context(), &agentv1.PostStatusRequest{})
+		must(f.w.t, err)
+	}
+}
+
 // ask wants one SVID for an agent.
 func (f *fleet) ask(ctx context.Context, n int) error {
 	resp, err := f.agents[n].svids().BatchNewX509SVID(ctx, &svidv1.BatchNewX509SVIDRequest{Params: []*svidv1.NewX509SVIDParams{{EntryId: f.entries[n], Csr: f.csr}}})
@@ -128,11 +136,7 @@ func TestStorm(t *testing.T) {
 		gate := make(chan struct{})
 		w := newWorldInMemory(t, slow(500*time.Microsecond, gate), func(c *issuer.Config, _ *ca.Config) { c.SignWaiting = room })
 		f := newFleet(t, w, size+1, anHour)
-		// One has the whole capacity, and does not end.
 		var wg sync.WaitGroup
-		wg.Go(func() { must(t, f.ask(t.Context(), size)) })
-		synctest.Wait()
-
 		connected := memory()
 		for n := range size {
 			wg.Go(func() {
@@ -144,7 +148,11 @@ func TestStorm(t *testing.T) {
 			}
 		}
 		synctest.Wait()
+		wg.Wait()
 		connected = memory() - connected
+		// One has the whole capacity, and does not end.
+		wg.Go(func() { must(t, f.ask(t.Context(), size)) })
+		synctest.Wait()
 		waiting := memory()
 		var refused, early atomic.Int64
 		wasRefused := make([]bool, size)
@@ -228,6 +236,7 @@ func TestOverload(t *testing.T) {
 		close(gate)
 		w := newWorldInMemory(t, slow(each, gate), func(c *issuer.Config, _ *ca.Config) { c.SignWaiting = 80 })
 		f := newFleet(t, w, clients, anHour)
+		f.connect()
 		before := len(w.signed())
 		var offered, served, gone, refused atomic.Int64
 		ctx, stop := context.WithTimeout(t.Context(), length)
@@ -287,10 +296,7 @@ func TestOrderOfWrites(t *testing.T) {
 		})
 		f := newFleet(t, w, 4, anHour)
 		token := w.token("")
-		for _, a := range f.agents { // connections first
-			_, err := a.agents().PostStatus(t.Context(), &agentv1.PostStatusRequest{})
-			must(t, err)
-		}
+		f.connect()
 		before := len(w.acts)
 		closed := make(chan struct{})
 		gate.Store(&closed)
@@ -330,6 +336,37 @@ func TestOrderOfWrites(t *testing.T) {
 		slices.Sort(got[2:5]) // they are one transaction
 		if diff := cmp.Diff([]string{"created", "banned 3", "renewed 0", "renewed 1", "renewed 2", "attested", "created"}, got); diff != "" {
 			t.Error(diff)
+		}
+	})
+}
+
+// An agent whose own SVID has time, but not what its workloads have, says so, and has
+// its own renewed before those that have time.
+func TestRenewsOwnInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const agents = 150 // more than share a transaction
+		g := newGated(t, agents)
+		shut := make(chan struct{})
+		g.gate.Store(&shut)
+		var wg sync.WaitGroup
+		wg.Go(func() { g.create(entry("/svc/db", "/node/a", "uid:2")) }) // under way
+		synctest.Wait()
+		for n, a := range g.f.agents {
+			ctx := t.Context()
+			if n == agents-1 {
+				ctx = admit.WithLife(ctx, time.Minute)
+			}
+			wg.Go(func() {
+				_, err := a.agents().RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: g.f.csr}})
+				must(t, err)
+			})
+			synctest.Wait()
+		}
+		close(shut)
+		wg.Wait()
+		place := slices.IndexFunc(g.did("agent", "renewed"), func(act identity.Act) bool { return act.ObjectID == g.f.agents[agents-1].id.String() })
+		if place < 0 || place >= agents-20 {
+			t.Errorf("it was number %d of %d", place, agents)
 		}
 	})
 }

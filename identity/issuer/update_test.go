@@ -53,10 +53,7 @@ func newGated(t *testing.T, agents int) *gated {
 		}
 	})
 	g.f = newFleet(t, g.world, agents, anHour)
-	for _, a := range g.f.agents { // connections first
-		_, err := a.agents().PostStatus(t.Context(), &agentv1.PostStatusRequest{})
-		must(t, err)
-	}
+	g.f.connect()
 	return g
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
@@ -420,43 +421,39 @@ func (v *visit) step(ctx context.Context) error {
 	return v.sign(ctx)
 }
 
-// connect opens a connection if there is none. A time-out is told apart by how long it
-// took: gRPC says Unavailable for it, too.
+// connect opens a connection if there is none.
 func (v *visit) connect(ctx context.Context) error {
 	if v.conn != nil {
 		return nil
 	}
-	life := time.Until(v.ends)
-	if v.kind == isNew {
-		life = 0
-	} else {
-		life = max(life, time.Nanosecond)
+	var life time.Duration
+	if v.kind != isNew {
+		life = max(time.Until(v.ends), time.Nanosecond)
 	}
 	if err := v.dial(life); err != nil {
 		return err
 	}
-	begun := time.Now()
-	limited, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, connectWithin)
 	defer cancel()
-	_, err := agentv1.NewAgentClient(v.conn).PostStatus(limited, &agentv1.PostStatusRequest{})
-	if err == nil {
-		v.Connections++
-		return nil
+	v.conn.Connect()
+	for {
+		switch state := v.conn.GetState(); {
+		case state == connectivity.Ready:
+			v.Connections++
+			return nil
+		case state == connectivity.TransientFailure:
+			return status.Error(codes.Unavailable, "no connection")
+		case !v.conn.WaitForStateChange(ctx, state):
+			return status.FromContextError(ctx.Err()).Err()
+		}
 	}
-	if status.Code(err) == codes.Unavailable && time.Since(begun) >= connectWithin {
-		err = status.Error(codes.DeadlineExceeded, err.Error())
-	}
-	if _, refused := admit.RetryAfter(err); refused {
-		return err
-	}
-	v.hangUp()
-	return err
 }
 
 // renew gets the agent's own SVID renewed, with the key of before.
 func (v *visit) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
+	ctx = admit.WithLife(ctx, time.Until(v.ends))
 	reply, err := agentv1.NewAgentClient(v.conn).RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: v.csr}})
 	if err != nil {
 		return err

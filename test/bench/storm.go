@@ -25,11 +25,12 @@ const (
 	unordered = "writ, unordered"
 )
 
-// stormBudget of memory: what a connection may take at the issuer.
+// stormBudgets: what a connection may take, and what the order must gain and may cost.
 var stormBudgets = []Budget{
-	{Measure: "connection", AtMost: 64},
-	{Measure: "storm/urgent-p99", AtMost: 1, Peer: unordered},
-	{Measure: "storm/all", AtMost: 1.1, Peer: unordered},
+	{Measure: "connection", AtMost: 80},
+	{Measure: "storm/urgent-p50", AtMost: 0.6, Peer: unordered},
+	{Measure: "storm/expired", AtMost: 0.25, Peer: unordered},
+	{Measure: "storm/all", AtMost: 1.25, Peer: unordered},
 }
 
 // storm measures what 5,000 agents take at one issuer, and how they come back after
