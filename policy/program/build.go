@@ -220,7 +220,7 @@ func (b *builder) write(it *item) ref {
 		return cmp.Compare(b.conds[x.cond].cost, b.conds[y.cond].cost)
 	})
 	x := it.ref
-	x.from, x.n = uint32(len(b.e.conds)), uint8(len(it.left))
+	x.from, x.n = uint32(len(b.e.conds)), conditions(len(it.left))
 	for _, left := range it.left {
 		c := &b.conds[left.cond]
 		if c.at == 0 {

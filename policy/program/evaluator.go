@@ -58,9 +58,15 @@ type ref struct {
 	rank    uint32 // of its rule
 	from    uint32 // in engine.conds
 	expires uint32 // in engine.expiry
-	n       uint8
+	n       conditions
 	ask     bool
 }
+
+// conditions counts those of one clause. It does not compile where a clause may
+// have more than it counts.
+type conditions uint16
+
+const _ conditions = maxClauseAtoms * maxPreds
 
 // At is e for the decisions of a revision, which it writes into each.
 func (e *Evaluator) At(revision policy.Revision) *Evaluator {
