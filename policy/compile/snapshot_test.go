@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -183,6 +184,42 @@ func TestEqualToTopdown(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestManyConditions: a rule that has as many as are compiled, of which none is
+// met and then all but one.
+func TestManyConditions(t *testing.T) {
+	for _, segments := range []int{21, 22, 43} { // 256, 268 and 520 conditions
+		body, met := "", []string(nil)
+		for i := range segments {
+			for c := 'a'; c < 'm'; c++ {
+				body += fmt.Sprintf(" contains(input.request.segments[%d], \"%c\")\n", i, c)
+			}
+			met = append(met, "abcdefghijklm")
+		}
+		body += " input.source.id == \"ann\"\n input.request.method == \"GET\"\n input.request.host == \"a.b.c\"\n input.source.authn == \"mtls\"\n"
+		p, prog, report := compiled(t, snippetPolicy(body, ""))
+		if report.Services[0].Rules[0].Result != compile.Compiled {
+			t.Fatalf("%+v", report.Services[0].Rules[0])
+		}
+		topdown, both := topdownOf(t, p), snapshotOf(t, p, prog).Decider
+		if diff := difference(t, topdown, both); diff != "" {
+			t.Error(diff)
+		}
+		for i := -1; i < segments; i++ {
+			in := inputs()[0]
+			in.Request.Segments = slices.Clone(met)
+			if i >= 0 {
+				in.Request.Segments[i] = "abcdefghijk"
+			}
+			var x, y policy.Decision
+			topdown.Decide(t.Context(), in, &x)
+			both.Decide(t.Context(), in, &y)
+			if diff := cmp.Diff(x, y); diff != "" || (y.Verdict == policy.Allow) != (i < 0) {
+				t.Errorf("%d segments, without %d: %v %s", segments, i, y.Verdict, diff)
+			}
+		}
 	}
 }
 
