@@ -40,6 +40,7 @@ func TestContainers(t *testing.T) {
 		test               func(t *testing.T, s *site)
 	}{
 		{"docker", "docker", path, testDocker},
+		{"podman", "docker", path, testPodman},
 		{"containerd", "containerd", path, testContainerd},
 		{"containerd 2", "containerd", filepath.Dir(program(t, "containerd-2/containerd")) + ":" + path, testContainerd},
 	} {
@@ -418,7 +419,7 @@ func (s *site) lies(t *testing.T, c, other *container, paths ...string) {
 		c.wants(t)
 	})
 	t.Run("a container that the engine does not know", func(t *testing.T) {
-		in(t, filepath.Dir(group)+"/"+strings.Repeat("0", 64))
+		in(t, group[:len(group)-64]+strings.Repeat("0", 64))
 		s.failsWith(t, c, "know")
 	})
 	t.Run("a process of this machine", func(t *testing.T) {
@@ -429,14 +430,26 @@ func (s *site) lies(t *testing.T, c, other *container, paths ...string) {
 }
 
 func testDocker(t *testing.T, s *site) {
-	socket := filepath.Join(s.dir, "docker.sock")
-	check(t, os.WriteFile(filepath.Join(s.dir, "daemon.json"), []byte("{}"), 0o600))
-	s.start(t, hostConfig{Network: true, Engines: [][]string{{
-		"dockerd", "--config-file=" + filepath.Join(s.dir, "daemon.json"), "--host=unix://" + socket,
-		"--data-root=" + filepath.Join(s.dir, "data"), "--exec-root=/run/docker", "--pidfile=/run/docker.pid",
+	conf := filepath.Join(s.dir, "daemon.json")
+	check(t, os.WriteFile(conf, []byte("{}"), 0o600))
+	s.docker(t,
+		"dockerd", "--config-file="+conf, "--host=unix://"+filepath.Join(s.dir, "docker.sock"),
+		"--data-root="+filepath.Join(s.dir, "data"), "--exec-root=/run/docker", "--pidfile=/run/docker.pid",
 		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
-		"--live-restore", "--exec-opt=native.cgroupdriver=cgroupfs",
-	}}}, fmt.Sprintf("{docker: {socket: %q}}", socket))
+		"--live-restore", "--exec-opt=native.cgroupdriver=cgroupfs")
+}
+
+// testPodman has Podman's service in the place of Docker's, as its users have.
+func testPodman(t *testing.T, s *site) {
+	s.docker(t,
+		"podman", "--root="+filepath.Join(s.dir, "data"), "--runroot=/run/podman", "--cgroup-manager=cgroupfs", "--runtime=runc",
+		"system", "service", "--time=0", "unix://"+filepath.Join(s.dir, "docker.sock"))
+}
+
+// docker attests by an engine with Docker's API at docker.sock.
+func (s *site) docker(t *testing.T, engine ...string) {
+	socket := filepath.Join(s.dir, "docker.sock")
+	s.start(t, hostConfig{Network: true, Engines: [][]string{engine}}, fmt.Sprintf("{docker: {socket: %q}}", socket))
 	docker := func(t *testing.T, args ...string) string {
 		t.Helper()
 		return s.run(t, append([]string{"docker", "--host=unix://" + socket}, args...)...)

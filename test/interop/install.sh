@@ -77,15 +77,15 @@ envoy() {
 	rm -rf "$venv"
 }
 
-# Docker and the containerd that it runs are Debian's; a current containerd is built.
+# Docker, Podman and the containerd that Docker runs are Debian's; a current containerd is built.
 containers() {
 	[ "$(uname -s)/$(id -u)" = Linux/0 ] || { say "containers need Linux and root"; exit 3; }
 	unshare --mount --pid --net --ipc --uts --cgroup --fork true 2>/dev/null || { say "containers need namespaces, which this machine does not give"; exit 3; }
 	grep -q ' - cgroup2\? ' /proc/self/mountinfo || { say "containers need control groups, and none are mounted"; exit 3; }
 	command -v cc >/dev/null || { say "containerd needs a C compiler (Debian: gcc libc6-dev)"; exit 1; }
 	local program module=github.com/containerd/containerd/v2 version
-	for program in dockerd docker containerd ctr runc; do
-		type -P "$program" >/dev/null || { say "$program is missing (Debian: docker.io containerd runc)"; exit 1; }
+	for program in dockerd docker podman containerd ctr runc; do
+		type -P "$program" >/dev/null || { say "$program is missing (Debian: docker.io podman containerd runc)"; exit 1; }
 	done
 	mkdir -p "$cache/containerd-2"
 	version=$(go list -C test/interop/containerd -m -f '{{.Version}}' $module)
