@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/issuer"
@@ -32,9 +33,12 @@ const (
 	// maxTargetsRecorded is how many targets of a call are put on record as
 	// they are.
 	maxTargetsRecorded = 16
-	// maxAskedBytes of a request are shown to the admin policy. What is larger,
-	// such as a policy that is pushed, it is asked about without the request.
+	// maxAskedBytes of a request are shown to the admin policy, besides contents
+	// such as a policy that is pushed. A larger one is refused: a rule that asks
+	// for what must not be in a request would hold on one that it cannot see.
 	maxAskedBytes = 1 << 20
+	// maxAskedContent is how long a field of bytes may be that is shown.
+	maxAskedContent = 4 << 10
 )
 
 // adminPolicy says who may administer over the network. The directory is read
@@ -160,7 +164,10 @@ func (p *adminPolicy) allow(ctx context.Context, id spiffeid.ID, method string, 
 }
 
 func (p *adminPolicy) ask(ctx context.Context, rego *opa.AdminPolicy, call opa.AdminCall, req any) ([]string, error) {
-	if m, ok := req.(proto.Message); ok && proto.Size(m) <= maxAskedBytes {
+	if m, ok := req.(proto.Message); ok {
+		if m = withoutContents(m); proto.Size(m) > maxAskedBytes {
+			return nil, fmt.Errorf("a request of %d bytes, and an admin policy decides about %d at most: make it several", proto.Size(m), maxAskedBytes)
+		}
 		text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
 		if err != nil {
 			return nil, fmt.Errorf("request: %w", err)
@@ -170,6 +177,32 @@ func (p *adminPolicy) ask(ctx context.Context, rego *opa.AdminPolicy, call opa.A
 		}
 	}
 	return rego.Allow(ctx, call)
+}
+
+// withoutContents is m without the fields of bytes that are too long to be shown.
+func withoutContents(m proto.Message) proto.Message {
+	if proto.Size(m) <= maxAskedContent {
+		return m
+	}
+	m = proto.Clone(m)
+	dropContents(m.ProtoReflect())
+	return m
+}
+
+func dropContents(m protoreflect.Message) {
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Kind() == protoreflect.MessageKind && f.IsList():
+			for i := range v.List().Len() {
+				dropContents(v.List().Get(i).Message())
+			}
+		case f.Kind() == protoreflect.MessageKind && !f.IsMap():
+			dropContents(v.Message())
+		case f.Kind() == protoreflect.BytesKind && !f.IsList() && len(v.Bytes()) > maxAskedContent:
+			m.Clear(f)
+		}
+		return true
+	})
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -18,7 +18,7 @@ test_nothing_else if count(admin.allow) == 0 with input as object.union(shop, {"
 
 test_not_everything if count(admin.allow) == 0 with input as object.union(shop, {"rpc": "ListEntries", "targets": ["/"], "parents": []})
 
-test_no_administrators if count(admin.allow) == 0 with input as object.union(shop, {"request": {"entries": [{"admin": true}]}})
+test_no_administrators if count(admin.allow) == 0 with input as object.union(shop, {"targets": ["spiffe://example.org/svc/shop/web", "/"]})
 
 test_on_call_reads if admin.allow["on-call-reads"] with input as {
 	"caller": {"id": "spiffe://example.org/people/on-call/ann"},

@@ -19,8 +19,9 @@ const Everything = "/"
 // Targets are the SPIFFE IDs that an administrator's call reads or changes, and
 // the parents that it hangs entries and templates on. A template counts by its
 // pattern, with {} for each variable. A call that is not about certain names,
-// or about an entry that is not there, targets Everything, so that whoever may
-// act under a prefix only may not make it.
+// about an entry that is not there, or that changes an entry which makes its
+// holder more than a workload (admin, downstream), before or after, targets
+// Everything as well, so that whoever may act under a prefix only may not make it.
 func (i *Issuer) Targets(req any) (targets, parents []string) {
 	t := collected{index: i.index, td: i.cfg.TrustDomain}
 	switch r := req.(type) {
@@ -28,10 +29,12 @@ func (i *Issuer) Targets(req any) (targets, parents []string) {
 		for _, e := range r.GetEntries() {
 			t.names(e.GetSpiffeId())
 			t.under(e.GetParentId())
+			t.privileged(e.GetAdmin() || e.GetDownstream())
 		}
 	case *entryv1.BatchUpdateEntryRequest:
 		for _, e := range r.GetEntries() {
-			t.entry(e.GetId())
+			t.change(e.GetId())
+			t.privileged(e.GetAdmin() || e.GetDownstream())
 			if e.GetSpiffeId() != nil {
 				t.names(e.GetSpiffeId())
 			}
@@ -41,7 +44,7 @@ func (i *Issuer) Targets(req any) (targets, parents []string) {
 		}
 	case *entryv1.BatchDeleteEntryRequest:
 		for _, id := range r.GetIds() {
-			t.entry(id)
+			t.change(id)
 		}
 	case *entryv1.GetEntryRequest:
 		t.entry(r.GetId())
@@ -112,14 +115,29 @@ func (t *collected) under(id *types.SPIFFEID) {
 }
 
 // entry adds what an entry names now.
-func (t *collected) entry(id string) {
+func (t *collected) entry(id string) *registry.Entry {
 	e := t.index.Entry(id)
 	if e == nil {
 		t.everything()
-		return
+		return nil
 	}
 	t.targets = append(t.targets, e.SPIFFEID.String())
 	t.parents = append(t.parents, e.ParentID.String())
+	return e
+}
+
+// change adds what an entry that is changed names now.
+func (t *collected) change(id string) {
+	if e := t.entry(id); e != nil {
+		t.privileged(e.Admin || e.Downstream)
+	}
+}
+
+// privileged adds everything for what is worth as much as the trust domain.
+func (t *collected) privileged(is bool) {
+	if is {
+		t.everything()
+	}
 }
 
 // template adds what a template is to name: its pattern with {} for each variable.

@@ -28,9 +28,12 @@ import (
 func TestTargets(t *testing.T) {
 	w := newWorld(t)
 	made := w.create(entry("/svc/a", "/node/one", "uid:1"))[0]
+	below := entry("/svc/c", "/node/one", "uid:1")
+	below.Downstream = true
+	issuing := w.create(below)[0]
 	tmpl := w.createTemplate(&templatev1.Template{SpiffeId: "spiffe://example.org/user/{unix:user}", ParentId: "spiffe://example.org/node/one"})
 	id := func(path string) *types.SPIFFEID { return &types.SPIFFEID{TrustDomain: td.Name(), Path: path} }
-	const a, b, node = "spiffe://example.org/svc/a", "spiffe://example.org/svc/b", "spiffe://example.org/node/one"
+	const a, b, c, node = "spiffe://example.org/svc/a", "spiffe://example.org/svc/b", "spiffe://example.org/svc/c", "spiffe://example.org/node/one"
 	for name, tt := range map[string]struct {
 		req              any
 		targets, parents []string
@@ -39,6 +42,12 @@ func TestTargets(t *testing.T) {
 		"create nothing":   {&entryv1.BatchCreateEntryRequest{}, []string{"/"}, nil},
 		"create nameless":  {&entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{}}}, []string{"/"}, []string{"/"}},
 		"rename":           {&entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{{Id: made.Id, SpiffeId: id("/svc/b")}}}, []string{a, b}, []string{node}},
+		"administrator":    {&entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{SpiffeId: id("/svc/b"), ParentId: id("/node/one"), Admin: true}}}, []string{b, "/"}, []string{node}},
+		"downstream":       {&entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{SpiffeId: id("/svc/b"), ParentId: id("/node/one"), Downstream: true}}}, []string{b, "/"}, []string{node}},
+		"promote":          {&entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{{Id: made.Id, Admin: true}}, InputMask: &types.EntryMask{Admin: true}}, []string{a, "/"}, []string{node}},
+		"take over":        {&entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{{Id: issuing.Id}}, InputMask: &types.EntryMask{Selectors: true}}, []string{c, "/"}, []string{node}},
+		"delete issuing":   {&entryv1.BatchDeleteEntryRequest{Ids: []string{issuing.Id}}, []string{c, "/"}, []string{node}},
+		"get issuing":      {&entryv1.GetEntryRequest{Id: issuing.Id}, []string{c}, []string{node}},
 		"delete":           {&entryv1.BatchDeleteEntryRequest{Ids: []string{made.Id}}, []string{a}, []string{node}},
 		"delete unknown":   {&entryv1.BatchDeleteEntryRequest{Ids: []string{made.Id, "?"}}, []string{a, "/"}, []string{node}},
 		"get":              {&entryv1.GetEntryRequest{Id: made.Id}, []string{a}, []string{node}},

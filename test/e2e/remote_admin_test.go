@@ -96,6 +96,10 @@ func TestRemoteAdmin(t *testing.T) {
 	}
 	denied(create(shop, "/svc/orders"))
 	denied(create(other, "/svc/shop/other"))
+	// Who holds such an entry can become anybody.
+	for _, mark := range []string{"--admin", "--downstream"} {
+		denied(ctl(shop, "entry", "create", "--spiffe-id", "spiffe://example.org/svc/shop/root", "--parent-id", "spiffe://example.org/node/one", "--selector", "unix:uid:1", mark))
+	}
 	denied(ctl(shop, "entry", "list"))
 	denied(ctl(shop, "agent", "list"))
 	denied(ctl(shop, "policy", "list"))
