@@ -369,7 +369,7 @@ func TestLedgerFull(t *testing.T) {
 			n++
 			continue
 		}
-		if current().ledger.Err() != nil {
+		if _, err := current().ledger.Err(); err != nil {
 			break
 		}
 	}

@@ -44,7 +44,11 @@ type outcome struct {
 func (l *Ledger) commitLoop() {
 	var buf []byte
 	var out []outcome
-	for r := range l.queue {
+	for {
+		r, ok := l.next()
+		if !ok {
+			return
+		}
 		// Those who are about to queue go first, if there are any: on a busy
 		// machine this is what lets many share a sync, on an idle one it is free.
 		runtime.Gosched()
@@ -194,8 +198,9 @@ func (l *Ledger) room(n int, reserve bool) error {
 		l.cfg.Log.Error("the audit ledger is full and acknowledges nothing more: raise its cap", "max_bytes", l.cfg.MaxBytes)
 		l.alarmed = false
 	}
-	if l.full = l.full || full; l.full {
-		l.tellTrouble()
+	if full && !l.full {
+		l.full = true
+		l.turn()
 	}
 	if l.full && (!reserve || used > l.cfg.MaxBytes) {
 		return audit.ErrFull
@@ -221,10 +226,17 @@ func (l *Ledger) commit(buf []byte) error {
 	size := l.segments[len(l.segments)-1].size
 	l.mu.Unlock()
 	l.publish()
-	if size >= l.cfg.SegmentBytes {
-		if err := l.rotate(); err != nil {
-			// What was staged is durable all the same.
-			l.cfg.Log.Error("audit ledger failed", "error", l.fail(err))
+	l.regain()
+	if size >= max(l.cfg.SegmentBytes, l.rotateAt) {
+		// Whatever becomes of it, what was staged is durable.
+		l.rotateAt = 0
+		switch err := l.rotate(); {
+		case errors.Is(err, unix.ENOSPC):
+			// The old segment goes on, and has the next try a little later.
+			l.rotateAt = size + l.cfg.SegmentBytes/16
+			l.cfg.Log.Warn("no room for another segment of the audit ledger", "dir", l.cfg.Dir, "error", err)
+		case err != nil:
+			_ = l.fail(err)
 		}
 	}
 	return nil
@@ -247,8 +259,7 @@ func (l *Ledger) undo(size int64, cause error) error {
 	l.work.streams = maps.Clone(l.durable.streams)
 	l.mu.Unlock()
 	l.touched = l.touched[:0]
-	l.cfg.Log.Error("no room on the disk of the audit ledger", "error", cause)
-	return fmt.Errorf("%w: %w", audit.ErrFull, cause)
+	return l.lack(cause)
 }
 
 // fail ends recording until the ledger is opened again.
@@ -257,19 +268,10 @@ func (l *Ledger) fail(err error) error {
 	defer l.mu.Unlock()
 	if l.failed == nil {
 		l.failed = err
-		l.tellTrouble()
+		l.turn()
 		l.cfg.Log.Error("audit ledger failed", "error", err)
 	}
 	return l.failed
-}
-
-// tellTrouble has those who wait for it ask Err. Hold mu.
-func (l *Ledger) tellTrouble() {
-	select {
-	case <-l.troubled:
-	default:
-		close(l.troubled)
-	}
 }
 
 // publish shows readers and the head signer what is durable now.
@@ -289,12 +291,16 @@ func (l *Ledger) publish() {
 	}
 }
 
+// rotate begins a segment. Where there is no room for it the old one stays.
 func (l *Ledger) rotate() error {
-	if err := l.file.Close(); err != nil {
+	old := l.file
+	if err := l.newSegment(); err != nil {
+		return err
+	}
+	if err := old.Close(); err != nil {
 		return fmt.Errorf("close segment: %w", err)
 	}
-	l.file = nil
-	return l.newSegment()
+	return nil
 }
 
 // newSegment begins a segment with the present state.
@@ -305,13 +311,13 @@ func (l *Ledger) newSegment() error {
 	if err != nil {
 		return fmt.Errorf("begin segment: %w", err)
 	}
-	l.file = f
 	buf, start := beginFrame([]byte(segmentMagic))
 	buf = endFrame(appendState(buf, l.work), start)
 	_, err = f.Write(buf)
 	if err = errors.Join(err, f.Sync(), atomicfile.SyncDir(l.cfg.Dir)); err != nil {
-		return fmt.Errorf("begin segment: %w", err)
+		return fmt.Errorf("begin segment: %w", errors.Join(err, f.Close(), os.Remove(name)))
 	}
+	l.file = f
 	l.mu.Lock()
 	l.segments = append(l.segments, segmentRef{name: name, index: index, size: int64(len(buf))})
 	l.mu.Unlock()
@@ -333,9 +339,8 @@ func (l *Ledger) headLoop() {
 		case <-t.C:
 		}
 		if l.roomForHead() {
-			if _, err := l.signHead(); err != nil {
-				l.cfg.Log.Error("no head was signed", "error", err)
-			}
+			_, err := l.signHead()
+			l.keptHead(err)
 		}
 		signed = time.Now()
 		t.Reset(l.cfg.HeadHeartbeat)

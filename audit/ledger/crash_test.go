@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -119,10 +120,9 @@ func TestCap(t *testing.T) {
 	f.cfg.MaxBytes = MinBytes
 	l := f.open()
 	rec := l.Recorder()
-	select {
-	case <-l.Troubled():
-		t.Error("in trouble from the beginning")
-	default:
+	turned, err := l.Err()
+	if err != nil {
+		t.Errorf("in trouble from the beginning: %v", err)
 	}
 	n := uint64(0)
 	for {
@@ -137,10 +137,10 @@ func TestCap(t *testing.T) {
 		}
 		n += 100
 	}
-	if !errors.Is(l.Err(), audit.ErrFull) {
-		t.Errorf("Err: %v, want ErrFull", l.Err())
+	<-turned // or it waits for ever
+	if _, err := l.Err(); !errors.Is(err, audit.ErrFull) {
+		t.Errorf("Err: %v, want ErrFull", err)
 	}
-	<-l.Troubled() // or it waits for ever
 	// What the control plane itself does goes on record from the reserve.
 	for _, kind := range []auditv1.Kind{auditv1.Kind_KIND_CREDENTIAL, auditv1.Kind_KIND_POLICY, auditv1.Kind_KIND_ADMIN} {
 		if _, err := rec.Record(&audit.Event{Kind: kind}); err != nil {
@@ -197,7 +197,58 @@ func TestDiskFull(t *testing.T) {
 	f.at[webs] = before
 	f.append(l, webs, 100)
 	f.close(l)
-	f.verified(n + 100)
+	f.verified(n + 101)
+}
+
+// Who watches the ledger is told when a record finds no room on the disk, with the
+// disk's name, and when there is some again, though nobody records anything.
+func TestDiskFullIsTold(t *testing.T) {
+	f := newFixture(t)
+	if err := os.Mkdir(f.cfg.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", f.cfg.Dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("cannot mount a small disk: %v", err)
+	}
+	defer unix.Unmount(f.cfg.Dir, unix.MNT_DETACH)
+	f.cfg.RetryInterval = time.Millisecond
+	f.cfg.SegmentBytes = 64 << 10 // one has to be begun while there is no room
+	l := f.open()
+	turned, err := l.Err()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(f.cfg.Dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 768<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := uint64(0)
+	for {
+		before := f.at[webs]
+		if err := appendBatch(l, f.batch(webs, 100)); err != nil {
+			f.at[webs] = before
+			break
+		}
+		n += 100
+	}
+	<-turned
+	if turned, err = l.Err(); !errors.Is(err, audit.ErrFull) || !strings.Contains(err.Error(), "no room on the disk of "+f.cfg.Dir) {
+		t.Fatalf("Err: %v", err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	for err != nil {
+		<-turned
+		turned, err = l.Err()
+	}
+	f.append(l, webs, 100)
+	alarms := all(t, l, &auditv1.Filter{Kinds: []auditv1.Kind{auditv1.Kind_KIND_ALARM}}, 0)
+	if len(alarms) != 1 || !strings.Contains(alarms[0].String(), "had no room since") {
+		t.Errorf("alarms: %v", alarms)
+	}
+	f.close(l)
+	f.verified(n + 101)
 }
 
 // A ledger does not sign what it finds without a head of its own: that is how

@@ -68,6 +68,9 @@ type Config struct {
 	// HeadInterval is the least time between two heads, HeadHeartbeat the most;
 	// 2 s and 30 s when 0.
 	HeadInterval, HeadHeartbeat time.Duration
+	// RetryInterval is how long a ledger without room on its disk waits before it
+	// looks for some by itself; 5 s when 0.
+	RetryInterval time.Duration
 	// Clock is time.Now when nil.
 	Clock func() time.Time
 	Log   *slog.Logger
@@ -94,6 +97,9 @@ func (c *Config) check() error {
 	}
 	if c.HeadHeartbeat == 0 {
 		c.HeadHeartbeat = 30 * time.Second
+	}
+	if c.RetryInterval == 0 {
+		c.RetryInterval = 5 * time.Second
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -128,6 +134,13 @@ type Ledger struct {
 	// that the present cause for alarm is on record.
 	touched []audit.Stream
 	alarmed bool
+	// retry fires when room on the disk is to be looked for again, since when
+	// there has been none; both are zero where there is room.
+	retry  <-chan time.Time
+	lacked time.Time
+	// rotateAt is the size at which a segment is to be begun for which there was no
+	// room, 0 where there is none.
+	rotateAt int64
 
 	// closing is held for reading while something is queued.
 	closing sync.RWMutex
@@ -140,8 +153,11 @@ type Ledger struct {
 	seen     map[audit.Stream]seen
 	failed   error
 	full     bool
-	// troubled is closed when one of them is so.
-	troubled chan struct{}
+	// noRoom is why the last write was refused, noHead why the last head was not
+	// kept; nil where it was.
+	noRoom, noHead error
+	// turned is closed and replaced when Err may have become another.
+	turned chan struct{}
 	// changed is closed and replaced after each commit.
 	changed  chan struct{}
 	activity chan struct{}
@@ -180,7 +196,7 @@ func open(cfg Config) (_ *Ledger, err error) {
 	}
 	l := &Ledger{
 		cfg: cfg, queue: make(chan request, 256), stop: make(chan struct{}),
-		changed: make(chan struct{}), troubled: make(chan struct{}), activity: make(chan struct{}, 1), seen: make(map[audit.Stream]seen),
+		changed: make(chan struct{}), turned: make(chan struct{}), activity: make(chan struct{}, 1), seen: make(map[audit.Stream]seen),
 	}
 	l.keys, _ = Keys(cfg.VerifierKey)
 	if l.lock, err = lockDir(cfg.Dir); err != nil {
@@ -194,6 +210,7 @@ func open(cfg Config) (_ *Ledger, err error) {
 	if err := l.openHeads(); err != nil {
 		return nil, err
 	}
+	_ = os.Remove(filepath.Join(cfg.Dir, probeFile)) // of a crash, if there is one
 	if err := l.load(); err != nil {
 		return nil, err
 	}
@@ -345,20 +362,31 @@ func (l *Ledger) Status() *auditv1.AuditStatusResponse {
 	return st
 }
 
-// Err is why nothing can be recorded, nil when it can: audit.ErrFull at the
-// cap, or the error of a disk that failed.
-func (l *Ledger) Err() error {
+// Err is why nothing can be recorded, nil when it can: audit.ErrFull at the cap and
+// where the disk has no room, or the error of a disk that failed. turned is closed
+// when that may have become another. Only a lack of room on the disk, and of a head,
+// ends by itself; the rest lasts until the ledger is opened again.
+func (l *Ledger) Err() (turned <-chan struct{}, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.failed == nil && l.full {
-		return audit.ErrFull
+	switch {
+	case l.failed != nil:
+		err = l.failed
+	case l.full:
+		err = fmt.Errorf("%w: the ledger in %s is at its cap of %d bytes: raise audit_max_bytes", audit.ErrFull, l.cfg.Dir, l.cfg.MaxBytes)
+	case l.noRoom != nil:
+		err = l.noRoom
+	default:
+		err = l.noHead
 	}
-	return l.failed
+	return l.turned, err
 }
 
-// Troubled is closed when Err is not nil any more, which lasts until the ledger is
-// opened again.
-func (l *Ledger) Troubled() <-chan struct{} { return l.troubled }
+// turn wakes those who wait for Err to become another. Hold mu.
+func (l *Ledger) turn() {
+	close(l.turned)
+	l.turned = make(chan struct{})
+}
 
 func (l *Ledger) failure() error {
 	l.mu.Lock()

@@ -55,7 +55,7 @@ func (s *Spool) append(salt *[audit.SaltSize]byte, event []byte) (audit.Receipt,
 			s.cond.Wait()
 			continue
 		}
-		s.full = true
+		s.setFull(true)
 		if s.cfg.OnFull == Block {
 			s.cond.Wait()
 			continue
@@ -88,6 +88,7 @@ func (g *segment) guardedPut(sequence uint64, salt *[audit.SaltSize]byte, event 
 // fail ends recording: what is under the mapping can no longer be trusted.
 func (s *Spool) fail(err error) {
 	s.failed = err
+	s.turn()
 	s.cfg.Log.Error("audit spool failed", "error", err)
 	s.cond.Broadcast()
 }

@@ -102,6 +102,8 @@ type Spool struct {
 	// full: an event found no room, and there has been none since.
 	full   bool
 	failed error
+	// turned is closed and replaced when full or failed changes.
+	turned chan struct{}
 	closed bool
 	done   sync.WaitGroup
 }
@@ -157,7 +159,7 @@ func newSpool(cfg Config) (*Spool, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Spool{cfg: cfg, permit: permit, wake: make(chan struct{}, 1)}
+	s := &Spool{cfg: cfg, permit: permit, wake: make(chan struct{}, 1), turned: make(chan struct{})}
 	s.cond.L = &s.mu
 	s.segmentSize = min(segmentBytes, cfg.MaxBytes/minSegments) &^ (pageSize - 1)
 	s.maxSegments = int(cfg.MaxBytes / s.segmentSize)
@@ -361,7 +363,7 @@ func (s *Spool) Status() Status {
 	defer s.mu.Unlock()
 	st := Status{
 		Stream: s.stream, Epoch: s.meta.Epoch, Dropped: s.dropped,
-		Bytes: int64(s.files()) * s.segmentSize, MaxBytes: s.cfg.MaxBytes, Err: s.failed,
+		Bytes: int64(s.files()) * s.segmentSize, MaxBytes: s.cfg.MaxBytes,
 	}
 	for _, g := range s.segments {
 		last, first := g.last.Load(), g.first
@@ -375,12 +377,40 @@ func (s *Spool) Status() Status {
 			st.Pending += last - first + 1
 		}
 	}
-	if st.Err == nil && s.full {
-		if st.Err = audit.ErrFull; s.prepareErr != nil {
-			st.Err = fmt.Errorf("%w: %w", audit.ErrFull, s.prepareErr)
-		}
-	}
+	st.Err = s.trouble()
 	return st
+}
+
+// Err is why recording is failing, nil when it is not, and turned is closed when
+// that may have become another.
+func (s *Spool) Err() (turned <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.turned, s.trouble()
+}
+
+func (s *Spool) trouble() error {
+	switch {
+	case s.failed != nil || !s.full:
+		return s.failed
+	case s.prepareErr != nil:
+		return fmt.Errorf("%w: %w", audit.ErrFull, s.prepareErr)
+	}
+	return audit.ErrFull
+}
+
+// setFull notes whether the last event found room. The lock is held.
+func (s *Spool) setFull(full bool) {
+	if s.full != full {
+		s.full = full
+		s.turn()
+	}
+}
+
+// turn wakes those who wait for Err. The lock is held.
+func (s *Spool) turn() {
+	close(s.turned)
+	s.turned = make(chan struct{})
 }
 
 func (s *Spool) files() int {
@@ -413,7 +443,7 @@ func (s *Spool) prepare() {
 			})
 		}
 		s.spare = g
-		s.full = s.full && g == nil
+		s.setFull(s.full && g == nil)
 		if g != nil && s.active() == nil && !s.closed {
 			// There is room again: what was lost is recorded now, and not
 			// when the next event happens to come.

@@ -37,14 +37,10 @@ func (w *writd) addConditions() {
 		}
 		return s
 	})
-	if l := w.record.ledger; l != nil {
-		w.health.Add(func() health.State {
-			if err := l.Err(); err != nil {
-				return health.State{Problem: fmt.Errorf("audit: %w", err)}
-			}
-			return health.State{Changed: l.Troubled()}
-		})
-	}
+	w.health.Add(func() health.State {
+		turned, err := w.record.err()
+		return health.State{Problem: err, Changed: turned}
+	})
 }
 
 // problems say why this control plane is not fit to serve.

@@ -123,6 +123,21 @@ func (r *record) run(ctx context.Context) error {
 	return nil
 }
 
+// err is why nothing goes on record, nil when it does, and turned is closed when
+// that may have become another.
+func (r *record) err() (turned <-chan struct{}, err error) {
+	switch {
+	case r.ledger != nil:
+		turned, err = r.ledger.Err()
+	case r.spool != nil:
+		turned, err = r.spool.Err()
+	}
+	if err != nil {
+		err = fmt.Errorf("nothing goes on record, so nothing is issued: %w", err)
+	}
+	return turned, err
+}
+
 // status of the ledger, nil without the audit role.
 func (r *record) status() *auditv1.AuditStatusResponse {
 	if r.ledger == nil {
