@@ -20,13 +20,12 @@ import (
 	"github.com/writ-dev/writ/identity/limit"
 	"github.com/writ-dev/writ/identity/revocation"
 	"github.com/writ-dev/writ/identity/template"
-	"github.com/writ-dev/writ/internal/skew"
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
 // ErrBanned is returned by Run when the issuer has banned this agent. Starting
 // again does not help until an administrator deletes the agent there.
-var ErrBanned = errors.New("the issuer has banned this agent")
+var ErrBanned = errors.New("the issuer has banned this agent: an administrator has to evict it there (policyctl agent evict) before the node can be attested anew")
 
 // ErrNoToken is returned by Run when the node must be attested and there is no
 // join token that was not used before.
@@ -77,8 +76,8 @@ type Agent struct {
 	// firstServer is where this agent begins among the replicas.
 	firstServer int
 	connections atomic.Int64
-	// notKept is why the kept SVID cannot be used, if that is the time.
-	notKept *skew.Error
+	// notKept is why the kept SVID cannot be used.
+	notKept error
 	// issuerAhead is how far the issuer's clock was ahead of this one when it was
 	// last heard, a time.Duration.
 	issuerAhead atomic.Int64

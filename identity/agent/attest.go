@@ -15,7 +15,10 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	"github.com/writ-dev/writ/identity/admit"
 	"github.com/writ-dev/writ/identity/attest/jointoken"
 	"github.com/writ-dev/writ/internal/tracing"
 )
@@ -39,7 +42,7 @@ func (a *Agent) load() (bool, error) {
 	}
 	a.self.bundle.Store(bundle)
 	if err := verify(svid.Certificates, bundle); err != nil && !aheadOfUs(err) {
-		a.notKept = ofClocks(err)
+		a.notKept = err
 		a.log.Info("kept SVID cannot be used", "spiffe_id", svid.ID.String(), "error", err)
 		return false, nil
 	}
@@ -51,8 +54,11 @@ func (a *Agent) load() (bool, error) {
 type proof struct {
 	data   *types.AttestationData
 	answer func(challenge []byte) ([]byte, error)
-	// used is called when the issuer has accepted it.
-	used func() error
+	// presented is called before it is sent: what is lost on the way back was
+	// accepted all the same, perhaps.
+	presented func() error
+	// undecided is called where the issuer says that it has used nothing up.
+	undecided func() error
 }
 
 func (a *Agent) newProof(ctx context.Context) (*proof, error) {
@@ -64,13 +70,14 @@ func (a *Agent) newProof(ctx context.Context) (*proof, error) {
 		return nil, err
 	}
 	return &proof{
-		data:   &types.AttestationData{Type: a.opt.Attestor.Type(), Payload: payload},
-		answer: answer,
-		used:   func() error { return nil },
+		data:      &types.AttestationData{Type: a.opt.Attestor.Type(), Payload: payload},
+		answer:    answer,
+		presented: func() error { return nil },
+		undecided: func() error { return nil },
 	}, nil
 }
 
-// tokenProof is a join token that this agent has not used.
+// tokenProof is a join token that this agent has not presented.
 func (a *Agent) tokenProof() (*proof, error) {
 	token, err := a.opt.Token()
 	if err != nil {
@@ -84,12 +91,13 @@ func (a *Agent) tokenProof() (*proof, error) {
 		return nil, err
 	}
 	if used {
-		return nil, fmt.Errorf("%w: the one given was used by this agent before, and works once: create another (policyctl token create)", ErrNoToken)
+		return nil, fmt.Errorf("%w: the one given was presented by this agent before, and works once: create another (policyctl token create)", ErrNoToken)
 	}
 	return &proof{
-		data:   jointoken.Data(token),
-		answer: func([]byte) ([]byte, error) { return nil, errors.New("a join token answers no challenge") },
-		used:   func() error { return a.keep.markTokenUsed(token) },
+		data:      jointoken.Data(token),
+		answer:    func([]byte) ([]byte, error) { return nil, errors.New("a join token answers no challenge") },
+		presented: func() error { return a.keep.markTokenUsed(token) },
+		undecided: func() error { return a.keep.unmarkToken(token) },
 	}, nil
 }
 
@@ -123,10 +131,6 @@ func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, sh
 		}
 		result, err := exchange(ctx, agentv1.NewAgentClient(cc), p, csr)
 		if err != nil {
-			return err
-		}
-		// A token is used up, whatever comes now.
-		if err := p.used(); err != nil {
 			return err
 		}
 		reattestable = result.Reattestable
@@ -181,13 +185,21 @@ func agentName(id spiffeid.ID) string {
 const maxChallenges = 8
 
 // exchange is AttestAgent.
-func exchange(ctx context.Context, client agentv1.AgentClient, p *proof, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {
+func exchange(ctx context.Context, client agentv1.AgentClient, p *proof, csr []byte) (result *agentv1.AttestAgentResponse_Result, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := client.AttestAgent(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("attest: %w", err)
 	}
+	if err := p.presented(); err != nil {
+		return nil, fmt.Errorf("note that the proof is presented: %w", err)
+	}
+	defer func() {
+		if usedNothing(err) {
+			err = errors.Join(err, p.undecided())
+		}
+	}()
 	// Of a stream that has ended, Recv tells why and Send does not.
 	_ = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
 		Data:   p.data,
@@ -208,6 +220,17 @@ func exchange(ctx context.Context, client agentv1.AgentClient, p *proof, csr []b
 		_ = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}})
 	}
 	return nil, fmt.Errorf("attest: the issuer asked %d questions and did not decide", maxChallenges)
+}
+
+// usedNothing tells that the issuer answered an attestation without deciding it. A
+// connection that broke says nothing of what became of the proof.
+func usedNothing(err error) bool {
+	switch _, told := admit.RetryAfter(err); status.Code(err) {
+	case codes.ResourceExhausted, codes.Aborted, codes.Internal, codes.FailedPrecondition, codes.Unimplemented:
+		return true
+	default:
+		return told
+	}
 }
 
 // bootstrapTLS verifies the issuer against the configured bundle and the one

@@ -23,7 +23,7 @@ import (
 const (
 	svidFile   = "agent.pem"  // private key and X509-SVID in one, so that they always fit
 	bundleFile = "bundle.pem" // trust bundle as last received
-	usedFile   = "token-used" // SHA-256 of the join tokens that are used up
+	usedFile   = "token-used" // SHA-256 of the join tokens that were presented
 	// revokedFile is what is revoked, an Update of identity/revocationv1.
 	revokedFile = "revocations"
 )
@@ -111,8 +111,8 @@ func (k *keep) saveBundle(b *x509bundle.Bundle) error {
 	return k.write(bundleFile, data)
 }
 
-// tokenUsed tells whether this agent used the token up before. To present it
-// again would raise an alarm at the issuer.
+// tokenUsed tells whether this agent presented the token before. To present it
+// again would raise an alarm at the issuer if it was accepted.
 func (k *keep) tokenUsed(token string) (bool, error) {
 	data, err := os.ReadFile(filepath.Join(k.dir, usedFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -132,6 +132,16 @@ func (k *keep) markTokenUsed(token string) error {
 	lines := strings.Fields(string(data))
 	lines = append(lines[max(0, len(lines)-maxUsed+1):], hashToken(token))
 	return k.write(usedFile, []byte(strings.Join(lines, "\n")+"\n"))
+}
+
+// unmarkToken takes back that the token was presented.
+func (k *keep) unmarkToken(token string) error {
+	data, err := os.ReadFile(filepath.Join(k.dir, usedFile))
+	if err != nil {
+		return err
+	}
+	left := strings.ReplaceAll(string(data), hashToken(token)+"\n", "")
+	return k.write(usedFile, []byte(left))
 }
 
 func hashToken(token string) string {

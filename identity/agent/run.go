@@ -42,7 +42,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.log.Info("going on with the kept SVID", "spiffe_id", agentName(a.self.svid.Load().ID))
 	} else if err := a.attestUntilDone(ctx); err != nil {
 		if a.notKept != nil {
-			err = fmt.Errorf("%w (the SVID of before %w)", err, a.notKept)
+			err = fmt.Errorf("%w (the SVID kept in %s cannot be used: %w)", err, a.cfg.DataDir, a.notKept)
 		}
 		return ignoreDone(ctx, err)
 	}
@@ -306,14 +306,19 @@ func (a *Agent) isReady() bool {
 // attestUntilDone attests the node for the first time, as often as it takes
 // where the issuer cannot be reached.
 func (a *Agent) attestUntilDone(ctx context.Context) error {
+	var before error
 	for wait := (backoff{}); ; {
 		p, err := a.newProof(ctx)
 		if err != nil {
+			if before != nil {
+				err = fmt.Errorf("%w; the last attempt ended with: %w", err, before)
+			}
 			return fmt.Errorf("the node must be attested: %w", err)
 		}
 		if err = a.attest(ctx, p); err == nil {
 			return nil
 		}
+		before = err
 		if final := a.afterAttest(err); final != nil {
 			return final
 		}

@@ -143,7 +143,9 @@ func newIssuer(t testing.TB, life time.Duration, config issuer.Config) *Issuer {
 	r := &Issuer{t: t, life: life, config: config, file: filepath.Join(t.TempDir(), "writ.db"), Bundle: filepath.Join(t.TempDir(), "bundle.pem"), ended: map[string]int{}, changed: make(chan struct{})}
 	c := &r.config
 	c.TrustDomain, c.AttestPerSecond, c.AttestBurst = TrustDomain, 1e6, 1e6
-	c.Emit = func(context.Context, identity.Act) error { return nil }
+	if c.Emit == nil {
+		c.Emit = func(context.Context, identity.Act) error { return nil }
+	}
 	if c.SignPerSecond == 0 {
 		c.SignPerSecond = -1
 	}
