@@ -42,9 +42,13 @@ approvals that it needs must be there.`,
 				Number   uint64 `json:"number"`
 				Proposal uint64 `json:"proposal"`
 				Percent  uint32 `json:"percent,omitempty"`
-			}{revisionText(resp.GetRevision()), resp.GetRevision().GetNumber(), number, rollout.GetPercent()}
+				madeBy
+			}{revisionText(resp.GetRevision()), resp.GetRevision().GetNumber(), number, rollout.GetPercent(), madeBy{resp.GetEngine(), resp.GetEngineReason()}}
 			return a.emit(result, func(w io.Writer) error {
-				return writeInForce(w, result.Revision, rollout, fmt.Sprintf("proposal %d", number))
+				if err := writeInForce(w, result.Revision, rollout, fmt.Sprintf("proposal %d", number)); err != nil {
+					return err
+				}
+				return result.madeBy.write(w)
 			})
 		},
 	}

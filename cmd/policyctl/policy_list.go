@@ -63,8 +63,7 @@ type revisionInfo struct {
 	Message      string         `json:"message,omitempty"`
 	RollbackOf   uint64         `json:"rollback_of,omitempty"`
 	Tests        testCounts     `json:"tests"`
-	Engine       string         `json:"engine,omitempty"`
-	EngineReason string         `json:"engine_reason,omitempty"`
+	madeBy
 }
 
 // rolloutInfo is the JSON form of how a revision was rolled out.
@@ -80,7 +79,7 @@ func revisionInfoFrom(r *policyv1.RevisionInfo) revisionInfo {
 		Number: r.GetRevision().GetNumber(), Revision: revisionText(r.GetRevision()), Active: r.GetActive(), Stage: r.GetStage(),
 		Activated: time.Unix(0, r.GetActivated()).UTC(), Author: r.GetAuthor(), Publisher: r.GetPublisher(), KeyID: r.GetKeyId(),
 		Approvals: approvalsFrom(r.GetApprovals()), Proposal: r.GetProposal(), SourceCommit: r.GetSourceCommit(), Message: r.GetMessage(),
-		RollbackOf: r.GetRollbackOf(), Tests: testCountsFrom(r.GetTests()), Engine: r.GetEngine(), EngineReason: r.GetEngineReason(),
+		RollbackOf: r.GetRollbackOf(), Tests: testCountsFrom(r.GetTests()), madeBy: madeBy{r.GetEngine(), r.GetEngineReason()},
 	}
 	if o := r.GetRollout(); o != nil {
 		info.Rollout = &rolloutInfo{o.GetPercent(), o.GetMaxDenyIncrease(), o.GetMinDecisions()}
@@ -109,7 +108,7 @@ func writeRevisions(w io.Writer, revisions []revisionInfo) error {
 		}
 		fmt.Fprintf(tw, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", mark, r.Number, r.Revision, r.stage(), r.Activated.Format(time.RFC3339),
 			terminalSafe(r.Author), dash(terminalSafe(r.Publisher)), dash(r.KeyID[:min(len(r.KeyID), 12)]), dash(approverNames(r.Approvals)),
-			dash(terminalSafe(shortCommit(r.SourceCommit))), r.Tests.Passed, dash(r.Engine), terminalSafe(message))
+			dash(terminalSafe(shortCommit(r.SourceCommit))), r.Tests.Passed, r.engine(), terminalSafe(message))
 	}
 	return tw.Flush()
 }

@@ -124,7 +124,8 @@ func (a *app) pushed(dir string, resp *policyv1.PushResponse, problems []policy.
 		Problems  []policy.Problem `json:"problems"`
 		Tests     testCounts       `json:"tests"`
 		Percent   uint32           `json:"percent,omitempty"`
-	}{Percent: rollout.GetPercent(), Number: resp.GetRevision().GetNumber(), Unchanged: resp.GetUnchanged(), DryRun: dryRun, Problems: problems, Tests: testCountsFrom(resp.GetTests())}
+		madeBy
+	}{madeBy: madeBy{resp.GetEngine(), resp.GetEngineReason()}, Percent: rollout.GetPercent(), Number: resp.GetRevision().GetNumber(), Unchanged: resp.GetUnchanged(), DryRun: dryRun, Problems: problems, Tests: testCountsFrom(resp.GetTests())}
 	if resp.GetRevision() != nil {
 		result.Revision = revisionText(resp.GetRevision())
 	}
@@ -138,7 +139,9 @@ func (a *app) pushed(dir string, resp *policyv1.PushResponse, problems []policy.
 		case result.Unchanged:
 			_, err = fmt.Fprintf(w, "unchanged: revision %s is in force\n", result.Revision)
 		default:
-			err = writeInForce(w, result.Revision, rollout, result.Tests.String())
+			if err = writeInForce(w, result.Revision, rollout, result.Tests.String()); err == nil {
+				err = result.madeBy.write(w)
+			}
 		}
 		return err
 	})

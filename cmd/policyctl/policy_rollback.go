@@ -36,10 +36,13 @@ every sidecar takes it for newer than what it runs.`,
 				Revision   string `json:"revision"`
 				Number     uint64 `json:"number"`
 				RollbackOf uint64 `json:"rollback_of"`
-			}{revisionText(resp.GetRevision()), resp.GetRevision().GetNumber(), number}
+				madeBy
+			}{revisionText(resp.GetRevision()), resp.GetRevision().GetNumber(), number, madeBy{resp.GetEngine(), resp.GetEngineReason()}}
 			return a.emit(result, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "revision %s is in force, with the content of %d\n", result.Revision, number)
-				return err
+				if _, err := fmt.Fprintf(w, "revision %s is in force, with the content of %d\n", result.Revision, number); err != nil {
+					return err
+				}
+				return result.madeBy.write(w)
 			})
 		},
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/writ-dev/writ/policy/compile"
 	"github.com/writ-dev/writ/policy/policyv1"
 )
 
@@ -64,6 +65,30 @@ func perMille(flag, text string) (uint32, error) {
 	return uint32(thousandth), nil
 }
 
+// madeBy is what decides by a revision, as commands say it.
+type madeBy struct {
+	Engine       string `json:"engine,omitempty"`
+	EngineReason string `json:"engine_reason,omitempty"`
+}
+
+// engine is what decides, for a column; revisions.DivergedPrefix is what the
+// reason begins with, and its package is the control plane's.
+func (m madeBy) engine() string {
+	if strings.HasPrefix(m.EngineReason, "diverged: ") {
+		return m.Engine + " (diverged)"
+	}
+	return dash(m.Engine)
+}
+
+// write says it where policy is evaluated that should have been compiled.
+func (m madeBy) write(w io.Writer) error {
+	if m.Engine != compile.EngineTopdown || m.EngineReason == "" {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "it is evaluated, not compiled: %s\n", terminalSafe(m.EngineReason))
+	return err
+}
+
 // writeInForce says who has a revision now.
 func writeInForce(w io.Writer, revision string, rollout *policyv1.Rollout, what string) error {
 	if rollout == nil {
@@ -89,7 +114,7 @@ func newPolicyPromoteCmd(a *app) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("policy promote: %w", err)
 			}
-			return a.nowInForce(resp.GetRevision(), "for everybody")
+			return a.nowInForce(resp.GetRevision(), "for everybody", madeBy{})
 		},
 	}
 }
@@ -112,7 +137,7 @@ that those who had the new one take it.`,
 			if err != nil {
 				return fmt.Errorf("policy halt: %w", err)
 			}
-			return a.nowInForce(resp.GetRevision(), "with the content from before the rollout")
+			return a.nowInForce(resp.GetRevision(), "with the content from before the rollout", madeBy{resp.GetEngine(), resp.GetEngineReason()})
 		},
 	}
 	cmd.Flags().StringVarP(&reason, "message", "m", "", "why, for the record")
@@ -120,10 +145,16 @@ that those who had the new one take it.`,
 	return cmd
 }
 
-func (a *app) nowInForce(r *policyv1.Revision, what string) error {
+func (a *app) nowInForce(r *policyv1.Revision, what string, by madeBy) error {
 	result := struct {
 		Revision string `json:"revision"`
 		Number   uint64 `json:"number"`
-	}{revisionText(r), r.GetNumber()}
-	return a.emit(result, func(w io.Writer) error { return writeInForce(w, result.Revision, nil, what) })
+		madeBy
+	}{revisionText(r), r.GetNumber(), by}
+	return a.emit(result, func(w io.Writer) error {
+		if err := writeInForce(w, result.Revision, nil, what); err != nil {
+			return err
+		}
+		return by.write(w)
+	})
 }

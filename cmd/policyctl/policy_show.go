@@ -112,6 +112,9 @@ func (a *app) showPolicy(resp *policyv1.ShowResponse, out string) error {
 		if err := writeRevisions(w, []revisionInfo{result.revisionInfo}); err != nil {
 			return err
 		}
+		if err := result.madeBy.write(w); err != nil {
+			return err
+		}
 		if out != "" {
 			_, err := fmt.Fprintf(w, "%d files written to %s\n", len(result.Files), out)
 			return err

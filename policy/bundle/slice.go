@@ -34,6 +34,9 @@ type Slice struct {
 	// Program is the compiled form of Content, as policy/program encodes it; nil
 	// when there is none. It is under the same signature.
 	Program []byte
+	// Evaluate is that of Sources; a slice from the control plane carries no
+	// Program instead.
+	Evaluate bool
 }
 
 // manifest is the .manifest of a slice. What the slice is stands in it, and so

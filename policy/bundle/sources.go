@@ -32,6 +32,9 @@ type Sources struct {
 	Activated time.Time
 	SPIFFEID  spiffeid.ID
 	Parts     []Part
+	// Evaluate says that the policy is not to be compiled: its compiled form was
+	// seen to answer otherwise than the sources.
+	Evaluate bool
 	// Packed are the Archives of Parts for Seal, which are the same for every
 	// workload; nil to have them made.
 	Packed [][]byte
@@ -58,6 +61,7 @@ type envelope struct {
 	SPIFFEID     string         `json:"spiffe_id"`
 	Activated    int64          `json:"activated,string"`
 	Parts        []envelopePart `json:"parts"`
+	Evaluate     bool           `json:"evaluate,omitempty"`
 }
 
 type envelopePart struct {
@@ -70,7 +74,7 @@ type envelopePart struct {
 func (s *Sources) Seal(key crypto.Signer) ([]byte, error) {
 	e := envelope{
 		Purpose: purposeSources, Epoch: s.Revision.Epoch, Number: s.Revision.Number, SourceDigest: hex.EncodeToString(s.Revision.Digest[:]),
-		SPIFFEID: s.SPIFFEID.String(), Activated: s.Activated.UnixNano(), Parts: []envelopePart{},
+		SPIFFEID: s.SPIFFEID.String(), Activated: s.Activated.UnixNano(), Parts: []envelopePart{}, Evaluate: s.Evaluate,
 	}
 	archives := s.Packed
 	if archives == nil {
@@ -183,7 +187,7 @@ func (e *envelope) sources(id spiffeid.ID) (*Sources, error) {
 	}
 	return &Sources{
 		Revision:  policy.Revision{Epoch: e.Epoch, Number: e.Number, Digest: [32]byte(digest)},
-		Activated: time.Unix(0, e.Activated).UTC(), SPIFFEID: id,
+		Activated: time.Unix(0, e.Activated).UTC(), SPIFFEID: id, Evaluate: e.Evaluate,
 	}, nil
 }
 

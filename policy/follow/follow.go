@@ -271,7 +271,12 @@ func (f *Follower) open(data []byte) (*bundle.Slice, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cutter.Cut(bundle.SliceConfig{Revision: src.Revision, Activated: src.Activated, SPIFFEID: id})
+	slice, err := cutter.Cut(bundle.SliceConfig{Revision: src.Revision, Activated: src.Activated, SPIFFEID: id})
+	if err != nil {
+		return nil, err
+	}
+	slice.Evaluate = src.Evaluate
+	return slice, nil
 }
 
 func (f *Follower) advance(slice *bundle.Slice, data []byte) error {
@@ -310,7 +315,8 @@ func (f *Follower) activate(snapshot *policy.Snapshot) {
 
 // prepare makes a slice ready to decide: by its compiled form where it carries
 // one that this build reads, by its sources otherwise. Who trusts publishers
-// compiles what they signed.
+// compiles what they signed, unless the control plane says to evaluate it: that
+// can make it slower and nothing else.
 func (f *Follower) prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
 	if names := slice.Catalogue.Outside.Builtins(); len(names) > 0 && f.cfg.Outside == nil {
 		return nil, fmt.Errorf("the rules use %s, which looks outside of the input, and policy.allow_outside is not set here", strings.Join(names, ", "))
@@ -324,7 +330,9 @@ func (f *Follower) prepare(slice *bundle.Slice) (*policy.Snapshot, error) {
 			return nil, err
 		}
 		load = func() (*opa.Program, error) { return p, nil }
-		if compiled, _, err = compile.Compile(context.Background(), p, compile.Config{}); err != nil {
+		if slice.Evaluate {
+			f.cfg.Log.Warn("the policy is evaluated, not compiled, as the control plane says", "revision", slice.Revision.String())
+		} else if compiled, _, err = compile.Compile(context.Background(), p, compile.Config{}); err != nil {
 			f.cfg.Log.Error("the policy cannot be compiled, its sources are evaluated", "revision", slice.Revision.String(), "error", err)
 		}
 	}

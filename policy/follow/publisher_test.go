@@ -12,6 +12,7 @@ import (
 	"github.com/writ-dev/writ/policy"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/owners"
+	"github.com/writ-dev/writ/policy/compile"
 )
 
 // publisher is one of whom a follower trusts in these tests.
@@ -57,6 +58,12 @@ func (p *publisher) keys(t *testing.T) bundle.Keys {
 // says of any parts that they are a revision.
 func (x *fixture) sealed(number uint64, parts ...bundle.Part) []byte {
 	x.t.Helper()
+	return x.sealedTo(number, false, parts...)
+}
+
+// sealedTo is sealed, to be evaluated or not.
+func (x *fixture) sealedTo(number uint64, evaluate bool, parts ...bundle.Part) []byte {
+	x.t.Helper()
 	var files []bundle.File
 	for _, p := range parts {
 		files = append(files, p.Content...)
@@ -66,7 +73,7 @@ func (x *fixture) sealed(number uint64, parts ...bundle.Part) []byte {
 		x.t.Fatal(err)
 	}
 	src := &bundle.Sources{
-		Revision: policy.Revision{Epoch: 1, Number: number, Digest: content.Digest()}, Activated: time.Unix(1, 0), SPIFFEID: orders, Parts: parts,
+		Revision: policy.Revision{Epoch: 1, Number: number, Digest: content.Digest()}, Activated: time.Unix(1, 0), SPIFFEID: orders, Parts: parts, Evaluate: evaluate,
 	}
 	data, err := src.Seal(x.key)
 	if err != nil {
@@ -221,4 +228,32 @@ func FuzzOpenSources(f *testing.F) {
 			t.Errorf("opened %+v", src)
 		}
 	})
+}
+
+// TestTrustPublisherEvaluates what the control plane knows its compiler to get
+// wrong, after a restart as well.
+func TestTrustPublisherEvaluates(t *testing.T) {
+	shop := newPublisher(t, "shop",
+		"data.json", `{"writ": {"services": {"orders": {"spiffe_ids": ["spiffe://example.org/svc/orders"]}}}}`,
+		"orders.rego", "package services.orders\n\nallow := true\n")
+	x := newFixture(t)
+	x.config.Publishers = owners.One("shop", shop.keys(t))
+	_, stop := x.run()
+	<-x.plane.reports
+	for _, step := range []struct {
+		number   uint64
+		evaluate bool
+		want     string
+	}{{1, false, compile.EngineCompiled}, {2, true, compile.EngineTopdown}} {
+		x.plane.slices <- x.sealedTo(step.number, step.evaluate, shop.part(t))
+		if r := <-x.plane.reports; r.Revision.GetNumber() != step.number || r.Engine != step.want {
+			t.Errorf("reports %v, want %s", r, step.want)
+		}
+	}
+	stop()
+	_, stop = x.run()
+	if r := <-x.plane.reports; r.Revision.GetNumber() != 2 || r.Engine != compile.EngineTopdown {
+		t.Errorf("after a restart: %v", r)
+	}
+	stop()
 }

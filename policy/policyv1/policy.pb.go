@@ -375,10 +375,13 @@ type PushResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Set when the revision was activated, or when the content was already in
 	// force (unchanged is then true).
-	Revision      *Revision   `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Unchanged     bool        `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
-	Problems      []*Problem  `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
-	Tests         *TestReport `protobuf:"bytes,4,opt,name=tests,proto3" json:"tests,omitempty"`
+	Revision  *Revision   `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Unchanged bool        `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	Problems  []*Problem  `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
+	Tests     *TestReport `protobuf:"bytes,4,opt,name=tests,proto3" json:"tests,omitempty"`
+	// What will decide, as in RevisionInfo; empty when nothing was activated.
+	Engine        string `protobuf:"bytes,5,opt,name=engine,proto3" json:"engine,omitempty"`
+	EngineReason  string `protobuf:"bytes,6,opt,name=engine_reason,json=engineReason,proto3" json:"engine_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -439,6 +442,20 @@ func (x *PushResponse) GetTests() *TestReport {
 		return x.Tests
 	}
 	return nil
+}
+
+func (x *PushResponse) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *PushResponse) GetEngineReason() string {
+	if x != nil {
+		return x.EngineReason
+	}
+	return ""
 }
 
 type RevisionInfo struct {
@@ -1393,8 +1410,11 @@ func (x *ActivateRequest) GetRollout() *Rollout {
 }
 
 type ActivateResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What will decide, as in RevisionInfo.
+	Engine        string `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	EngineReason  string `protobuf:"bytes,3,opt,name=engine_reason,json=engineReason,proto3" json:"engine_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1434,6 +1454,20 @@ func (x *ActivateResponse) GetRevision() *Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *ActivateResponse) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *ActivateResponse) GetEngineReason() string {
+	if x != nil {
+		return x.EngineReason
+	}
+	return ""
 }
 
 // PromoteRequest ends a rollout for everybody.
@@ -1564,7 +1598,10 @@ func (x *HaltRequest) GetReason() string {
 type HaltResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The content from before, as a new revision.
-	Revision      *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What will decide, as in RevisionInfo.
+	Engine        string `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	EngineReason  string `protobuf:"bytes,3,opt,name=engine_reason,json=engineReason,proto3" json:"engine_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1604,6 +1641,20 @@ func (x *HaltResponse) GetRevision() *Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *HaltResponse) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *HaltResponse) GetEngineReason() string {
+	if x != nil {
+		return x.EngineReason
+	}
+	return ""
 }
 
 // RaiseEpochRequest puts what is in force under a higher epoch, so that a fleet
@@ -2300,8 +2351,11 @@ func (x *RollbackRequest) GetMessage() string {
 }
 
 type RollbackResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision *Revision              `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What will decide, as in RevisionInfo.
+	Engine        string `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	EngineReason  string `protobuf:"bytes,3,opt,name=engine_reason,json=engineReason,proto3" json:"engine_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2341,6 +2395,20 @@ func (x *RollbackResponse) GetRevision() *Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *RollbackResponse) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *RollbackResponse) GetEngineReason() string {
+	if x != nil {
+		return x.EngineReason
+	}
+	return ""
 }
 
 type DecideRequest struct {
@@ -2800,12 +2868,14 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\aRollout\x12\x18\n" +
 	"\apercent\x18\x01 \x01(\rR\apercent\x12*\n" +
 	"\x11max_deny_increase\x18\x02 \x01(\rR\x0fmaxDenyIncrease\x12#\n" +
-	"\rmin_decisions\x18\x03 \x01(\x04R\fminDecisions\"\xc9\x01\n" +
+	"\rmin_decisions\x18\x03 \x01(\x04R\fminDecisions\"\x86\x02\n" +
 	"\fPushResponse\x124\n" +
 	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x1c\n" +
 	"\tunchanged\x18\x02 \x01(\bR\tunchanged\x123\n" +
 	"\bproblems\x18\x03 \x03(\v2\x17.writ.policy.v1.ProblemR\bproblems\x120\n" +
-	"\x05tests\x18\x04 \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\"\xb3\x04\n" +
+	"\x05tests\x18\x04 \x01(\v2\x1a.writ.policy.v1.TestReportR\x05tests\x12\x16\n" +
+	"\x06engine\x18\x05 \x01(\tR\x06engine\x12#\n" +
+	"\rengine_reason\x18\x06 \x01(\tR\fengineReason\"\xb3\x04\n" +
 	"\fRevisionInfo\x124\n" +
 	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x1c\n" +
 	"\tactivated\x18\x02 \x01(\x10R\tactivated\x12\x16\n" +
@@ -2875,16 +2945,20 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\x05files\x18\x02 \x03(\v2\x1a.writ.policy.v1.SourceFileR\x05files\"\\\n" +
 	"\x0fActivateRequest\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x121\n" +
-	"\arollout\x18\x02 \x01(\v2\x17.writ.policy.v1.RolloutR\arollout\"H\n" +
+	"\arollout\x18\x02 \x01(\v2\x17.writ.policy.v1.RolloutR\arollout\"\x85\x01\n" +
 	"\x10ActivateResponse\x124\n" +
-	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"\x10\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12#\n" +
+	"\rengine_reason\x18\x03 \x01(\tR\fengineReason\"\x10\n" +
 	"\x0ePromoteRequest\"G\n" +
 	"\x0fPromoteResponse\x124\n" +
 	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"%\n" +
 	"\vHaltRequest\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"D\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x81\x01\n" +
 	"\fHaltResponse\x124\n" +
-	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"A\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12#\n" +
+	"\rengine_reason\x18\x03 \x01(\tR\fengineReason\"A\n" +
 	"\x11RaiseEpochRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"J\n" +
@@ -2925,9 +2999,11 @@ const file_policy_policyv1_policy_proto_rawDesc = "" +
 	"\x05files\x18\x02 \x03(\v2\x1a.writ.policy.v1.SourceFileR\x05files\"C\n" +
 	"\x0fRollbackRequest\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"H\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x85\x01\n" +
 	"\x10RollbackResponse\x124\n" +
-	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\"=\n" +
+	"\brevision\x18\x01 \x01(\v2\x18.writ.policy.v1.RevisionR\brevision\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12#\n" +
+	"\rengine_reason\x18\x03 \x01(\tR\fengineReason\"=\n" +
 	"\rDecideRequest\x12\x14\n" +
 	"\x05input\x18\x01 \x01(\fR\x05input\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\"A\n" +

@@ -17,6 +17,7 @@ import (
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/bundle/revisions"
+	"github.com/writ-dev/writ/policy/compile"
 )
 
 // activate records, stores and swaps in, in this order: after an error nothing
@@ -36,7 +37,10 @@ func (s *Server) activate(ctx context.Context, c *candidate, info revisions.Info
 	}
 	info.Activated = s.cfg.Clock().UTC()
 	if err := s.compile(ctx, c, &info); err != nil {
-		return revisions.Info{}, status.FromContextError(err).Err()
+		if ctx.Err() != nil {
+			return revisions.Info{}, status.FromContextError(ctx.Err()).Err()
+		}
+		return revisions.Info{}, status.Errorf(codes.Internal, "activate policy: %v", err)
 	}
 	var next *active
 	recorded := false
@@ -90,6 +94,13 @@ func (s *Server) within(ctx context.Context, tx *sql.Tx, c *candidate, info revi
 			return err
 		}
 	}
+	if c.diverged != nil {
+		for _, digest := range c.diverged.digests {
+			if err := s.store.NoteDivergence(ctx, tx, digest, compile.Version, c.diverged.detail); err != nil {
+				return err
+			}
+		}
+	}
 	return s.markActivated(ctx, tx, info)
 }
 
@@ -107,6 +118,9 @@ func (s *Server) acts(actor string, info revisions.Info, next *active) []identit
 		},
 	}
 	add := func(name, value string) { act.Details = append(act.Details, [2]string{name, value}) }
+	if how := info.Diverged(); how != "" {
+		add("not_compiled", how)
+	}
 	if info.SourceCommit != "" {
 		add("source_commit", info.SourceCommit)
 	}

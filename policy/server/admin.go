@@ -49,14 +49,14 @@ func (s *adminService) Rollback(ctx context.Context, req *policyv1.RollbackReque
 	if need := s.required(program.Catalogue(), "", ""); !need.none() {
 		return nil, s.mustPropose(ctx, "rolled back", need)
 	}
-	info, err := s.activate(ctx, &candidate{content: content, parts: parts, program: program}, withEngine(revisions.Info{
+	info, err := s.activate(ctx, &candidate{content: content, parts: parts, program: program}, revisions.Info{
 		KeyID: old.KeyID, Publisher: old.Publisher, SourceCommit: old.SourceCommit, Message: req.Message,
 		RollbackOf: req.Number, Tests: old.Tests,
-	}, old.Diverged()))
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &policyv1.RollbackResponse{Revision: revisionProto(info.Revision)}, nil
+	return &policyv1.RollbackResponse{Revision: revisionProto(info.Revision), Engine: info.Engine, EngineReason: info.EngineReason}, nil
 }
 
 // List implements policyv1.Admin.

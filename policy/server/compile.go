@@ -15,9 +15,19 @@ import (
 )
 
 // compile makes the compiled form of the candidate and notes in info what will
-// decide. What cannot be compiled is evaluated; only the end of ctx is an error.
+// decide. What cannot be compiled is evaluated, and so is a content that this
+// compiler was seen to get wrong. An error is one of the database, or the end of
+// ctx.
 func (s *Server) compile(ctx context.Context, c *candidate, info *revisions.Info) error {
 	if info.Engine == EngineTopdown {
+		return nil
+	}
+	detail, err := s.evaluated(ctx, c)
+	if err != nil {
+		return err
+	}
+	if detail != "" {
+		info.Engine, info.EngineReason = EngineTopdown, revisions.DivergedPrefix+detail
 		return nil
 	}
 	compiled, report, err := compile.Compile(ctx, c.program, compile.Config{})

@@ -63,7 +63,7 @@ func (s *Server) Restored(ctx context.Context, reason string) (raised bool, err 
 		return false, err
 	}
 	if s.rolling() != nil {
-		if _, err := s.halt(ctx, s.cfg.Actor(ctx), reason, ""); err != nil {
+		if _, err := s.halt(ctx, s.cfg.Actor(ctx), reason, nil); err != nil {
 			return false, err
 		}
 	}
@@ -104,10 +104,10 @@ func (s *Server) raiseEpoch(ctx context.Context, epoch uint64, reason string) (p
 	if err != nil {
 		return policy.Revision{}, status.Error(codes.Internal, err.Error())
 	}
-	info, err = s.activate(ctx, &candidate{content: content, parts: parts, program: program}, withEngine(revisions.Info{
+	info, err = s.activate(ctx, &candidate{content: content, parts: parts, program: program}, revisions.Info{
 		KeyID: info.KeyID, Publisher: info.Publisher, SourceCommit: info.SourceCommit, Tests: info.Tests,
 		Message: cut(fmt.Sprintf("epoch raised to %d: %s", epoch, reason), maxMessage),
-	}, info.Diverged()))
+	})
 	return info.Revision, err
 }
 

@@ -46,7 +46,9 @@ func (s *adminService) Propose(ctx context.Context, req *policyv1.ProposeRequest
 		return resp, nil
 	}
 	a, _ := s.current()
-	if a != nil && c.same(a) {
+	if same, err := s.unchanged(ctx, c, a); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	} else if same {
 		return nil, status.Errorf(codes.FailedPrecondition, "revision %v, which is in force, is just this", a.info.Revision)
 	}
 	needs := s.required(c.program.Catalogue(), c.pushed.KeyID, c.pushed.Publisher)
@@ -209,7 +211,7 @@ func (s *adminService) Activate(ctx context.Context, req *policyv1.ActivateReque
 	if info, err = s.activate(ctx, c, info); err != nil {
 		return nil, err
 	}
-	return &policyv1.ActivateResponse{Revision: revisionProto(info.Revision)}, nil
+	return &policyv1.ActivateResponse{Revision: revisionProto(info.Revision), Engine: info.Engine, EngineReason: info.EngineReason}, nil
 }
 
 // Proposals implements policyv1.Admin.

@@ -51,7 +51,10 @@ func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*po
 		}
 		return resp, nil
 	}
-	if a, _ := s.current(); a != nil && c.same(a) {
+	a, _ := s.current()
+	if same, err := s.unchanged(ctx, c, a); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	} else if same {
 		resp.Revision, resp.Unchanged = revisionProto(a.info.Revision), true
 		return resp, nil
 	}
@@ -65,7 +68,7 @@ func (s *adminService) Push(ctx context.Context, req *policyv1.PushRequest) (*po
 	if info, err = s.activate(ctx, c, info); err != nil {
 		return nil, err
 	}
-	resp.Revision = revisionProto(info.Revision)
+	resp.Revision, resp.Engine, resp.EngineReason = revisionProto(info.Revision), info.Engine, info.EngineReason
 	return resp, nil
 }
 
@@ -118,6 +121,8 @@ type candidate struct {
 	actor string
 	// acts go on record with the activation.
 	acts []identity.Act
+	// diverged, when set, is why it is not compiled, and noted with it.
+	diverged *divergence
 }
 
 // info fills in what the candidate knows of itself.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -186,7 +187,7 @@ func (s *Server) resume(ctx context.Context) error {
 	if s.before() == nil {
 		return s.giveUp(ctx, info.Revision, reason)
 	}
-	_, err = s.halt(ctx, itself, reason, "")
+	_, err = s.halt(ctx, itself, reason, nil)
 	return err
 }
 
@@ -235,17 +236,17 @@ func (s *adminService) Halt(ctx context.Context, req *policyv1.HaltRequest) (*po
 	if s.rolling() == nil {
 		return nil, status.Error(codes.FailedPrecondition, "no revision is being rolled out")
 	}
-	info, err := s.halt(ctx, s.cfg.Actor(ctx), req.Reason, "")
+	info, err := s.halt(ctx, s.cfg.Actor(ctx), req.Reason, nil)
 	if err != nil {
 		return nil, err
 	}
-	return &policyv1.HaltResponse{Revision: revisionProto(info.Revision)}, nil
+	return &policyv1.HaltResponse{Revision: revisionProto(info.Revision), Engine: info.Engine, EngineReason: info.EngineReason}, nil
 }
 
 // halt gives everybody the content from before the rollout as a new revision.
-// It takes no approvals: that content was in force. diverged is why it is not
-// to be compiled, empty to have it compiled. admin is held.
-func (s *Server) halt(ctx context.Context, actor, reason, diverged string) (revisions.Info, error) {
+// It takes no approvals: that content was in force. diverged is nil, or why it is
+// not to be compiled. admin is held.
+func (s *Server) halt(ctx context.Context, actor, reason string, diverged *divergence) (revisions.Info, error) {
 	canary, before := s.rolling(), s.before()
 	if before == nil {
 		return revisions.Info{}, status.Error(codes.FailedPrecondition, "what was in force before the rollout cannot be prepared: promote it, or run the build that took it")
@@ -259,20 +260,13 @@ func (s *Server) halt(ctx context.Context, actor, reason, diverged string) (revi
 		act.Kind, act.Reason = identity.ActAlarm, reason
 	}
 	c := &candidate{content: before.content, parts: before.parts, program: program, actor: actor, acts: []identity.Act{act}, halts: true}
-	if diverged == "" {
-		diverged = before.info.Diverged()
+	if diverged != nil {
+		c.diverged = &divergence{diverged.detail, append(slices.Clone(diverged.digests), before.info.Revision.Digest)}
 	}
-	return s.activate(ctx, c, withEngine(revisions.Info{
+	return s.activate(ctx, c, revisions.Info{
 		Author: actor, KeyID: before.info.KeyID, Publisher: before.info.Publisher, SourceCommit: before.info.SourceCommit, Tests: before.info.Tests,
 		RollbackOf: before.info.Revision.Number, Message: cut(fmt.Sprintf("rollout of %v halted: %s", canary.info.Revision, reason), maxMessage),
-	}, diverged))
-}
-
-func withEngine(info revisions.Info, diverged string) revisions.Info {
-	if diverged != "" {
-		info.Engine, info.EngineReason = EngineTopdown, revisions.DivergedPrefix+diverged
-	}
-	return info
+	})
 }
 
 // before is what is in force for those who do not have the rollout.
@@ -294,38 +288,9 @@ func (s *Server) haltFor(ctx context.Context, revision policy.Revision, reason s
 	if a := s.rolling(); a == nil || a.info.Revision != revision {
 		return
 	}
-	if _, err := s.halt(ctx, itself, reason, ""); err != nil {
+	if _, err := s.halt(ctx, itself, reason, nil); err != nil {
 		s.cfg.Log.Error("rollout cannot be halted", "revision", revision.String(), "reason", reason, "error", err)
 	}
-}
-
-// Diverged is told when the compiled form of a revision and the evaluator were
-// seen to answer differently. It halts a rollout and puts what is in force under
-// a new revision that is not compiled, with an alarm. A revision that is no
-// longer in force, or was not compiled, changes nothing.
-func (s *Server) Diverged(ctx context.Context, revision policy.Revision, detail string) error {
-	detail = cut(detail, maxMessage/2)
-	s.admin.Lock()
-	defer s.admin.Unlock()
-	canary, a := s.rolling(), s.before()
-	switch {
-	case canary != nil && (canary.info.Revision == revision || a != nil && a.info.Revision == revision):
-		_, err := s.halt(ctx, itself, "compiled and evaluated answers differ: "+detail, detail)
-		return err
-	case a == nil || a.info.Revision != revision || a.info.Engine == EngineTopdown:
-		return nil
-	}
-	program, err := opa.Load(a.content)
-	if err != nil {
-		return fmt.Errorf("policy diverged: %w", err)
-	}
-	alarm := identity.Act{Kind: identity.ActAlarm, Verb: "moved to topdown", Actor: itself, Object: "policy", ObjectID: revision.String(), Reason: detail}
-	c := &candidate{content: a.content, parts: a.parts, program: program, actor: itself, acts: []identity.Act{alarm}}
-	_, err = s.activate(ctx, c, withEngine(revisions.Info{
-		Author: itself, KeyID: a.info.KeyID, Publisher: a.info.Publisher, SourceCommit: a.info.SourceCommit, Tests: a.info.Tests,
-		Message: fmt.Sprintf("revision %v is evaluated, not compiled, from here on", a.info.Revision),
-	}, detail))
-	return err
 }
 
 // judge finds a reason to halt the rollout in what a follower has just

@@ -143,6 +143,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := s.load(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.moveKnown(ctx); err != nil {
+		return nil, err
+	}
 	s.streams.Go(s.watchExpiries)
 	return s, nil
 }
@@ -237,7 +240,8 @@ func (s *Server) prepare(ctx context.Context, info revisions.Info, content bundl
 		return nil, err
 	}
 	c := &candidate{content: content, parts: parts, program: program}
-	if err := s.compile(ctx, c, &info); err != nil {
+	now := info // What it was given out with stays in info.
+	if err := s.compile(ctx, c, &now); err != nil {
 		return nil, err
 	}
 	return s.ready(info, c)

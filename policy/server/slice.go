@@ -45,6 +45,6 @@ func (a *active) sources(id spiffeid.ID, key crypto.Signer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	src := &bundle.Sources{Revision: a.info.Revision, Activated: a.info.Activated, SPIFFEID: id, Parts: a.parts, Packed: packed}
+	src := &bundle.Sources{Revision: a.info.Revision, Activated: a.info.Activated, SPIFFEID: id, Parts: a.parts, Packed: packed, Evaluate: a.compiled == nil}
 	return src.Seal(key)
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -117,4 +118,53 @@ func testMigrate(t *testing.T, db *sql.DB) {
 	if diff := cmp.Diff([]bundle.Part{{Publisher: "default", KeyID: "k", Content: content}}, parts); diff != "" || err != nil {
 		t.Errorf("parts: %v (-want +got):\n%s", err, diff)
 	}
+}
+
+// TestDivergences are kept for each compiler, and found in revisions of before
+// there was a place for them.
+func TestDivergences(t *testing.T) {
+	onEach(t, func(t *testing.T, db *sql.DB) {
+		old := fstest.MapFS{}
+		for _, name := range []string{"001_revisions.sql", "002_publishing.sql"} {
+			data, err := os.ReadFile(filepath.Join("migrations", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			old[name] = &fstest.MapFile{Data: data}
+		}
+		if err := sqldb.Migrate(t.Context(), db, "policy", old, "."); err != nil {
+			t.Fatal(err)
+		}
+		digests := [][32]byte{{1}, {2}}
+		for i, reason := range []string{"diverged: a", "", "diverged: b", "not compiled: x"} {
+			digest := digests[i%2][:]
+			if _, err := db.ExecContext(t.Context(), `INSERT INTO policy_contents (digest, bundle) VALUES (?, ?) ON CONFLICT (digest) DO NOTHING`, digest, []byte{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.ExecContext(t.Context(), `INSERT INTO policy_revisions (number, epoch, digest, activated, author, key_id, message,
+				rollback_of, passed, failed, skipped, engine_reason) VALUES (?, 1, ?, 0, '', '', '', 0, 0, 0, 0, ?)`, i+1, digest, reason); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := revisions.Open(t.Context(), db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // The second changes nothing.
+			if err := s.NoteDivergence(t.Context(), nil, digests[1], "2", "c"); err != nil {
+				t.Fatal(err)
+			}
+			for _, tt := range []struct {
+				digest         [32]byte
+				compiler, want string
+			}{{digests[0], "1", "a"}, {digests[0], "2", ""}, {digests[1], "1", ""}, {digests[1], "2", "c"}} {
+				if got, err := s.Divergence(t.Context(), tt.digest, tt.compiler); got != tt.want || err != nil {
+					t.Errorf("%x by compiler %s: %q, %v; want %q", tt.digest[0], tt.compiler, got, err, tt.want)
+				}
+			}
+			if err := s.NoteDivergence(t.Context(), nil, digests[0], "1", "d"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }
