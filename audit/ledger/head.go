@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +23,9 @@ import (
 )
 
 // Origin is the name of a trust domain's ledger, in its heads and its key.
-func Origin(td spiffeid.TrustDomain) string { return "writ/audit/" + td.Name() }
+func Origin(td spiffeid.TrustDomain) string { return originPrefix + td.Name() }
+
+const originPrefix = "writ/audit/"
 
 // Head is a signed statement of what the ledger held at a time: a C2SP
 // checkpoint with the time as its extension line.
@@ -192,4 +195,18 @@ func Keys(text string) (note.Verifiers, error) {
 		return nil, errors.New("no verifier key")
 	}
 	return note.VerifierList(list...), nil
+}
+
+// TrustDomainOf is the name of the trust domain whose ledger is in dir, by the key that
+// lies there; empty where none does. It is not verified.
+func TrustDomainOf(dir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, keyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	} else if err != nil {
+		return "", fmt.Errorf("whose ledger is it: %w", err)
+	}
+	origin, _, _ := strings.Cut(string(b), "+")
+	name, _ := strings.CutPrefix(origin, originPrefix)
+	return name, nil
 }

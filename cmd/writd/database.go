@@ -39,6 +39,19 @@ func (w *writd) openDB(ctx context.Context) error {
 	return err
 }
 
+// explain adds to an error which database it is of, and what to do.
+func (w *writd) explain(err error) error {
+	t := sqldb.TroubleOf(err)
+	if t == nil {
+		return err
+	}
+	name := w.path("writ.db")
+	if w.db != nil {
+		name = sqldb.Name(w.db)
+	}
+	return fmt.Errorf("the database %s %s: %s: %w", name, t.Is, t.Do, err)
+}
+
 // holdDecision keeps a second control plane from running the decision role on a
 // shared database. What is in force is kept in memory, and one that does not
 // hear of the other's activations would go on serving what was replaced.

@@ -122,6 +122,9 @@ func TestHealthOfAFullDisk(t *testing.T) {
 	}
 	for err = nil; err == nil; err = token() {
 	}
+	if !strings.Contains(err.Error(), "this cannot be put on record now, so it was not done: ") || !strings.Contains(err.Error(), "no room on the disk of ") {
+		t.Errorf("an administrator is told: %v", err)
+	}
 	told(healthv1.HealthCheckResponse_NOT_SERVING)
 	if r, err := client.Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || r.Status != healthv1.HealthCheckResponse_NOT_SERVING {
 		t.Errorf("Check: %v, %v", r, err)

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/writ-dev/writ/audit"
+	"github.com/writ-dev/writ/audit/ledger"
 	"github.com/writ-dev/writ/identity"
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/issuer"
@@ -87,7 +88,7 @@ func serve(ctx context.Context, cfg writdconf.Config, log *slog.Logger, level *s
 	w := &writd{cfg: cfg, log: log, level: level, alarms: newAlarms(log), held: map[string]*sqldb.Held{}, started: time.Now()}
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err := w.open(ctx); err != nil {
-		return err
+		return w.explain(err)
 	}
 	return w.run(ctx)
 }
@@ -159,6 +160,14 @@ func (w *writd) openDataDir() error {
 	}
 	if err := syscall.Flock(int(w.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return fmt.Errorf("data directory %s is in use by another writd", dir)
+	}
+	// Before anything of it is looked at: with another name, whatever is sound in it
+	// would look as if somebody had changed it.
+	switch name, err := ledger.TrustDomainOf(w.path("audit")); {
+	case err != nil:
+		return fmt.Errorf("data directory: %w", err)
+	case name != "" && name != w.td.Name():
+		return fmt.Errorf("data directory %s is of trust domain %s, and trust_domain is %s: set that back, or name a directory of its own (data_dir)", dir, name, w.td.Name())
 	}
 	w.dropUnfinishedBackups()
 	return os.MkdirAll(w.path("public"), 0o755)

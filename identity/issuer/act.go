@@ -39,7 +39,11 @@ func (i *Issuer) recordAll(ctx context.Context, acts []identity.Act) error {
 	span.End(err)
 	if err != nil {
 		i.log.ErrorContext(ctx, "cannot record an act, refusing it", "object", acts[0].Object, "verb", acts[0].Verb, "acts", len(acts), "error", err)
-		return status.Error(codes.Unavailable, "this cannot be put on record now, so it was not done")
+		refused := "this cannot be put on record now, so it was not done"
+		if c := callerOf(ctx); c.kind == local || c.kind == remote {
+			refused += ": " + err.Error() // who administers can do something about it
+		}
+		return status.Error(codes.Unavailable, refused)
 	}
 	return nil
 }
@@ -67,6 +71,10 @@ func (i *Issuer) internal(ctx context.Context, what string, err error) error {
 	}
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
+	}
+	if t := sqlstore.TroubleOf(err); t != nil {
+		i.log.ErrorContext(ctx, "cannot "+what, "error", err)
+		return status.Errorf(codes.Unavailable, "cannot %s: the registry's database %s: %s", what, t.Is, t.Do)
 	}
 	i.log.ErrorContext(ctx, "cannot "+what, "error", err)
 	return status.Error(codes.Internal, "cannot "+what)

@@ -6,7 +6,8 @@ import (
 	"github.com/writ-dev/writ/internal/health"
 )
 
-// An issuer serves while it is able to sign, and sure of what to sign.
+// An issuer serves while it is able to sign, sure of what to sign, and able to keep
+// what it is told.
 
 func (i *Issuer) canSign() health.State {
 	until, changed, err := i.ca.Readiness()
@@ -14,6 +15,15 @@ func (i *Issuer) canSign() health.State {
 		err = fmt.Errorf("issuer: %w", err)
 	}
 	return health.State{Problem: err, Until: until, Changed: changed}
+}
+
+func (i *Issuer) canWrite() health.State {
+	turned, trouble := i.store.Writable()
+	s := health.State{Changed: turned}
+	if trouble != nil {
+		s.Problem = fmt.Errorf("registry: %w", trouble)
+	}
+	return s
 }
 
 func (i *Issuer) isFresh() health.State {

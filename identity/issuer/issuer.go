@@ -199,6 +199,7 @@ func New(cfg Config) (*Issuer, error) {
 	}
 	i.health.Add(i.canSign)
 	i.health.Add(i.isFresh)
+	i.health.Add(i.canWrite)
 	return i, nil
 }
 

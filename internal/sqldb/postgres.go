@@ -85,6 +85,9 @@ func Name(db *sql.DB) string {
 	if p, ok := db.Driver().(*postgres); ok {
 		return fmt.Sprintf("%s on %s:%d", p.config.Database, p.config.Host, p.config.Port)
 	}
+	if s, ok := db.Driver().(*sqliteFile); ok {
+		return s.file
+	}
 	return "SQLite"
 }
 

@@ -12,6 +12,7 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"net/url"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -23,12 +24,18 @@ import (
 // OpenSQLite opens, or creates, the SQLite database in file. Writes are
 // durable when a transaction returns (synchronous=FULL), transactions take the
 // write lock at their start, and a locked database is waited for five seconds.
+// Once file, or what SQLite has beside it, was removed or replaced, no transaction
+// begins or is committed any more: the error is a *Trouble.
 func OpenSQLite(ctx context.Context, file string) (*sql.DB, error) {
 	q := url.Values{"_pragma": {"journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "busy_timeout(5000)"}, "_txlock": {"immediate"}}
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?"+q.Encode())
+	registered, err := sql.Open("sqlite", "") // which opens nothing
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", file, err)
 	}
+	defer registered.Close()
+	db := sql.OpenDB(&sqliteFile{
+		base: registered.Driver(), file: file, dsn: "file:" + (&url.URL{Path: file}).EscapedPath() + "?" + q.Encode(), was: map[string]os.FileInfo{},
+	})
 	db.SetMaxOpenConns(4)
 	if err := db.PingContext(ctx); err != nil {
 		db.Close()

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/writ-dev/writ/internal/sqldb"
@@ -120,8 +121,12 @@ func (s *Store) confirm(at time.Time) {
 }
 
 // Follow applies what other processes commit, as they commit it, until ctx
-// ends. Where the database has one process it does nothing.
+// ends. Where the database has one process nobody else commits. Meanwhile, a
+// database that could not be written is tried again.
 func (s *Store) Follow(ctx context.Context, log *slog.Logger) error {
+	var trying sync.WaitGroup
+	defer trying.Wait()
+	trying.Go(func() { s.tryAgain(ctx) })
 	if !s.shared {
 		<-ctx.Done()
 		return nil

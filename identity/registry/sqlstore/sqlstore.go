@@ -42,6 +42,9 @@ type Config struct {
 	// Adopt is the digest of the entries of a database that is to be taken as it
 	// is, as a *ForeignError names it.
 	Adopt string
+	// RetryInterval is how long after a write that failed, for want of room say, the
+	// Store tries by itself to write again; 5 s when 0.
+	RetryInterval time.Duration
 	// Record puts alarms, and that a database was sealed, on record.
 	Record identity.EmitAll
 	Log    *slog.Logger
@@ -65,6 +68,7 @@ type Store struct {
 	// replicaSignal is closed when the replicas change.
 	replicaMu     sync.Mutex
 	replicaSignal chan struct{}
+	writing       writing
 	// mu makes transactions and their application to the index one step, so
 	// that the index sees changes in the order of their revisions. It guards what
 	// follows.
@@ -110,6 +114,9 @@ func Open(ctx context.Context, db *sql.DB, cfg Config) (*Store, error) {
 	if cfg.KeyFile == "" || cfg.Record == nil {
 		return nil, errors.New("open registry: key file and record are required")
 	}
+	if cfg.RetryInterval == 0 {
+		cfg.RetryInterval = 5 * time.Second
+	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
@@ -119,7 +126,7 @@ func Open(ctx context.Context, db *sql.DB, cfg Config) (*Store, error) {
 	if err := sqldb.Migrate(ctx, db, "registry", migrations, "migrations"); err != nil {
 		return nil, err
 	}
-	s := &Store{db: db, shared: sqldb.Shared(db), cfg: cfg, clock: cfg.Clock, replicaSignal: make(chan struct{})}
+	s := &Store{db: db, shared: sqldb.Shared(db), cfg: cfg, clock: cfg.Clock, replicaSignal: make(chan struct{}), writing: writing{turned: make(chan struct{})}}
 	s.withheld.Store(&map[string]*Withheld{})
 	s.index = registry.NewIndex(0, nil, nil)
 	s.mu.Lock()
@@ -204,10 +211,12 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	if err := s.mend(ctx); err != nil {
+		s.wrote(ctx, false, err)
 		return err
 	}
 	tx := s.newTx(ctx)
 	err := s.update(tx, fn)
+	s.wrote(ctx, tx.committed && (tx.wrote || tx.changed()), err)
 	// Whatever became of it: it met what nobody should have written.
 	s.suspect(ctx, tx)
 	return err

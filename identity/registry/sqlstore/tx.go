@@ -44,6 +44,8 @@ type Tx struct {
 	// cleared are IDs of rows that it removed because they were in the way.
 	cleared   []string
 	committed bool
+	// wrote: it has asked the database to write something.
+	wrote bool
 }
 
 const tokenColumns = `hash, expires_at, alias, local`
@@ -58,6 +60,7 @@ func (t *Tx) queryRow(query string, args ...any) *sql.Row {
 }
 
 func (t *Tx) exec(query string, args ...any) error {
+	t.wrote = true
 	_, err := t.tx.ExecContext(t.ctx, query, args...)
 	return err
 }
