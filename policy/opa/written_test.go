@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/open-policy-agent/opa/v1/ast"
 	oparego "github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 
 	"github.com/writ-dev/writ/policy"
+	"github.com/writ-dev/writ/policy/bundle"
 	"github.com/writ-dev/writ/policy/opa"
 )
 
@@ -228,9 +230,9 @@ func TestWrittenForOthers(t *testing.T) {
 	}
 }
 
-// TestWrittenOnStockOPA decides with a standalone bundle and nothing of ours.
-func TestWrittenOnStockOPA(t *testing.T) {
-	sources := content(catalogue + writtenGuardrails + written(`action: allow, from: [{names: [web], cidrs: [127.0.0.0/8]}], to: [{paths: ["/reports/{**}"], headers: {x-env: ["p*"]}}]`))
+// stockOPA answers data.writ.decision by a standalone bundle and nothing of ours.
+func stockOPA(t *testing.T, sources bundle.Content) func(ast.Value) map[string]any {
+	t.Helper()
 	standalone, err := sources.Standalone("1")
 	if err != nil {
 		t.Fatal(err)
@@ -250,6 +252,18 @@ func TestWrittenOnStockOPA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return func(input ast.Value) map[string]any {
+		t.Helper()
+		results, err := query.Eval(t.Context(), oparego.EvalParsedInput(input))
+		if err != nil || len(results) != 1 {
+			t.Fatal(results, err)
+		}
+		return results[0].Expressions[0].Value.(map[string]any)
+	}
+}
+
+func TestWrittenOnStockOPA(t *testing.T) {
+	decide := stockOPA(t, content(catalogue+writtenGuardrails+written(`action: allow, from: [{names: [web], cidrs: [127.0.0.0/8]}], to: [{paths: ["/reports/{**}"], headers: {x-env: ["p*"]}}]`)))
 	for want, change := range map[string]func(*policy.Input){
 		"service-allow": func(in *policy.Input) { in.Request.Headers = policy.MapValues{"x-env": {"prod"}} },
 		"default-deny":  func(*policy.Input) {},
@@ -259,12 +273,63 @@ func TestWrittenOnStockOPA(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		results, err := query.Eval(t.Context(), oparego.EvalParsedInput(value))
-		if err != nil || len(results) != 1 {
-			t.Fatal(results, err)
-		}
-		if got := results[0].Expressions[0].Value.(map[string]any)["tier"]; got != want {
+		if got := decide(value)["tier"]; got != want {
 			t.Errorf("stock OPA decides by %v, want %s", got, want)
+		}
+	}
+}
+
+// TestTimeOnStockOPA: stock OPA goes by the input's time as we do, whatever its
+// machine's clock says, and by that where the input has none.
+func TestTimeOnStockOPA(t *testing.T) {
+	const long, gone = "2200-01-01T00:00:00Z", "1999-01-01T00:00:00Z"
+	for _, tt := range []struct{ rule, time, tier string }{
+		{"expires: 2000-01-01T00:00:00Z", gone, "service-allow"},
+		{"expires: 2000-01-01T00:00:00Z", "1999-12-31T23:59:59.999999999Z", "service-allow"},
+		{"expires: 2000-01-01T00:00:00Z", "2000-01-01T00:00:00Z", "default-deny"},
+		{"expires: 2000-01-01T00:00:00Z", "", "default-deny"},
+		{"expires: 2199-01-01T00:00:00Z", long, "default-deny"},
+		{"expires: 2199-01-01T00:00:00Z", "", "service-allow"},
+		{"when: [{time: {before: 2000-01-01T00:00:00Z}}]", gone, "service-allow"},
+		{"when: [{time: {after: 2199-01-01T00:00:00Z}}]", long, "service-allow"},
+		{"when: [{time: {after: 2199-01-01T00:00:00Z}}]", "", "default-deny"},
+		{"when: [{window: {days: [fri], from: \"00:00\", to: \"00:01\", zone: UTC}}]", gone, "service-allow"},
+		{"when: [{window: {days: [fri], from: \"00:00\", to: \"00:01\", zone: UTC}}]", "1999-01-02T00:00:00Z", "default-deny"},
+	} {
+		sources := content(catalogue + written("action: allow, from: any, "+tt.rule))
+		in := request(func(in *policy.Input) {
+			if tt.time != "" {
+				in.Time, _ = time.Parse(time.RFC3339Nano, tt.time)
+			}
+		})
+		value, err := opa.InputValue(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tt.time == "" {
+			without := ast.NewObject()
+			value.(ast.Object).Foreach(func(key, v *ast.Term) {
+				if !key.Equal(ast.StringTerm("time")) {
+					without.Insert(key, v)
+				}
+			})
+			value = without
+		} else {
+			p, err := opa.Load(sources)
+			if err != nil {
+				t.Fatalf("%s: %v", tt.rule, err)
+			}
+			s, err := p.Snapshot(opa.SnapshotConfig{Timeout: time.Minute})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out policy.Decision
+			if s.Decider.Decide(t.Context(), in, &out); out.Tier.String() != tt.tier {
+				t.Errorf("%s at %q: we decide by %v, want %s", tt.rule, tt.time, out.Tier, tt.tier)
+			}
+		}
+		if got := stockOPA(t, sources)(value)["tier"]; got != tt.tier {
+			t.Errorf("%s at %q: stock OPA decides by %v, want %s", tt.rule, tt.time, got, tt.tier)
 		}
 	}
 }

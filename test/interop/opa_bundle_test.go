@@ -29,8 +29,7 @@ import (
 	writopa "github.com/writ-dev/writ/policy/opa"
 )
 
-// now is the time of all requests: stock OPA takes the time of its machine for
-// time.now_ns(), where we take that of the input.
+// now is the time of requests that do not name another.
 var now = time.Now().UTC().Truncate(time.Second)
 
 func at(minutes int) string {
@@ -84,6 +83,13 @@ rules:
     to:
       - methods: [GET, HEAD]
         paths: ["/orders/{*}", "/files/*"]
+    expires: ` + at(1000) + `
+  - id: old
+    action: allow
+    from: any
+    to:
+      - paths: [/old]
+    expires: ` + at(-270) + `
   - id: writes-need-a-key
     action: deny
     from: any
@@ -98,6 +104,8 @@ rules:
 type ask struct {
 	name, service, source, method, path, amount string
 	layer                                       string
+	// minutes after now.
+	minutes int
 }
 
 var asks = []ask{
@@ -115,6 +123,11 @@ var asks = []ask{
 	{name: "YAML rule allows", service: "silent", source: "web", method: "GET", path: "/orders/7"},
 	{name: "YAML rule denies", service: "silent", source: "web", method: "POST", path: "/orders/7"},
 	{name: "YAML rules are silent", service: "silent", source: "web", method: "POST", path: "/orders/7", amount: "1"},
+	{name: "YAML rule before it expired", service: "silent", source: "web", method: "GET", path: "/old", minutes: -280},
+	{name: "YAML rule that expired", service: "silent", source: "web", method: "GET", path: "/old"},
+	{name: "YAML rule that will expire", service: "silent", source: "web", method: "GET", path: "/orders/7", minutes: 1e6},
+	{name: "glass that was broken then", service: "orders", source: "late", method: "DELETE", path: "/frozen", minutes: -280},
+	{name: "glass that was not yet broken", service: "orders", source: "me", method: "DELETE", path: "/frozen", minutes: -280},
 	{name: "no service", service: "unknown", source: "web", method: "GET", path: "/a"},
 	{name: "connection", service: "orders", source: "web", layer: policy.LayerConnection},
 }
@@ -122,7 +135,7 @@ var asks = []ask{
 func (a ask) input(t *testing.T) *policy.Input {
 	t.Helper()
 	in := &policy.Input{
-		Direction: policy.Inbound, Layer: policy.LayerRequest, Time: now, TokenStatus: policy.TokenAbsent,
+		Direction: policy.Inbound, Layer: policy.LayerRequest, Time: now.Add(time.Duration(a.minutes) * time.Minute), TokenStatus: policy.TokenAbsent,
 		Source:      policy.Source{ID: "spiffe://example.org/svc/" + a.source, TrustDomain: "example.org", Path: "/svc/" + a.source, Authn: policy.AuthnMTLS},
 		Destination: policy.Destination{Service: a.service, ID: "spiffe://example.org/svc/" + a.service},
 		Connection:  policy.Connection{PeerIP: "127.0.0.1", TLSVersion: "1.3"},
