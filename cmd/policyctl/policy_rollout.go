@@ -38,11 +38,8 @@ func (r *rolloutFlags) rollout() (*policyv1.Rollout, error) {
 		return nil, nil
 	}
 	share, err := perMille("--canary", r.canary)
-	if err != nil {
-		return nil, err
-	}
-	if share%10 != 0 || share < 10 || share > 990 {
-		return nil, fmt.Errorf("--canary %s: want 1%% to 99%%, whole percents", r.canary)
+	if err != nil || share%10 != 0 || share < 10 || share > 990 {
+		return nil, fmt.Errorf("--canary %q: want 1%% to 99%%, whole percents", r.canary)
 	}
 	out := &policyv1.Rollout{Percent: share / 10, MinDecisions: r.minDecisions}
 	if r.maxDenyIncrease != "" {
@@ -59,7 +56,7 @@ func (r *rolloutFlags) rollout() (*policyv1.Rollout, error) {
 func perMille(flag, text string) (uint32, error) {
 	number, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)
 	thousandth := math.Round(number * 10)
-	if err != nil || number < 0 || number > 100 || math.Abs(number*10-thousandth) > 1e-9 {
+	if err != nil || !(number >= 0 && number <= 100) || math.Abs(number*10-thousandth) > 1e-9 {
 		return 0, fmt.Errorf("%s %q: want a percentage such as 10%% or 2.5%%", flag, text)
 	}
 	return uint32(thousandth), nil

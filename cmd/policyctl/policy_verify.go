@@ -49,7 +49,8 @@ func newPolicyVerifyCmd(a *app) *cobra.Command {
 keeps, and verify its signature. With --rebuild, rebuild it from the sources
 given, all parts of the revision, and compare every file of it, the compiled
 program included, to the byte. Differences are listed by file and end the
-program with exit code 2.
+program with exit code 2, as does a slice that is damaged or that no decision
+key signed.
 
 ` + sourceHelp + ` Sources
 are verified with --verification-key.`,
@@ -145,11 +146,11 @@ func (v *policyVerify) open(ctx context.Context, a *app) (*bundle.Slice, error) 
 		}
 		id, err := bundle.SliceOwner(data)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", v.slice, err)
+			return nil, notInOrder(fmt.Errorf("%s: %w", v.slice, err))
 		}
 		slice, err := bundle.OpenSlice(data, keys, id)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", v.slice, err)
+			return nil, notInOrder(fmt.Errorf("%s: %w", v.slice, err))
 		}
 		return slice, nil
 	}
@@ -165,8 +166,16 @@ func (v *policyVerify) open(ctx context.Context, a *app) (*bundle.Slice, error) 
 	if err != nil {
 		return nil, err
 	}
-	return bundle.OpenSlice(resp.GetBundle(), keys, id)
+	slice, err := bundle.OpenSlice(resp.GetBundle(), keys, id)
+	if err != nil {
+		return nil, notInOrder(err)
+	}
+	return slice, nil
 }
+
+// notInOrder is the end of a slice that cannot be what the control plane made:
+// it was examined, as one that differs from its sources was.
+func notInOrder(err error) error { return &exitError{2, err} }
 
 // sources reads all parts of a revision. A mesh file adds the catalogue once.
 func (v *policyVerify) sources(ctx context.Context, names []string) (bundle.Content, error) {
