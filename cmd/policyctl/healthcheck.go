@@ -40,7 +40,7 @@ asks needs no identity.
 
 writd serves while its issuer can sign, a shared database answers, its own SVID is
 valid and what it does can be put on record; the agent once it knows its entries
-and has their SVIDs.`,
+and has their SVIDs, for as long as its own and any of theirs is valid.`,
 		Example: `  policyctl healthcheck
   policyctl healthcheck agent --socket /run/writ-agent/agent.sock --timeout 2s
 
@@ -120,7 +120,7 @@ func (r *healthReport) ask(ctx context.Context, dial func() (*grpc.ClientConn, e
 // reasons are what grpc.health.v1 has no field for.
 func (r *healthReport) reasons(ctx context.Context, conn *grpc.ClientConn) []string {
 	if r.Program == "agent" {
-		return []string{"it does not know its entries yet: the node is not attested, or the issuer does not answer; its log says which"}
+		return []string{"it does not know its entries yet, or its own SVID or all those of workloads have expired: the node is not attested, or the issuer does not answer; its log says which"}
 	}
 	resp, err := policyv1.NewStatusClient(conn).Get(ctx, &policyv1.StatusRequest{})
 	if err != nil {

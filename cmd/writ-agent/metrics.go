@@ -104,18 +104,17 @@ func (m *metrics) watch(api *workload.Server) {
 }
 
 // adminHandler serves /metrics, /healthz (the process answers) and /readyz (the
-// entries are known and their SVIDs signed).
+// agent can serve its workloads).
 func adminHandler(node *agent.Agent, m *metrics) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		select {
-		case <-node.Ready():
-			fmt.Fprintln(w, "ok")
-		default:
-			http.Error(w, "entries are not known yet", http.StatusServiceUnavailable)
+		if problem, _, _ := node.Health(); problem != nil {
+			http.Error(w, problem.Error(), http.StatusServiceUnavailable)
+			return
 		}
+		fmt.Fprintln(w, "ok")
 	})
 	return mux
 }

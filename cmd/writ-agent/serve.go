@@ -118,14 +118,42 @@ func serve(ctx context.Context, cfg agent.Config, token func() (string, error), 
 		select {
 		case <-node.Ready():
 			s := node.Status()
-			healthy.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 			log.Info("ready", "entries", s.Entries, "svids", s.SVIDs)
 			daemon.Notify(log, fmt.Sprintf("%s\nSTATUS=serving %d entries", daemon.Ready, s.Entries))
+			followHealth(run, node, healthy, log)
 		case <-run.Done():
 		}
 		return nil
 	})
 	return group.Wait()
+}
+
+// followHealth keeps the answer to health checks true until ctx is done.
+func followHealth(ctx context.Context, node *agent.Agent, healthy *health.Server, log *slog.Logger) {
+	before := ""
+	healthy.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	for ctx.Err() == nil {
+		problem, changed, until := node.Health()
+		switch {
+		case problem != nil && problem.Error() != before:
+			before = problem.Error()
+			healthy.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+			log.Error("not serving", "reason", before)
+		case problem == nil && before != "":
+			before = ""
+			healthy.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+			log.Info("serving again")
+		}
+		wait, cancel := ctx, context.CancelFunc(func() {})
+		if !until.IsZero() {
+			wait, cancel = context.WithDeadline(ctx, until)
+		}
+		select {
+		case <-changed:
+		case <-wait.Done():
+		}
+		cancel()
+	}
 }
 
 func listenAdmin(address string) (net.Listener, error) {

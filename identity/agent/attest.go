@@ -164,6 +164,7 @@ func (a *Agent) attestOver(ctx context.Context, p *proof, config *tls.Config, sh
 	a.reattest.Store(reattestable && a.opt.Attestor != nil)
 	a.self.bundle.Store(bundle.x509)
 	a.self.set(svid)
+	a.cache.tell()
 	a.link.replace(nil)
 	span.String(tracing.SPIFFEID, agentName(svid.ID))
 	a.log.Info("node attested", "method", p.data.Type, "spiffe_id", agentName(svid.ID), "expires", svid.Certificates[0].NotAfter)

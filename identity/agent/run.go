@@ -222,6 +222,7 @@ func (a *Agent) renew(ctx context.Context) (err error) {
 		return fmt.Errorf("keep it: %w", err)
 	}
 	a.self.set(svid)
+	a.cache.tell()
 	a.link.replace(nil)
 	a.log.Info("agent's SVID renewed", "expires", svid.Certificates[0].NotAfter)
 	return nil
