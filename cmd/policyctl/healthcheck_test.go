@@ -74,7 +74,7 @@ func TestHealthcheck(t *testing.T) {
 		"by its name":  {healthy, []string{"writd"}, healthReport{Program: "writd", Healthy: true, Status: "SERVING", Problems: []string{}}},
 		"sick":         {sick, nil, healthReport{Program: "writd", Status: "NOT_SERVING", Problems: []string{"audit: full", "registry: gone\ufffd[2J"}}},
 		"no such":      {mute, nil, healthReport{Program: "writd", Problems: []string{"it does not serve grpc.health.v1"}}},
-		"agent starts": {healthy, []string{"agent", "--socket", node}, healthReport{Program: "agent", Status: "NOT_SERVING", Problems: []string{"it does not know its entries yet: the node is not attested, or the issuer does not answer; its log says which"}}},
+		"agent starts": {healthy, []string{"agent", "--socket", node}, healthReport{Program: "agent", Status: "NOT_SERVING", Problems: []string{"it does not know its entries yet, or its own SVID or all those of workloads have expired: the node is not attested, or the issuer does not answer; its log says which"}}},
 		"deaf":         {healthy, []string{"agent", "--socket", deaf, "--timeout", "100ms"}, healthReport{Program: "agent", Problems: []string{"it does not answer in time"}}},
 	} {
 		code, out, stderr := tc.of.run(append([]string{"healthcheck", "--output", "json"}, tc.args...)...)

@@ -57,6 +57,9 @@ printed bare, one a line.`,
   curl -H "Authorization: Bearer $(policyctl svid fetch --audience api)" https://api.example.org/`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.checkAudiences(cmd, "audience"); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 			defer cancel()
 			return f.run(ctx, a)
@@ -73,6 +76,14 @@ printed bare, one a line.`,
 	flags.StringSliceVar(&f.audiences, "audience", nil, "fetch JWT-SVIDs for this audience (repeatable)")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "how long to wait for the agent")
 	return cmd
+}
+
+// checkAudiences refuses a flag that was given and names no audience.
+func (f *svidFetch) checkAudiences(cmd *cobra.Command, flag string) error {
+	if cmd.Flags().Changed(flag) && (len(f.audiences) == 0 || slices.Contains(f.audiences, "")) {
+		return fmt.Errorf("--%s: names no audience: say who is to take the JWT-SVID", flag)
+	}
+	return nil
 }
 
 // register adds the flags that say whom to ask for what.

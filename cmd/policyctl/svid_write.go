@@ -1,13 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,7 +44,9 @@ type svidWrite struct {
 	command   string
 	pidFile   string
 	token     tokenFile
-	log       *slog.Logger
+	// pause is before what failed is tried again; retryTime but in tests.
+	pause time.Duration
+	log   *slog.Logger
 }
 
 // tokenFile is the JWT-SVID that was got last, and the bundle to validate others by.
@@ -49,7 +58,7 @@ type tokenFile struct {
 }
 
 func newSVIDWriteCmd(a *app) *cobra.Command {
-	var w svidWrite
+	w := svidWrite{pause: retryTime}
 	cmd := &cobra.Command{
 		Use:   "write DIR",
 		Short: "Keep the SVID of this process in files, for programs that want files",
@@ -62,6 +71,9 @@ func newSVIDWriteCmd(a *app) *cobra.Command {
   jwt.token    with --jwt-audience: a JWT-SVID, mode 0600
   jwks.json    with --jwt-audience: the keys that JWT-SVIDs are validated by
 
+A file of one of these names that svid write did not make is not replaced, unless
+svid.pem holds an SVID: of another program that writes them, whose place this takes.
+
 They are replaced as a set: DIR/current is a link to the newest, the names in DIR
 lead through it. With --watch this goes on at each rotation, until it is told to
 stop. When the agent is away the files stay as they are, and the log says so.`,
@@ -69,6 +81,9 @@ stop. When the agent is away the files stay as they are, and the log says so.`,
   policyctl svid write /run/my-app --watch --reload-command 'systemctl reload my-app'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := w.checkAudiences(cmd, "jwt-audience"); err != nil {
+				return err
+			}
 			w.dir = args[0]
 			w.log = slog.New(slog.NewTextHandler(a.stderr, nil))
 			return w.run(cmd.Context(), a)
@@ -105,7 +120,11 @@ func (w *svidWrite) run(ctx context.Context, a *app) error {
 	if err := w.newToken(once, client, got, want); err != nil {
 		return err
 	}
-	svid, paths, err := w.store(got, want)
+	svid, files, err := w.render(got, want)
+	if err != nil {
+		return err
+	}
+	paths, err := w.store(files)
 	if err != nil {
 		return err
 	}
@@ -141,8 +160,10 @@ func (u updates) OnX509ContextWatchError(err error) {
 	}
 }
 
-// follow writes each state until ctx is done, which is no error. A write or a
-// reload that fails is tried again; until then the last good files stay.
+// follow writes each state that differs until ctx is done, which is no error. The
+// Workload API sends everything again when any SVID of this process changes. A write
+// or a reload that fails is tried again when that is due, and not at what changes
+// nothing; until then the last good files stay.
 func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want spiffeid.ID) error {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -152,8 +173,12 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 	var state *workloadapi.X509Context // what is not yet written and told
 	var expires time.Time
 	var retry, renewal <-chan time.Time
+	// tried is the digest of what was last to be written and told, and written of
+	// what is in the files.
+	var tried, written [sha256.Size]byte
 	ready := false
 	for {
+		pushed := false
 		select {
 		case <-ctx.Done():
 			daemon.Notify(w.log, daemon.Stopping)
@@ -173,6 +198,7 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 			}
 			continue
 		case state = <-u.got:
+			pushed = true
 		case <-retry:
 		case <-renewal:
 			before := w.token.text
@@ -181,23 +207,29 @@ func (w *svidWrite) follow(ctx context.Context, client *workloadapi.Client, want
 				continue
 			}
 		}
-		retry = nil
-		// Only the first set waits for a token.
 		tokenErr := w.newToken(ctx, client, state, want)
 		renewal = w.renewal(tokenErr)
-		var svid *x509svid.SVID
-		err := tokenErr
-		if err == nil || ready {
-			svid, _, err = w.store(state, want)
+		svid, files, err := w.render(state, want)
+		if err == nil && !ready {
+			err = tokenErr // only the first set waits for a token
+		}
+		digest := digestOf(files)
+		if err == nil && pushed && digest == tried {
+			continue
+		}
+		retry, tried = nil, digest
+		if err == nil && digest != written {
+			if _, err = w.store(files); err == nil {
+				written, expires = digest, svid.Certificates[0].NotAfter
+				w.log.Info("SVID written", "spiffe_id", svid.ID.String(), "serial", serialOf(svid.Certificates[0]), "expires", expires)
+			}
 		}
 		if err == nil {
-			expires = svid.Certificates[0].NotAfter
-			w.log.Info("SVID written", "spiffe_id", svid.ID.String(), "serial", serialOf(svid.Certificates[0]), "expires", expires)
 			err = w.reload(ctx)
 		}
 		if err != nil {
-			w.log.Error("will be tried again", "in", retryTime, "error", err)
-			retry = time.After(retryTime)
+			w.log.Error("will be tried again", "in", w.pause, "error", err)
+			retry = time.After(w.pause)
 			continue
 		}
 		if !ready {
@@ -251,14 +283,14 @@ func (w *svidWrite) renewal(err error) <-chan time.Time {
 		return nil
 	case err != nil:
 		w.log.Warn("no new JWT-SVID: the one in the files stays", "error", err)
-		return time.After(retryTime)
+		return time.After(w.pause)
 	}
 	// The agent may give the same one again until it has renewed it.
 	return time.After(max(time.Until(w.token.renewal), time.Second))
 }
 
-// store writes one SVID and its bundles as a set.
-func (w *svidWrite) store(got *workloadapi.X509Context, want spiffeid.ID) (*x509svid.SVID, []string, error) {
+// render makes the files of one SVID and its bundles.
+func (w *svidWrite) render(got *workloadapi.X509Context, want spiffeid.ID) (*x509svid.SVID, []fileset.File, error) {
 	svids, err := chosen(got, want)
 	if err != nil {
 		return nil, nil, err
@@ -295,11 +327,62 @@ func (w *svidWrite) store(got *workloadapi.X509Context, want spiffeid.ID) (*x509
 	if !own {
 		return nil, nil, fmt.Errorf("the agent gives no bundle of %s", svid.ID.TrustDomain())
 	}
+	slices.SortFunc(files, func(x, y fileset.File) int { return cmp.Compare(x.Name, y.Name) })
+	return svid, files, nil
+}
+
+// digestOf is of the names and contents of files.
+func digestOf(files []fileset.File) [sha256.Size]byte {
+	sum := sha256.New()
+	for _, f := range files {
+		fmt.Fprintf(sum, "%d:%s%d:%s", len(f.Name), f.Name, len(f.Data), f.Data)
+	}
+	return [sha256.Size]byte(sum.Sum(nil))
+}
+
+// store writes files as a set, and returns their paths.
+func (w *svidWrite) store(files []fileset.File) ([]string, error) {
+	if err := w.ours(files); err != nil {
+		return nil, err
+	}
 	paths, err := fileset.Write(w.dir, files)
 	if err != nil {
-		return nil, nil, fmt.Errorf("write %s: %w", w.dir, err)
+		return nil, fmt.Errorf("write %s: %w", w.dir, err)
 	}
-	return svid, paths, nil
+	return paths, nil
+}
+
+// ours refuses to replace what svid write did not make, unless the directory holds
+// an SVID in a plain svid.pem, which is what other programs of this kind leave.
+func (w *svidWrite) ours(files []fileset.File) error {
+	takeOver := false
+	if data, err := os.ReadFile(filepath.Join(w.dir, "svid.pem")); err == nil {
+		block, _ := pem.Decode(data)
+		if block != nil && block.Type == "CERTIFICATE" {
+			cert, err := x509.ParseCertificate(block.Bytes)
+			if err == nil {
+				_, err = x509svid.IDFromCert(cert)
+			}
+			takeOver = err == nil
+		}
+	}
+	for _, f := range append(files, fileset.File{Name: fileset.Current}) {
+		path := filepath.Join(w.dir, f.Name)
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		to, _ := os.Readlink(path)
+		switch {
+		case f.Name == fileset.Current && fileset.IsVersion(to), f.Name != fileset.Current && to == filepath.Join(fileset.Current, f.Name):
+		case f.Name != fileset.Current && info.Mode().IsRegular() && takeOver:
+		default:
+			return fmt.Errorf("%s is there and not from svid write: name a directory for the SVID alone, or move the file away", path)
+		}
+	}
+	return nil
 }
 
 // reload tells the program that uses the files.

@@ -37,6 +37,9 @@ type File struct {
 	Mode fs.FileMode
 }
 
+// IsVersion tells whether the link current leads to a version of a set.
+func IsVersion(to string) bool { return strings.HasPrefix(to, versionPrefix) }
+
 // Write makes files the whole content of the set in dir, on disk and visible
 // when it returns, and returns their paths. After an error the set is what it
 // was. The version before stays for readers that are at it. One process writes
