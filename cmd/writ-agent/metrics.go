@@ -110,7 +110,7 @@ func adminHandler(node *agent.Agent, m *metrics) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if problem, _, _ := node.Health(); problem != nil {
+		if _, _, problem := node.Health(); problem != nil {
 			http.Error(w, problem.Error(), http.StatusServiceUnavailable)
 			return
 		}

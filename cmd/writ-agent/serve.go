@@ -133,7 +133,7 @@ func followHealth(ctx context.Context, node *agent.Agent, healthy *health.Server
 	before := ""
 	healthy.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	for ctx.Err() == nil {
-		problem, changed, until := node.Health()
+		changed, until, problem := node.Health()
 		switch {
 		case problem != nil && problem.Error() != before:
 			before = problem.Error()

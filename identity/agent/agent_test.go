@@ -72,8 +72,9 @@ func (b *bench) run() error {
 		b.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	b.agent, b.stop, b.done = a, cancel, make(chan error, 1)
-	go func() { b.done <- a.Run(ctx) }()
+	done := make(chan error, 1)
+	b.agent, b.stop, b.done = a, cancel, done
+	go func() { done <- a.Run(ctx) }()
 	select {
 	case <-a.Ready():
 		return nil

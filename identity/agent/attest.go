@@ -27,12 +27,14 @@ import (
 // because there is no SVID that is still valid.
 func (a *Agent) load() (bool, error) {
 	bundle, err := a.keep.bundle(a.td)
-	if err != nil {
-		return false, fmt.Errorf("kept trust bundle: %w", err)
-	}
-	svid, err := a.keep.svid()
-	if err != nil {
-		return false, fmt.Errorf("kept SVID: %w", err)
+	svid, serr := a.keep.svid()
+	for _, err := range []error{err, serr} {
+		if damaged := (*damagedError)(nil); errors.As(err, &damaged) {
+			a.log.Error("the node has to be attested anew", "error", err)
+			a.notKept = errors.Join(a.notKept, err)
+		} else if err != nil {
+			return false, fmt.Errorf("data directory: %w", err)
+		}
 	}
 	if bundle == nil || bundle.Empty() || svid == nil {
 		return false, nil

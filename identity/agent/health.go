@@ -10,7 +10,7 @@ import (
 // entries yet, its own SVID has expired, or every SVID of workloads has. changed is
 // closed when it may be otherwise, and until is when it will be by itself, zero for
 // never.
-func (a *Agent) Health() (problem error, changed <-chan struct{}, until time.Time) {
+func (a *Agent) Health() (changed <-chan struct{}, until time.Time, problem error) {
 	now := time.Now()
 	// The channel comes first: what changes while the rest is looked at counts.
 	changed, expired := a.cache.allExpired(now)
@@ -18,13 +18,13 @@ func (a *Agent) Health() (problem error, changed <-chan struct{}, until time.Tim
 	switch {
 	case !a.isReady():
 		// Of an agent that is not ready nothing has been served.
-		return errors.New("entries are not known yet"), a.ready, time.Time{}
+		return a.ready, time.Time{}, errors.New("entries are not known yet")
 	case a.self.expired(now):
-		return fmt.Errorf("the agent's own SVID expired at %s and was not renewed: the log says why", own.Certificates[0].NotAfter.Format(time.RFC3339)), changed, time.Time{}
+		return changed, time.Time{}, fmt.Errorf("the agent's own SVID expired at %s and was not renewed: the log says why", own.Certificates[0].NotAfter.Format(time.RFC3339))
 	case !expired.IsZero():
 		problem = fmt.Errorf("workloads get nothing: all SVIDs have expired, the last at %s: the log says why they were not renewed", expired.Format(time.RFC3339))
 	}
-	return problem, changed, own.Certificates[0].NotAfter
+	return changed, own.Certificates[0].NotAfter, problem
 }
 
 // allExpired returns when the last SVID expired, zero if one is valid or there was

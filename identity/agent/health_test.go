@@ -13,7 +13,7 @@ func (b *bench) problem(want string, within time.Duration) {
 	b.t.Helper()
 	late := time.After(within)
 	for {
-		problem, changed, until := b.agent.Health()
+		changed, until, problem := b.agent.Health()
 		switch {
 		case problem == nil && want == "":
 			return
@@ -42,7 +42,7 @@ func TestHealthWithIssuerAway(t *testing.T) {
 		b.mustRun()
 		b.problem("", 0)
 		b.f.stop()
-		if problem, _, _ := b.agent.Health(); problem != nil {
+		if _, _, problem := b.agent.Health(); problem != nil {
 			t.Errorf("with what is still valid: %v", problem)
 		}
 		b.problem("all SVIDs have expired", 2*time.Minute)

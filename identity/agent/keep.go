@@ -26,10 +26,15 @@ const (
 	usedFile   = "token-used" // SHA-256 of the join tokens that were presented
 	// revokedFile is what is revoked, an Update of identity/revocationv1.
 	revokedFile = "revocations"
+	lockFile    = "agent.lock"
 )
 
 // keep is what outlives the process, so that a restart needs no join token.
-type keep struct{ dir string }
+type keep struct {
+	dir string
+	// lock keeps a second agent out for as long as it is open.
+	lock *os.File
+}
 
 func openKeep(dir string) (*keep, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -42,25 +47,67 @@ func openKeep(dir string) (*keep, error) {
 	if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid != os.Geteuid() {
 		return nil, fmt.Errorf("%s belongs to uid %d, not to this process (uid %d)", dir, uid, os.Geteuid())
 	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("others can write %s (mode %04o): chmod 700", dir, info.Mode().Perm())
+	switch mode := info.Mode().Perm(); {
+	case mode&0o022 != 0:
+		return nil, fmt.Errorf("others can write %s (mode %04o): chmod 700", dir, mode)
+	case mode&0o077 != 0:
+		// Nobody could have put anything there; what is there is for this user.
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("mode %04o of %s lets others in: %w", mode, dir, err)
+		}
 	}
 	return &keep{dir: dir}, nil
 }
 
+// hold takes the lock that keeps a second agent out: two would take the node's
+// identity from each other. It is taken when the agent runs, and not before.
+func (k *keep) hold() error {
+	lock, err := os.OpenFile(filepath.Join(k.dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		return fmt.Errorf("data directory %s is in use by another writ-agent: give each a data_dir of its own", k.dir)
+	}
+	k.lock = lock
+	return nil
+}
+
+func (k *keep) release() { k.lock.Close() }
+
+// damagedError is a file that is not what it was written as. What it held is only a
+// way to go on without attesting anew.
+type damagedError struct {
+	path string
+	err  error
+}
+
+func (e *damagedError) Error() string {
+	return fmt.Sprintf("%s is damaged (%v): it is not used, and replaced when the node has been attested", e.path, e.err)
+}
+func (e *damagedError) Unwrap() error { return e.err }
+
 // svid returns the kept SVID, or nil where there is none.
 func (k *keep) svid() (*x509svid.SVID, error) {
 	path := filepath.Join(k.dir, svidFile)
-	data, err := os.ReadFile(path)
+	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("mode %04o of %s lets others read the agent's key: chmod 600 it, or remove it to attest anew if someone may have read it", mode, path)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
 	svid, err := parseSVIDFile(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, &damagedError{path, err}
 	}
 	return svid, nil
 }
@@ -98,7 +145,7 @@ func (k *keep) bundle(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	}
 	b, err := x509bundle.Parse(td, data)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, &damagedError{path, err}
 	}
 	return b, nil
 }

@@ -34,6 +34,10 @@ type schedule struct {
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.cache.stop()
 	defer a.link.close()
+	if err := a.keep.hold(); err != nil {
+		return err
+	}
+	defer a.keep.release()
 	kept, err := a.load()
 	if err != nil {
 		return err
@@ -42,7 +46,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.log.Info("going on with the kept SVID", "spiffe_id", agentName(a.self.svid.Load().ID))
 	} else if err := a.attestUntilDone(ctx); err != nil {
 		if a.notKept != nil {
-			err = fmt.Errorf("%w (the SVID kept in %s cannot be used: %w)", err, a.cfg.DataDir, a.notKept)
+			err = fmt.Errorf("%w (what is kept in %s cannot be used: %w)", err, a.cfg.DataDir, a.notKept)
 		}
 		return ignoreDone(ctx, err)
 	}
