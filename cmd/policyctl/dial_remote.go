@@ -36,7 +36,7 @@ func (a *app) dialRemote() (*grpc.ClientConn, error) {
 	// One command is short: the SVID that it begins with lasts.
 	config := tlsconfig.MTLSClientConfig(svid, bundle, tlsconfig.AuthorizeID(identity.ServerID(svid.ID.TrustDomain())))
 	config.MinVersion = tls.VersionTLS13
-	return grpc.NewClient("passthrough:///"+strings.TrimPrefix(a.server, remoteScheme), grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	return grpc.NewClient("passthrough:///"+strings.TrimPrefix(a.server, remoteScheme), append(noteAnswered(), grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
 }
 
 func (a *app) ownSVID() (*x509svid.SVID, *x509bundle.Bundle, error) {

@@ -188,14 +188,14 @@ func (a *app) dial() (*grpc.ClientConn, error) {
 	}
 	// Dialled by hand: in a target, gRPC would take # ? and % in a path for
 	// parts of a URL.
-	return grpc.NewClient("passthrough:///admin", grpc.WithTransportCredentials(insecure.NewCredentials()),
+	return grpc.NewClient("passthrough:///admin", append(noteAnswered(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		}),
 		// A server on this machine is back as soon as it can be, and may be busy.
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.Config{
 			BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: time.Second,
-		}}))
+		}}))...)
 }
 
 func (a *app) checkOwner(path string, info os.FileInfo) error {
@@ -247,6 +247,8 @@ func rpcError(err error) error {
 		return err
 	case s.Code() == codes.Unimplemented:
 		return fmt.Errorf("this control plane does not serve that (see its --roles): %s", s.Message())
+	case errors.As(err, new(answered)):
+		return fmt.Errorf("the control plane answers and refuses: %s", s.Message())
 	case s.Code() == codes.Unavailable:
 		return fmt.Errorf("the control plane does not answer: %s", s.Message())
 	}
