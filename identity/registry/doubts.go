@@ -6,6 +6,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/writ-dev/writ/identity/template"
@@ -61,8 +62,38 @@ func doubtOf(s Selector) string {
 	if unknown := unknownKind(s.Type, kind); unknown != "" {
 		return fmt.Sprintf("selector %s: %s", text(s), unknown)
 	}
+	if never := neverMatches(s.Type, kind, value); never != "" {
+		return fmt.Sprintf("selector %s: no process matches: %s", text(s), never)
+	}
 	if s.Type == "unix" && kind == "path" && IsInterpreter(value) {
 		return fmt.Sprintf("selector %s: an interpreter runs any script, so every script of whoever may run it matches", text(s))
+	}
+	return ""
+}
+
+// hexDigest matches a SHA-256 as the attestors write it.
+var hexDigest = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// neverMatches says what form the values of a kind have that this one has not, or
+// nothing.
+func neverMatches(typ, kind, value string) string {
+	switch typ + ":" + kind {
+	case "unix:uid", "unix:gid", "unix:supplementary_gid":
+		if n, err := strconv.ParseUint(value, 10, 32); err != nil || strconv.FormatUint(n, 10) != value {
+			return "want a number, as in " + typ + ":" + kind + ":1000; names are unix:user and unix:group"
+		}
+	case "unix:sha256":
+		if !hexDigest.MatchString(value) {
+			return "want 64 hexadecimal digits, in lower case"
+		}
+	case "unix:path", "systemd:fragment_path":
+		if !path.IsAbs(value) || path.Clean(value) != value {
+			return "want an absolute path, without . or .. or a slash too many"
+		}
+	case "unix:user", "unix:group", "unix:supplementary_group", "systemd:id":
+		if value == "" {
+			return "the value is missing"
+		}
 	}
 	return ""
 }
@@ -73,7 +104,7 @@ func unknownKind(typ, kind string) string {
 	case !ok:
 		return fmt.Sprintf("no attestor of Writ gives selectors of type %.100q (there are %s)", typ, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
 	case known != nil && !slices.Contains(known, kind):
-		return fmt.Sprintf("no attestor of Writ gives %.100s:%.100s (of %[1]s there are %s)", typ, kind, strings.Join(known, ", "))
+		return fmt.Sprintf("no attestor of Writ gives %.100s:%.100s (of %[1]s there are %[3]s)", typ, kind, strings.Join(known, ", "))
 	}
 	return ""
 }

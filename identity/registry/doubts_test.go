@@ -11,7 +11,17 @@ func TestDoubts(t *testing.T) {
 		want      string // of the one doubt; empty for none
 	}{
 		{"unix:uid:1000 unix:path:/usr/local/bin/app", ""},
-		{"unix:sha256:abc", ""},
+		{"unix:sha256:" + strings.Repeat("0a", 32), ""},
+		{"unix:sha256:abc", "64 hexadecimal digits"},
+		{"unix:sha256:" + strings.Repeat("0A", 32), "64 hexadecimal digits"},
+		{"unix:uid:abc unix:path:/x", "want a number, as in unix:uid:1000"},
+		{"unix:gid:007 unix:path:/x", "want a number"},
+		{"unix:uid:4294967296 unix:path:/x", "want a number"},
+		{"unix:path:relative", "want an absolute path"},
+		{"unix:path:/usr/../bin/app", "want an absolute path"},
+		{"unix:user", "the value is missing"},
+		{"unix:users:bob", "no attestor of Writ gives unix:users (of unix there are uid, user, gid,"},
+		{"systemd:unit:a.service", "(of systemd there are id, fragment_path)"},
 		{"systemd:id:app.service", ""},
 		{"docker:label:app:web", ""},
 		{"k8s:ns:shop k8s:sa:web", ""},
