@@ -159,6 +159,9 @@ func TestErrors(t *testing.T) {
 		{"collector", []string{"--config", write("g.yaml", minimal+"tracing:\n  endpoint: collector:4317\n")}, `g.yaml:5:13: tracing.endpoint: want https://host:port, or http://host:port for a plain connection`},
 		{"share", []string{"--config", write("h.yaml", minimal+"tracing:\n  sample: 1.5\n")}, `h.yaml:5:11: tracing.sample: want 0 to 1, got 1.5`},
 		{"collector's authorities", []string{"--config", write("i.yaml", minimal+"tracing:\n  endpoint: https://c:1\n  ca_file: /absent\n")}, `i.yaml:6:12: tracing.ca_file: open /absent`},
+		{"relative socket", []string{"--config", write("j.yaml", "trust_domain: example.org\ndata_dir: d\nsocket: run/s\n")}, `j.yaml:3:9: socket: want an absolute path`},
+		{"no trust bundle", []string{"--config", write("k.yaml", minimal+"trust_bundle: /nope\n")}, `k.yaml:4:15: trust_bundle: `},
+		{"kubelet without TLS", []string{"--config", write("l.yaml", minimal+"workload_attestors:\n  k8s:\n    url: http://127.0.0.1:10255\n")}, `l.yaml:6:10: workload_attestors.k8s.url: want https://host:port`},
 		{"bad flag value", []string{"--config", write("c.yaml", minimal), "--admin", "0.0.0.0:1"}, "admin: want a loopback address"},
 		{"no token", []string{"--config", write("d.yaml", minimal)}, "the node must be attested: no join token"},
 		{"log level", []string{"--log-level", "loud"}, "want debug, info, warn or error"},
@@ -202,12 +205,12 @@ func TestFlagsOverrideEveryField(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := agent.Config{
-		TrustDomain: "other.org", ServerAddress: "z:9", InsecureBootstrap: true, JoinTokenFile: "-", DataDir: "dd", Socket: "ss",
+		TrustDomain: "other.org", ServerAddress: "z:9", InsecureBootstrap: true, JoinTokenFile: "-", DataDir: "dd", Socket: "/ss",
 		SyncInterval: 2 * time.Second, MaxConnectionsPerUID: 3, MaxStreamsPerUID: 4, Admin: "[::1]:5", ReattestInterval: 3 * time.Second,
 		SDS: sds.Names{DefaultSVIDName: "x", DefaultBundleName: "", DefaultAllBundlesName: "z", DisableSPIFFECertValidation: true},
 	}
 	args := []string{"--trust-domain=other.org", "--server-address=z:9", "--trust-bundle=", "--insecure-bootstrap", "--join-token-file=-",
-		"--data-dir=dd", "--socket=ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--reattest-interval=3s", "--sds-default-svid-name=x",
+		"--data-dir=dd", "--socket=/ss", "--sync-interval=2s", "--max-connections-per-uid=3", "--max-streams-per-uid=4", "--reattest-interval=3s", "--sds-default-svid-name=x",
 		"--sds-default-bundle-name=", "--sds-default-all-bundles-name=z", "--sds-disable-spiffe-cert-validation", "--admin=[::1]:5"}
 	var cfg agent.Config
 	given := 0
@@ -246,7 +249,7 @@ func TestCompletion(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	args := []string{"--check", "--trust-domain", "example.org", "--data-dir", "d", "--socket", "s"}
+	args := []string{"--check", "--trust-domain", "example.org", "--data-dir", "d", "--socket", "/s"}
 	if code := spec().Execute(t.Context(), args, strings.NewReader(""), &stdout, &stderr); code != 0 || stdout.String() != "configuration ok\n" {
 		t.Errorf("exit code %d, %q, %s", code, stdout.String(), stderr.String())
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/writ-dev/writ/identity/agent"
 	"github.com/writ-dev/writ/identity/attest/jointoken"
@@ -50,12 +53,31 @@ of the machine or a service account token of Kubernetes takes its place.`,
 			if err := c.Validate(at); err != nil {
 				return err
 			}
-			return otlp.Check(c.Tracing, os.Getenv, at)
+			return errors.Join(checkTrustBundle(c, at), otlp.Check(c.Tracing, os.Getenv, at))
 		},
 		Run: func(ctx context.Context, cmd *cobra.Command, cfg agent.Config, log *slog.Logger) error {
 			return serve(ctx, cfg, tokenSource(cfg.JoinTokenFile, cmd.InOrStdin()), log)
 		},
 	}
+}
+
+// checkTrustBundle reads the file that is to prove the issuer.
+func checkTrustBundle(c *agent.Config, at daemon.At) error {
+	if c.TrustBundle == "" {
+		return nil
+	}
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	if err != nil {
+		return nil // said already
+	}
+	bundle, err := x509bundle.Load(td, c.TrustBundle)
+	switch {
+	case err != nil:
+		return at("trust_bundle", "%v: give the issuer's trust bundle (policyctl bundle show), PEM", err)
+	case bundle.Empty():
+		return at("trust_bundle", "no certificate (PEM) in %s: give the issuer's trust bundle (policyctl bundle show)", c.TrustBundle)
+	}
+	return nil
 }
 
 // configFlags gives each field of the configuration a flag. The name of a flag

@@ -130,7 +130,7 @@ func validate(cfg *writdconf.Config, at daemon.At) error {
 			return errors.Join(cfg.Validate(at), at("admin_policy", "%v", err))
 		}
 	}
-	if err := validateCerts(cfg, at); err != nil {
+	if err := errors.Join(validateCerts(cfg, at), validateIssuer(cfg, at)); err != nil {
 		return errors.Join(cfg.Validate(at), err)
 	}
 	if err := otlp.Check(cfg.Tracing, os.Getenv, at); err != nil {

@@ -146,7 +146,7 @@ func TestAttestorConfig(t *testing.T) {
 		{AttestorConfig: agent.AttestorConfig{K8sPSAT: &agent.K8sPSAT{Cluster: "c"}}, token: "t", want: "join_token_file"},
 	} {
 		c := agent.Default()
-		c.TrustDomain, c.DataDir, c.Socket, c.Attestor, c.JoinTokenFile = "example.org", "d", "s", &tc.AttestorConfig, tc.token
+		c.TrustDomain, c.DataDir, c.Socket, c.Attestor, c.JoinTokenFile = "example.org", "d", "/s", &tc.AttestorConfig, tc.token
 		err := c.Validate(func(key, format string, args ...any) error { return fmt.Errorf(key+": "+format, args...) })
 		if err == nil || strings.Count(err.Error(), "\n") > 0 || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%+v: %v, want %q alone", tc.AttestorConfig, err, tc.want)

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"net"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -95,6 +96,8 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.Socket == "" {
 		fail("socket", "required: workloads connect to it")
+	} else if !filepath.IsAbs(strings.TrimPrefix(c.Socket, "unix://")) {
+		fail("socket", "want an absolute path, as in /run/writ-agent/agent.sock, got %q: workloads are given it, whatever directory they run in", c.Socket)
 	}
 	if c.SyncInterval < 100*time.Millisecond || c.SyncInterval > time.Hour {
 		fail("sync_interval", "want 100ms to 1h, got %v", c.SyncInterval)

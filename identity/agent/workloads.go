@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"net/url"
 	"path/filepath"
 
 	"github.com/writ-dev/writ/identity/attest"
@@ -95,6 +96,11 @@ func (c *WorkloadAttestors) validate(fail func(key, format string, args ...any))
 	}
 	if c.Containerd != nil {
 		absolute("containerd.socket", c.Containerd.Socket)
+	}
+	if c.K8s != nil && c.K8s.URL != "" {
+		if u, err := url.Parse(c.K8s.URL); err != nil || u.Scheme != "https" || u.Host == "" {
+			fail("workload_attestors.k8s.url", "want https://host:port, got %q", c.K8s.URL)
+		}
 	}
 	if c.K8s != nil && c.K8s.InsecureKubelet && c.K8s.NodeName != "" {
 		fail("workload_attestors.k8s.insecure_kubelet", "contradicts node_name, with which the API server is asked: leave one out")

@@ -15,6 +15,21 @@ import (
 	"github.com/writ-dev/writ/internal/sqldb/dialect"
 )
 
+// CheckDSN finds a DSN that names no database. It connects to nothing.
+func CheckDSN(dsn string) error {
+	_, err := parseDSN(dsn)
+	return err
+}
+
+func parseDSN(dsn string) (*pgx.ConnConfig, error) {
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		// It quotes what it could not read, and that may be a password.
+		return nil, errors.New("the DSN is neither a URL (postgres://…) nor key=value pairs")
+	}
+	return config, nil
+}
+
 // OpenPostgres opens the PostgreSQL database that dsn names, a URL or
 // key=value pairs. Statements are those of SQLite, turned by dialect.ToPostgres.
 //
@@ -22,10 +37,9 @@ import (
 // connect and for a lock, thirty for a statement, ten for a transaction whose
 // client has gone silent, since it may hold what all others wait for.
 func OpenPostgres(ctx context.Context, dsn string) (*sql.DB, error) {
-	config, err := pgx.ParseConfig(dsn)
+	config, err := parseDSN(dsn)
 	if err != nil {
-		// It quotes what it could not read, and that may be a password.
-		return nil, errors.New("open database: the DSN is neither a URL (postgres://…) nor key=value pairs")
+		return nil, fmt.Errorf("open database: %w", err)
 	}
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = 5 * time.Second

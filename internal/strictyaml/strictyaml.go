@@ -251,7 +251,11 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, key, enum string) {
 	if enum != "" {
 		words := strings.Split(enum, "|")
 		if !slices.Contains(words, n.Value) {
-			d.fail(n, key, "%q is not one of %s%s", n.Value, strings.Join(words, ", "), nearmiss.Hint(n.Value, words))
+			hint := nearmiss.Hint(n.Value, words)
+			if strings.HasPrefix(hint, ";") {
+				hint = "" // it would list them again
+			}
+			d.fail(n, key, "%q is not one of %s%s", n.Value, strings.Join(words, ", "), hint)
 			return
 		}
 	}

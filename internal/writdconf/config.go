@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/writ-dev/writ/internal/tracing"
 )
 
@@ -225,6 +227,10 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	bad := func(key, format string, args ...any) { errs = append(errs, at(key, format, args...)) }
 	if c.TrustDomain == "" {
 		bad("trust_domain", "missing: name the trust domain, as in example.org")
+	} else if td, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
+		bad("trust_domain", "%v: want a name like example.org: lower-case letters, digits, '.', '-' and '_', without port or path", err)
+	} else if td.Name() != c.TrustDomain {
+		bad("trust_domain", "want the name alone, %s, got %q", td.Name(), c.TrustDomain)
 	}
 	if c.DataDir == "" {
 		bad("data_dir", "missing: name a directory for database, keys and ledger")
@@ -266,8 +272,16 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 			bad(k.key, "%q is not one of ec-p256, ec-p384, rsa-2048, rsa-4096", k.name)
 		}
 	}
-	if c.JWTTTL <= 0 {
-		bad("jwt_ttl", "want more than 0, got %s", c.JWTTTL)
+	if c.JWTTTL < 10*time.Second {
+		bad("jwt_ttl", "want at least 10s, got %s", c.JWTTTL)
+	} else if c.JWTTTL > c.CATTL {
+		bad("jwt_ttl", "want at most ca_ttl (%s), got %s: a JWT-SVID never outlives its authority", c.CATTL, c.JWTTTL)
+	}
+	if c.AuditMaxBytes < 1<<20 {
+		bad("audit_max_bytes", "want a number of bytes, at least %d, got %d", 1<<20, c.AuditMaxBytes)
+	}
+	if c.Drain < 0 {
+		bad("drain", "want 0s or more, got %s", c.Drain)
 	}
 	c.Attestors.validate(bad)
 	if c.AttestRate <= 0 {
@@ -302,9 +316,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 		if c.Replica == "" {
 			c.Replica, _ = os.Hostname() // without one, the next check says what to do
 		}
-		if !replicaName.MatchString(c.Replica) {
-			bad("replica", "want letters, digits, '.', '_', '-', at most 128, got %q", c.Replica)
-		}
+	}
+	if (c.Database != nil || c.Replica != "") && !replicaName.MatchString(c.Replica) {
+		bad("replica", "want letters, digits, '.', '_', '-', at most 128, got %q", c.Replica)
 	}
 	if c.Federation != nil {
 		c.Federation.validate(c, bad)
