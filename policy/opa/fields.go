@@ -14,8 +14,10 @@ import (
 
 // checkFields finds names of fields that input never has, and lists taken for
 // texts, where the compiler's type checker does not look: in the arguments of
-// functions, in `every`, in object.get, in the targets of `with`, and in the
-// values of headers and query parameters.
+// functions, in `every`, in object.get, object.subset, json.filter and
+// json.remove, in the targets of `with`, and in the values of headers and query
+// parameters. It also finds literal patterns that do not compile, and
+// comparisons of which the outcome is known.
 //
 // A parameter of a function has the types of all that it is called with; a
 // field is unknown when none of them has it. What a name stands for is not
@@ -39,7 +41,9 @@ type fieldChecker struct {
 	params map[string][]types.Type
 	// vars are the types of the variables of a rule, at the current of those.
 	vars map[ast.Var]types.Type
-	at   *ast.Location
+	// numbers are the variables that stand for a field or a count.
+	numbers map[ast.Var]ast.Value
+	at      *ast.Location
 	// report says whether a file is of interest.
 	report func(file string) bool
 }
@@ -85,7 +89,7 @@ func schemaType(schema map[string]any) types.Type {
 }
 
 func (c *fieldChecker) rule(rule *ast.Rule) {
-	c.vars = map[ast.Var]types.Type{}
+	c.vars, c.numbers = map[ast.Var]types.Type{}, map[ast.Var]ast.Value{}
 	c.at = rule.Location
 	params := c.params[rule.Ref().String()]
 	for i, arg := range rule.Head.Args {
@@ -173,7 +177,10 @@ func (c *fieldChecker) call(operator ast.Value, args []*ast.Term) {
 	if !ok {
 		return
 	}
-	switch name := op.String(); {
+	name := op.String()
+	c.pattern(name, args)
+	c.comparison(name, args)
+	switch {
 	case op[0].Equal(ast.DefaultRootDocument):
 		known := c.params[name]
 		for i, arg := range args {
@@ -187,6 +194,12 @@ func (c *fieldChecker) call(operator ast.Value, args []*ast.Term) {
 		c.equation(args)
 	case name == ast.ObjectGet.Name && len(args) >= 2:
 		c.objectGet(args[0], args[1])
+	case name == ast.ObjectSubset.Name && len(args) >= 2:
+		c.subset(c.typeOf(args[0]), args[1])
+	case (name == ast.JSONFilter.Name || name == ast.JSONRemove.Name) && len(args) >= 2:
+		c.paths(c.typeOf(args[0]), args[1])
+	case name == ast.Count.Name && len(args) == 2:
+		c.counted(args[1])
 	case name == ast.Member.Name:
 		c.texts(args[0], valuesOf(c.typeOf(args[1])))
 	default:
@@ -197,6 +210,13 @@ func (c *fieldChecker) call(operator ast.Value, args []*ast.Term) {
 				}
 			}
 		}
+	}
+}
+
+// counted notes the variable that a count goes into.
+func (c *fieldChecker) counted(t *ast.Term) {
+	if v, ok := t.Value.(ast.Var); ok {
+		c.numbers[v] = ast.Call{ast.NewTerm(ast.Count.Ref())}
 	}
 }
 
@@ -220,6 +240,9 @@ func (c *fieldChecker) equation(args []*ast.Term) {
 	for i := range 2 {
 		if v, ok := args[i].Value.(ast.Var); ok && c.vars[v] == nil {
 			c.vars[v] = c.typeOf(args[1-i])
+			if ref, ok := args[1-i].Value.(ast.Ref); ok && ref[0].Equal(ast.InputRootDocument) {
+				c.numbers[v] = ref
+			}
 			return
 		}
 	}

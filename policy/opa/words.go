@@ -14,7 +14,7 @@ import (
 // words are the fields of input that hold one of a few words, and these.
 func words() map[string][]string {
 	return map[string][]string{
-		"input.direction":        {policy.Inbound, policy.Outbound},
+		"input.direction":        {policy.Inbound},
 		"input.layer":            {policy.LayerConnection, policy.LayerRequest},
 		"input.source.authn":     {policy.AuthnMTLS, policy.AuthnToken, policy.AuthnNone},
 		"input.request.protocol": {policy.HTTP, policy.GRPC},

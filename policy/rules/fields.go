@@ -30,7 +30,7 @@ var fields = []struct {
 	name string
 	info fieldInfo
 }{
-	{"direction", fieldInfo{kind: wordField, words: []string{policy.Inbound, policy.Outbound}}},
+	{"direction", fieldInfo{kind: wordField, words: []string{policy.Inbound}}},
 	{"layer", fieldInfo{kind: wordField, words: []string{policy.LayerConnection, policy.LayerRequest}}},
 	{"source.id", fieldInfo{}},
 	{"source.trust_domain", fieldInfo{}},
