@@ -22,8 +22,13 @@ func (w *writd) openCA(ctx context.Context, journal ca.Journal) (*ca.CA, error) 
 		config.Journal, config.Peers = w.member, w.member
 	}
 	var err error
-	if w.cfg.Keys != nil && w.cfg.Keys.PKCS11 != nil {
-		if config.Keys, w.token, err = openPKCS11(w.cfg.Keys.PKCS11); err != nil {
+	switch k := w.cfg.Keys; {
+	case k == nil:
+	case k.Memory != nil:
+		config.Keys = new(keys.Memory)
+		w.log.Warn("the keys of the authorities are in memory alone: at each start new ones sign, and who has only older bundles does not verify what they sign")
+	case k.PKCS11 != nil:
+		if config.Keys, w.token, err = openPKCS11(k.PKCS11); err != nil {
 			return nil, err
 		}
 	}

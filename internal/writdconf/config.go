@@ -304,6 +304,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.Keys != nil {
 		c.Keys.validate(bad)
+		if c.Keys.Memory != nil && c.Database != nil {
+			bad("keys.memory", "a replica whose keys end with its process would leave authorities to the others that nobody can sign with: keep the keys in files (leave keys out) or a token (pkcs11)")
+		}
 	}
 	if c.Upstream != nil {
 		c.Upstream.validate(bad)

@@ -4,7 +4,13 @@ package writdconf
 type Keys struct {
 	// A token behind PKCS #11, in a writd that was built with the tag pkcs11.
 	PKCS11 *PKCS11 `yaml:"pkcs11"`
+	// Memory, and nowhere else ({}): they end with the process, and new authorities
+	// are made at each start. Not on PostgreSQL.
+	Memory *MemoryKeys `yaml:"memory"`
 }
+
+// MemoryKeys are keys that end with the process. There is nothing to choose.
+type MemoryKeys struct{}
 
 // PKCS11 is a token behind PKCS #11.
 type PKCS11 struct {
@@ -17,8 +23,14 @@ type PKCS11 struct {
 }
 
 func (k *Keys) validate(bad func(key, format string, args ...any)) {
-	if k.PKCS11 == nil {
-		bad("keys", "want pkcs11 in it; leave keys out for files in the data directory")
+	switch {
+	case k.PKCS11 != nil && k.Memory != nil:
+		bad("keys", "pkcs11 and memory contradict each other: want one of them")
+		return
+	case k.Memory != nil:
+		return
+	case k.PKCS11 == nil:
+		bad("keys", "want pkcs11 or memory in it; leave keys out for files in the data directory")
 		return
 	}
 	for _, f := range []struct{ key, value, what string }{

@@ -22,7 +22,10 @@ func TestValidateAuthorities(t *testing.T) {
 		"spire without port": {func(c *Config) { c.Upstream = &Upstream{SPIRE: &UpstreamSPIRE{"a", "unix:///b"}} }, "want host:port"},
 		"spire by path":      {func(c *Config) { c.Upstream = &Upstream{SPIRE: &UpstreamSPIRE{"a:1", "/b"}} }, "want unix:///path"},
 		"spire":              {func(c *Config) { c.Upstream = &Upstream{SPIRE: &UpstreamSPIRE{"a:1", "unix:///b"}} }, ""},
-		"empty keys":         {func(c *Config) { c.Keys = &Keys{} }, "keys: want pkcs11"},
+		"empty keys":         {func(c *Config) { c.Keys = &Keys{} }, "keys: want pkcs11 or memory"},
+		"memory":             {func(c *Config) { c.Keys = &Keys{Memory: &MemoryKeys{}} }, ""},
+		"memory and token":   {func(c *Config) { c.Keys = &Keys{Memory: &MemoryKeys{}, PKCS11: &PKCS11{}} }, "keys: pkcs11 and memory contradict"},
+		"memory of replicas": {func(c *Config) { c.Keys, c.Database = &Keys{Memory: &MemoryKeys{}}, &Database{} }, "keys.memory: a replica"},
 		"token without PIN":  {func(c *Config) { c.Keys = &Keys{PKCS11: &PKCS11{Module: "m", TokenLabel: "l"}} }, "keys.pkcs11.pin_file: missing"},
 	} {
 		c := Default()
