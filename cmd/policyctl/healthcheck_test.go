@@ -107,3 +107,12 @@ func TestHealthcheck(t *testing.T) {
 		t.Errorf("exit %d, %q", code, stderr)
 	}
 }
+
+// A token that could never be used is not asked for.
+func TestTokenOfNoTime(t *testing.T) {
+	var out, errs strings.Builder
+	code := run(t.Context(), []string{"token", "create", "--ttl", "0s"}, strings.NewReader(""), &out, &errs)
+	if code == 0 || !strings.Contains(errs.String(), "leave it out for 10m") {
+		t.Errorf("exit code %d, %s%s", code, out.String(), errs.String())
+	}
+}

@@ -246,7 +246,7 @@ func rpcError(err error) error {
 	case !ok:
 		return err
 	case s.Code() == codes.Unimplemented:
-		return fmt.Errorf("this control plane does not serve that (see its --roles): %s", s.Message())
+		return fmt.Errorf("this server does not serve that: of writd its roles decide (--roles), and spire-server has no such call: %s", s.Message())
 	case errors.As(err, new(answered)):
 		return fmt.Errorf("the control plane answers and refuses: %s", s.Message())
 	case s.Code() == codes.Unavailable:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -107,12 +108,14 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	var problems, refused, open []string
+	var problems, refused, banned, open []string
 	for _, c := range r.Components {
 		for _, problem := range c.Problems {
 			problems = append(problems, c.Name+": "+problem)
 		}
-		if c.Refused != "" {
+		if c.Kind == "agent" && c.Refused != "" {
+			banned = append(banned, cmp.Or(c.Name, c.SPIFFEID)+": "+c.Refused)
+		} else if c.Refused != "" {
 			refused = append(refused, c.Name+": "+c.Refused)
 		}
 		for _, way := range c.NotEnforced {
@@ -122,7 +125,7 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	for _, list := range []struct {
 		title string
 		lines []string
-	}{{"problems", problems}, {"last revision refused", refused}, {"not enforced", open}, {"alarms", r.Alarms}} {
+	}{{"problems", problems}, {"last revision refused", refused}, {"agents refused", banned}, {"not enforced", open}, {"alarms", r.Alarms}} {
 		if len(list.lines) > 0 {
 			fmt.Fprintf(w, "\n%s\n  %s\n", list.title, strings.Join(list.lines, "\n  "))
 		}

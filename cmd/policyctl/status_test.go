@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,6 +65,18 @@ alarms
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
+	}
+}
+
+// A ban is not about a revision of policy.
+func TestStatusOfBannedAgent(t *testing.T) {
+	var out bytes.Buffer
+	r := newStatusReport(&policyv1.StatusResponse{Components: []*policyv1.Component{{Kind: "agent", SpiffeId: "spiffe://example.org/spire/agent/x", Refused: "banned"}}})
+	if err := r.write(&out, statusNow); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); !strings.Contains(got, "agents refused\n  spiffe://example.org/spire/agent/x: banned") || strings.Contains(got, "revision refused") {
+		t.Error(got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -47,6 +48,9 @@ same whichever token it joins with: entries hang on that.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req := &agentv1.CreateJoinTokenRequest{}
 			var err error
+			if cmd.Flags().Changed("ttl") && ttl == 0 {
+				return errors.New("token create: --ttl 0s: the token could never be used; leave it out for 10m")
+			}
 			if req.Ttl, err = secondsFlag("ttl", ttl); err != nil {
 				return fmt.Errorf("token create: %w", err)
 			}
@@ -82,7 +86,7 @@ same whichever token it joins with: entries hang on that.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&spiffeID, "spiffe-id", "", "name for the agent's node besides its own, to hang entries on")
-	fl.DurationVar(&ttl, "ttl", 0, "how long the token can be used (default 10m)")
+	fl.DurationVar(&ttl, "ttl", 0, "how long the token can be used, at most 720h (default 10m)")
 	fl.StringVar(&file, "file", "", "write the token to this file, mode 0600, instead of standard output")
 	return cmd
 }

@@ -152,7 +152,7 @@ func (w *writd) federationProblems() []string {
 		if s.Failing == "" {
 			continue
 		}
-		since := "never"
+		since := "not since writd started"
 		if !s.Success.IsZero() {
 			since = s.Success.UTC().Format(time.RFC3339)
 		}

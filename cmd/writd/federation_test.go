@@ -170,7 +170,7 @@ func TestFederationFailureIsSeen(t *testing.T) {
 		t.Fatalf("refresh: %v", err)
 	}
 	list := a.federationProblems()
-	if len(list) != 1 || !strings.Contains(list[0], "the bundle of b.test is not refreshed") || !strings.Contains(list[0], "last refreshed: never") {
+	if len(list) != 1 || !strings.Contains(list[0], "the bundle of b.test is not refreshed") || !strings.Contains(list[0], "last refreshed: not since writd started") {
 		t.Errorf("problems: %v", list)
 	}
 	rec := httptest.NewRecorder()

@@ -104,6 +104,8 @@ func (r *Refresher) Run(ctx context.Context) {
 func (r *Refresher) follow(ctx context.Context, relations []*registry.Relationship) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// A relationship that is changed goes on with the bundle that there is.
+	success := map[spiffeid.TrustDomain]time.Time{}
 	want := map[spiffeid.TrustDomain]*registry.Relationship{}
 	for _, rel := range relations {
 		want[rel.TrustDomain] = rel
@@ -112,6 +114,9 @@ func (r *Refresher) follow(ctx context.Context, relations []*registry.Relationsh
 		if rel := want[td]; rel == nil || *rel != *w.relation {
 			w.stop()
 			<-w.done
+			w.mu.Lock()
+			success[td] = w.state.Success
+			w.mu.Unlock()
 			delete(r.workers, td)
 		}
 	}
@@ -121,7 +126,7 @@ func (r *Refresher) follow(ctx context.Context, relations []*registry.Relationsh
 		}
 		ctx, stop := context.WithCancel(ctx)
 		w := newWorker(rel)
-		w.stop = stop
+		w.stop, w.state.Success = stop, success[td]
 		r.workers[td] = w
 		go func() {
 			defer close(w.done)

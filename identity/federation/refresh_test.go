@@ -174,9 +174,21 @@ func TestRefreshFollowsRelationships(t *testing.T) {
 		if n := d.count(); n != 3 {
 			t.Errorf("asked for by hand and fetched %d times", n)
 		}
+		// It is still known when the bundle was got last.
+		d.answers(nil, errors.New("away"))
+		got := time.Now()
+		time.Sleep(time.Second)
+		d.relate(two, one)
+		synctest.Wait()
+		if s := d.r.States(); len(s) != 1 || s[0].Failing == "" || !s[0].Success.Equal(got) {
+			t.Errorf("after a change: %+v", s)
+		}
+		d.relate(one, two)
+		synctest.Wait()
+		before := d.count()
 		d.relate(two, nil)
 		time.Sleep(time.Hour)
-		if n := d.count(); n != 3 || len(d.r.States()) != 0 {
+		if n := d.count(); n != before || len(d.r.States()) != 0 {
 			t.Errorf("the relationship ended and the bundle was fetched %d times", n)
 		}
 	})

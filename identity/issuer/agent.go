@@ -134,6 +134,9 @@ func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentReques
 	return &emptypb.Empty{}, nil
 }
 
+// maxJoinTokenLife bounds how long a secret lies about that lets a node join.
+const maxJoinTokenLife = 30 * 24 * time.Hour
+
 // CreateJoinToken implements agentv1.AgentServer.
 func (s *agentService) CreateJoinToken(ctx context.Context, req *agentv1.CreateJoinTokenRequest) (*types.JoinToken, error) {
 	if s.attestors[server.JoinToken{}.Type()] == nil {
@@ -142,6 +145,8 @@ func (s *agentService) CreateJoinToken(ctx context.Context, req *agentv1.CreateJ
 	life := time.Duration(req.GetTtl()) * time.Second
 	if life < 0 {
 		return nil, status.Error(codes.InvalidArgument, "ttl is negative")
+	} else if life > maxJoinTokenLife {
+		return nil, status.Errorf(codes.InvalidArgument, "ttl is %v, want at most %v: a token is a secret that lets a node join", life, maxJoinTokenLife)
 	} else if life == 0 {
 		life = s.cfg.JoinTokenLife
 	}

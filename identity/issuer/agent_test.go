@@ -239,6 +239,8 @@ func TestTokenAtRestIsHashed(t *testing.T) {
 	wantCode(t, err, codes.AlreadyExists)
 	_, err = w.agents().CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{Ttl: -1})
 	wantCode(t, err, codes.InvalidArgument)
+	_, err = w.agents().CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{Ttl: 30*24*3600 + 1})
+	wantCode(t, err, codes.InvalidArgument)
 	_, err = w.agents().CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{AgentId: id("/spire/server")})
 	wantCode(t, err, codes.InvalidArgument)
 }
