@@ -45,6 +45,14 @@ func TestCheckRefuses(t *testing.T) {
 			t.Errorf("%s: exit code %d, %s%s, want %q", tc.yaml, code, stdout.String(), stderr.String(), tc.want)
 		}
 	}
+	// The default life gives way to an authority that is shorter.
+	if err := os.WriteFile(file, []byte("data_dir: /x\ntrust_domain: example.org\nca_ttl: 36s\nsvid_ttl: 10s\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	if code := spec().Execute(t.Context(), []string{"--config", file, "--check"}, strings.NewReader(""), &said, &said); code != 0 {
+		t.Errorf("a short ca_ttl: exit code %d, %s", code, said.String())
+	}
 	if hasPKCS11 {
 		return
 	}

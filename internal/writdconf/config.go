@@ -274,7 +274,9 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 	}
 	if c.JWTTTL < 10*time.Second {
 		bad("jwt_ttl", "want at least 10s, got %s", c.JWTTTL)
-	} else if c.JWTTTL > c.CATTL {
+	} else if c.JWTTTL > c.CATTL && c.JWTTTL != Default().JWTTTL {
+		// Of the default one nobody said that it should hold where ca_ttl is shorter:
+		// each JWT-SVID ends with its authority at the latest.
 		bad("jwt_ttl", "want at most ca_ttl (%s), got %s: a JWT-SVID never outlives its authority", c.CATTL, c.JWTTTL)
 	}
 	if c.AuditMaxBytes < 1<<20 {
