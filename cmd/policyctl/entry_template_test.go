@@ -10,6 +10,7 @@ import (
 
 func TestTemplateCommands(t *testing.T) {
 	r := newRegistrar(t)
+	r.knows("b.org")
 	create := []string{"entry", "template", "create", "--id", "users", "--spiffe-id", "spiffe://example.org/user/{unix:user}", "--parent-id", "spiffe://example.org/node/a",
 		"--selector", "unix:uid:1000", "--selector", "unix:group:staff", "--x509-svid-ttl", "10m", "--dns", "{unix:user}.example.org", "--federates-with", "b.org", "--hint", "internal"}
 	info := func(args ...string) (made entryInfo) {

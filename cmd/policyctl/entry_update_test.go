@@ -12,6 +12,7 @@ import (
 // Each flag changes its field and no other, and what is empty empties it.
 func TestEntryUpdate(t *testing.T) {
 	r := newRegistrar(t)
+	r.knows("partner.org")
 	read := func(out string) (e entryInfo) {
 		t.Helper()
 		if err := json.Unmarshal([]byte(out), &e); err != nil {

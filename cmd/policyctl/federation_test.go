@@ -20,6 +20,20 @@ import (
 	"github.com/writ-dev/writ/internal/testpki"
 )
 
+// knows sets a bundle of another trust domain.
+func (r *registrar) knows(td string) {
+	r.t.Helper()
+	pem, err := testpki.New(r.t, td).Bundle().Marshal()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	file := filepath.Join(r.t.TempDir(), "bundle.pem")
+	if err := os.WriteFile(file, pem, 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	r.ok("bundle", "set", td, file)
+}
+
 func TestBundles(t *testing.T) {
 	r := newRegistrar(t)
 	pki := testpki.New(t, "partner.org")

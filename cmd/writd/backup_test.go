@@ -7,12 +7,15 @@ import (
 	"testing"
 	"time"
 
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/internal/backup"
+	"github.com/writ-dev/writ/internal/testpki"
 	"github.com/writ-dev/writ/internal/writdconf"
 )
 
@@ -27,6 +30,10 @@ func TestTemplatesSurviveRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		return resp.Template
+	}
+	partner := &types.Bundle{TrustDomain: "partner.org", X509Authorities: []*types.X509Certificate{{Asn1: testpki.New(t, "partner.org").Bundle().X509Authorities()[0].Raw}}}
+	if _, err := bundlev1.NewBundleClient(lost.admin).BatchSetFederatedBundle(t.Context(), &bundlev1.BatchSetFederatedBundleRequest{Bundle: []*types.Bundle{partner}}); err != nil {
+		t.Fatal(err)
 	}
 	full := create(lost, &templatev1.Template{
 		Id: "users", SpiffeId: "spiffe://example.org/n/{agent:k8s_psat:agent_node_name}/user/{unix:user}", ParentId: "spiffe://example.org/nodes",

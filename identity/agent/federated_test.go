@@ -74,12 +74,15 @@ func TestFederatedBundles(t *testing.T) {
 	}
 	federate := func(with ...string) {
 		t.Helper()
-		_, err := entryv1.NewEntryClient(r.Admin).BatchUpdateEntry(t.Context(), &entryv1.BatchUpdateEntryRequest{
+		resp, err := entryv1.NewEntryClient(r.Admin).BatchUpdateEntry(t.Context(), &entryv1.BatchUpdateEntryRequest{
 			Entries: []*types.Entry{{Id: id, FederatesWith: with}}, InputMask: &types.EntryMask{FederatesWith: true}})
 		must(t, err)
+		if s := resp.Results[0].Status; s.Code != 0 {
+			t.Fatal(s.Message)
+		}
 	}
 	set(1, 1)
-	federate(partner.Name(), "absent.test")
+	federate(partner.Name())
 	until("the entry federates", 1, 1)
 	set(2, 3)
 	until("the bundle changed", 2, 3)

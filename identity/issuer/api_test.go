@@ -38,7 +38,6 @@ var apiNotes = map[string]string{
 	"Agent/BanAgent":              "ends the agent's calls and streams at once",
 	"Agent/CreateJoinToken":       "only the SHA-256 is kept, so a token cannot be shown again",
 	"Entry/ListEntries":           "`by_downstream: false` is no filter, as stock clients mean it",
-	"Entry/BatchCreateEntry":      "an entry may federate with a trust domain whose bundle is still to come, which SPIRE refuses",
 	"Entry/BatchUpdateEntry":      "an update that changes nothing does not bump the revision",
 	"Entry/GetAuthorizedEntries":  "a list over 4 MB is refused here: `SyncAuthorizedEntries` has pages",
 	"Entry/SyncAuthorizedEntries": "up to 500 entries at once, then by revision in pages",

@@ -3,8 +3,11 @@ package issuer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
+	"slices"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -80,7 +83,10 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 		var asked []registry.Entry
 		var places []int // of asked in the request
 		for n, pb := range req.GetEntries() {
-			e, code, err := s.checkNewEntry(ctx, pb)
+			e, code, err := s.checkNewEntry(ctx, tx, pb)
+			if code == codes.Internal {
+				return err
+			}
 			if err != nil {
 				results[n] = &entryv1.BatchCreateEntryResponse_Result{Status: itemStatus(code, err)}
 				continue
@@ -114,7 +120,7 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 
 // checkNewEntry reads an entry that is to be made, and says whether the caller may
 // make it.
-func (s *entryService) checkNewEntry(ctx context.Context, pb *types.Entry) (registry.Entry, codes.Code, error) {
+func (s *entryService) checkNewEntry(ctx context.Context, tx *sqlstore.Tx, pb *types.Entry) (registry.Entry, codes.Code, error) {
 	asked, err := entryFromProto(s.cfg.TrustDomain, pb)
 	if err != nil {
 		return asked, codes.InvalidArgument, err
@@ -122,7 +128,29 @@ func (s *entryService) checkNewEntry(ctx context.Context, pb *types.Entry) (regi
 	if err := s.checkAbove(callerOf(ctx), asked.SPIFFEID); err != nil {
 		return asked, codes.PermissionDenied, err
 	}
-	return asked, codes.OK, nil
+	code, err := checkFederates(tx, asked.FederatesWith, nil)
+	return asked, code, err
+}
+
+// checkFederates refuses a trust domain of which there is no bundle: its workloads
+// could not be verified, and mostly its name is misspelt. What was there before stays.
+func checkFederates(tx *sqlstore.Tx, with, before []string) (codes.Code, error) {
+	for n, name := range with {
+		if slices.Contains(before, name) {
+			continue
+		}
+		td, err := spiffeid.TrustDomainFromString(name)
+		if err != nil {
+			return codes.InvalidArgument, fmt.Errorf("federates_with[%d]: %w", n, err)
+		}
+		switch _, err := tx.FederatedBundle(td); {
+		case errors.Is(err, registry.ErrNotFound):
+			return codes.FailedPrecondition, fmt.Errorf("federates_with[%d]: there is no bundle of trust domain %q: set it first, or have it fetched (policyctl bundle set, federation create)", n, name)
+		case err != nil:
+			return codes.Internal, err
+		}
+	}
+	return codes.OK, nil
 }
 
 // BatchUpdateEntry implements entryv1.EntryServer. A nil input mask means all
@@ -177,6 +205,9 @@ func (s *entryService) updateEntry(ctx context.Context, tx *sqlstore.Tx, record 
 		if err := s.checkAbove(callerOf(ctx), id.SPIFFEID); err != nil {
 			return nil, codes.PermissionDenied, err
 		}
+	}
+	if code, err := checkFederates(tx, asked.FederatesWith, old.FederatesWith); err != nil {
+		return nil, code, err
 	}
 	e, err := tx.UpdateEntry(asked)
 	var exists *registry.ExistsError

@@ -21,6 +21,7 @@ import (
 func TestEntryRoundTrip(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
+	w.setBundles(foreignBundle(t, "other.org"))
 	want := &types.Entry{
 		SpiffeId: id("/svc/web"), ParentId: id("/node/a"),
 		Selectors:   []*types.Selector{{Type: "k8s", Value: "ns:a:b"}, {Type: "unix", Value: "uid:1"}},
@@ -192,6 +193,7 @@ func TestListEntries(t *testing.T) {
 	c := entry("/svc/c", "/node/2", "x", "y", "z")
 	b.Hint, c.Downstream = "internal", true
 	b.FederatesWith = []string{"one.org", "two.org"}
+	w.setBundles(foreignBundle(t, "one.org"), foreignBundle(t, "two.org"))
 	w.create(a, b, c)
 	sel := func(match types.SelectorMatch_MatchBehavior, values ...string) *types.SelectorMatch {
 		return &types.SelectorMatch{Selectors: entry("/a", "/b", values...).Selectors, Match: match}

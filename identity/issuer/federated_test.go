@@ -12,9 +12,12 @@ import (
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/writ-dev/writ/identity"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
+	"github.com/writ-dev/writ/identity/templatev1"
 	"github.com/writ-dev/writ/internal/testpki"
 )
 
@@ -164,7 +167,7 @@ func TestDeleteFederatedBundle(t *testing.T) {
 	} {
 		t.Run(mode.String(), func(t *testing.T) {
 			w := newWorld(t)
-			w.setBundles(foreignBundle(t, "one.org"), foreignBundle(t, "free.org"))
+			w.setBundles(foreignBundle(t, "one.org"), foreignBundle(t, "two.org"), foreignBundle(t, "free.org"))
 			a, b := entry("/a", "/node/n", "uid:1"), entry("/b", "/node/n", "uid:2")
 			a.FederatesWith, b.FederatesWith = []string{"one.org", "two.org"}, []string{"two.org"}
 			before := w.create(a, b)
@@ -200,6 +203,44 @@ func TestDeleteFederatedBundle(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 }
 
+// Nobody can be verified of a trust domain without a bundle. What an entry has
+// stays when the bundle is gone.
+func TestFederatesWithUnknown(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	e := entry("/svc/web", "/node/a", "uid:1")
+	e.FederatesWith = []string{"one.org"}
+	created, err := w.entries().BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e, entry("/svc/other", "/node/a", "uid:1")}})
+	must(t, err)
+	if s := created.Results[0].Status; codes.Code(s.Code) != codes.FailedPrecondition || !strings.Contains(s.Message, `federates_with[0]: there is no bundle of trust domain "one.org"`) || created.Results[1].Status.Code != 0 {
+		t.Errorf("created: %v", created)
+	}
+	m := userTemplate()
+	m.FederatesWith = []string{"one.org"}
+	_, err = w.templates().Create(ctx, &templatev1.CreateRequest{Template: m})
+	wantCode(t, err, codes.FailedPrecondition)
+
+	w.setBundles(foreignBundle(t, "one.org"))
+	made, tmpl := w.create(e)[0], w.createTemplate(m)
+	must(t, w.store.Update(ctx, func(tx *sqlstore.Tx) error {
+		return tx.DeleteFederatedBundle(spiffeid.RequireTrustDomainFromString("one.org"))
+	}))
+	update := func(hint string, with ...string) (codes.Code, codes.Code) {
+		made.Hint, made.FederatesWith = hint, with
+		resp, err := w.entries().BatchUpdateEntry(ctx, &entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{made}})
+		must(t, err)
+		tmpl.Hint, tmpl.FederatesWith, tmpl.Revision = hint, with, 0
+		_, err = w.templates().Update(ctx, &templatev1.UpdateRequest{Template: tmpl})
+		return codes.Code(resp.Results[0].Status.Code), status.Code(err)
+	}
+	if a, b := update("kept", "one.org"); a != codes.OK || b != codes.OK {
+		t.Errorf("kept: %v %v", a, b)
+	}
+	if a, b := update("more", "one.org", "two.org"); a != codes.FailedPrecondition || b != codes.FailedPrecondition {
+		t.Errorf("more: %v %v", a, b)
+	}
+}
+
 // An agent whose entries federate is told of a bundle at once, and one whose
 // entries do not is not.
 func TestWatchTellsOfFederatedBundles(t *testing.T) {
@@ -207,10 +248,13 @@ func TestWatchTellsOfFederatedBundles(t *testing.T) {
 	a, b := w.join(w.token("/node/a")), w.join(w.token("/node/b"))
 	e := entry("/svc/web", "/node/a", "uid:1")
 	e.FederatesWith = []string{"one.org"}
+	w.setBundles(foreignBundle(t, "one.org"))
 	w.create(e, entry("/svc/other", "/node/b", "uid:1"))
 	watchA, first := startWatch(t, a)
 	watchB, _ := startWatch(t, b)
-	w.setBundles(foreignBundle(t, "one.org"))
+	next := foreignBundle(t, "one.org")
+	next.SequenceNumber++
+	w.setBundles(next)
 	if c, err := watchA.Recv(); err != nil || c.Revision <= first.Revision || c.Bundle {
 		t.Errorf("told %v, %v", c, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -17,6 +18,7 @@ import (
 	"github.com/writ-dev/writ/identity/ca"
 	"github.com/writ-dev/writ/identity/held"
 	"github.com/writ-dev/writ/identity/issuer"
+	"github.com/writ-dev/writ/identity/registry/sqlstore"
 	"github.com/writ-dev/writ/identity/watchv1"
 )
 
@@ -283,10 +285,13 @@ func TestSyncOfFederatedBundles(t *testing.T) {
 	w := newWorld(t)
 	a := w.join(w.token("/node/a"))
 	one, two := foreignBundle(t, "one.org"), foreignBundle(t, "two.org")
-	w.setBundles(one, two)
+	w.setBundles(one, two, foreignBundle(t, "three.org"))
 	e := entry("/svc/web", "/node/a", "uid:1")
 	e.FederatesWith = []string{"one.org", "two.org", "three.org"}
 	made := w.create(e)[0]
+	must(t, w.store.Update(t.Context(), func(tx *sqlstore.Tx) error {
+		return tx.DeleteFederatedBundle(spiffeid.RequireTrustDomainFromString("three.org"))
+	}))
 	h := newHolder(t)
 	_, _, federated := h.sync(a)
 	wantMissed(t, "at first", federated, []string{"one.org", "two.org"})

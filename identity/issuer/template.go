@@ -42,6 +42,9 @@ func (s *templateService) Create(ctx context.Context, req *templatev1.CreateRequ
 	}
 	var made *registry.Template
 	err = s.update(ctx, func(tx *sqlstore.Tx, record recorder) (err error) {
+		if err := checkTemplateFederates(tx, asked.FederatesWith, nil); err != nil {
+			return err
+		}
 		if made, err = tx.CreateTemplate(asked); err != nil {
 			return err
 		}
@@ -51,6 +54,14 @@ func (s *templateService) Create(ctx context.Context, req *templatev1.CreateRequ
 		return nil, s.templateError(ctx, "create the template", err)
 	}
 	return &templatev1.CreateResponse{Template: templateToProto(made), Warnings: registry.TemplateDoubts(&made.Rule)}, nil
+}
+
+func checkTemplateFederates(tx *sqlstore.Tx, with, before []string) error {
+	code, err := checkFederates(tx, with, before)
+	if code == codes.OK || code == codes.Internal {
+		return err
+	}
+	return status.Errorf(code, "template: %v", err)
 }
 
 // Get implements templatev1.AdminServer.
@@ -93,6 +104,9 @@ func (s *templateService) Update(ctx context.Context, req *templatev1.UpdateRequ
 		}
 		if known := req.GetTemplate().GetRevision(); known != 0 && known != old.RevisionNumber {
 			return status.Errorf(codes.Aborted, "template: revision: %d was read, and it is %d by now: read it again", known, old.RevisionNumber)
+		}
+		if err := checkTemplateFederates(tx, asked.FederatesWith, old.FederatesWith); err != nil {
+			return err
 		}
 		if made, err = tx.UpdateTemplate(asked); err != nil {
 			return err

@@ -157,6 +157,7 @@ func TestTemplateValidation(t *testing.T) {
 func TestTemplateAdministration(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
+	w.setBundles(foreignBundle(t, "a.org"), foreignBundle(t, "b.org"))
 	asked := &templatev1.Template{
 		Id: "shop", SpiffeId: "spiffe://example.org/ns/{k8s:ns}/sa/{k8s:sa}", ParentId: "spiffe://example.org/node/a",
 		Selectors: []string{"k8s:pod-label:mesh:on", "k8s:ns:shop", "k8s:ns:shop"}, X509SvidTtl: 60, JwtSvidTtl: 30, FederatesWith: []string{"b.org", "a.org"},
@@ -571,6 +572,14 @@ func TestManyTemplates(t *testing.T) {
 func TestSyncBundlesOfTemplates(t *testing.T) {
 	w := newWorld(t)
 	a := w.join(w.token("/node/a"))
+	must(t, w.store.Update(t.Context(), func(tx *sqlstore.Tx) error {
+		for _, name := range []string{"a.org", "b.org", "c.org", "d.org", "x.org"} {
+			if err := tx.PutFederatedBundle(registry.FederatedBundle{TrustDomain: spiffeid.RequireTrustDomainFromString(name)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
 	e := entry("/svc/web", "/node/a", "uid:1")
 	e.FederatesWith = []string{"b.org", "d.org"}
 	w.create(e)
@@ -580,12 +589,7 @@ func TestSyncBundlesOfTemplates(t *testing.T) {
 	m.ParentId, m.FederatesWith = "spiffe://example.org/node/elsewhere", []string{"x.org"}
 	w.createTemplate(m)
 	must(t, w.store.Update(t.Context(), func(tx *sqlstore.Tx) error {
-		for _, name := range []string{"a.org", "b.org", "d.org", "x.org"} {
-			if err := tx.PutFederatedBundle(registry.FederatedBundle{TrustDomain: spiffeid.RequireTrustDomainFromString(name)}); err != nil {
-				return err
-			}
-		}
-		return nil
+		return tx.DeleteFederatedBundle(spiffeid.RequireTrustDomainFromString("c.org"))
 	}))
 	for range 2 { // the second time, what is remembered of the entries
 		stream, err := a.watch().Sync(t.Context(), &watchv1.SyncRequest{Listed: true})
@@ -615,11 +619,12 @@ func TestBundleOfTemplates(t *testing.T) {
 		a := w.join(w.token("/node/a"))
 		m := userTemplate()
 		m.FederatesWith = []string{"other.org", "third.org"}
+		w.setBundles(foreignBundle(t, "other.org"), foreignBundle(t, "third.org"))
 		made := w.createTemplate(m)
 		watch, _ := startWatch(t, a)
-		must(t, w.store.Update(t.Context(), func(tx *sqlstore.Tx) error {
-			return tx.PutFederatedBundle(registry.FederatedBundle{TrustDomain: spiffeid.RequireTrustDomainFromString("other.org")})
-		}))
+		next := foreignBundle(t, "other.org")
+		next.SequenceNumber++
+		w.setBundles(next)
 		_, err := watch.Recv() // the agent needs it
 		must(t, err)
 		resp, err := w.bundles().BatchDeleteFederatedBundle(t.Context(), &bundlev1.BatchDeleteFederatedBundleRequest{TrustDomains: []string{"other.org"}, Mode: mode})

@@ -75,8 +75,7 @@ func (r *realm) ctl(args ...string) string {
 	return string(out)
 }
 
-// begin starts control plane and agent, and names the application, which
-// federates with the other realm.
+// begin starts control plane and agent.
 func (r *realm) begin(other *realm) {
 	r.t.Helper()
 	r.run("writd", fmt.Sprintf(`trust_domain: %s
@@ -98,8 +97,6 @@ allow contains "the-other-reads" if {
 `, other.name, other.name))
 	r.ctl("policy", "push", "-m", "first", filepath.Join(r.dir, "policy"))
 	r.ctl("token", "create", "--spiffe-id", "spiffe://"+r.name+"/node/n", "--file", filepath.Join(r.dir, "join.token"))
-	r.ctl("entry", "create", "--spiffe-id", "spiffe://"+r.name+"/svc/app", "--parent-id", "spiffe://"+r.name+"/node/n",
-		"--selector", fmt.Sprintf("unix:uid:%d", os.Getuid()), "--federates-with", other.name)
 	r.run("writ-agent", fmt.Sprintf(`trust_domain: %[1]s
 server_address: 127.0.0.1:%[2]d
 trust_bundle: %[3]s/data/public/bundle.pem
@@ -109,13 +106,16 @@ socket: %[3]s/w/agent.sock
 `, r.name, r.issuer, r.dir))
 }
 
-// federate makes a relationship with the other realm's endpoint.
+// federate makes a relationship with the other realm's endpoint, and names the
+// application, which federates with it.
 func (r *realm) federate(other *realm) {
 	r.t.Helper()
 	file := write(r.t, r.dir, "theirs.json", other.ctl("bundle", "show"))
 	r.ctl("federation", "create", other.name, "--url", fmt.Sprintf("https://127.0.0.1:%d/", other.endpoint), "--profile", "https_spiffe",
 		"--endpoint-spiffe-id", "spiffe://"+other.name+"/spire/server", "--bundle", file)
 	r.ctl("federation", "refresh", other.name)
+	r.ctl("entry", "create", "--spiffe-id", "spiffe://"+r.name+"/svc/app", "--parent-id", "spiffe://"+r.name+"/node/n",
+		"--selector", fmt.Sprintf("unix:uid:%d", os.Getuid()), "--federates-with", other.name)
 }
 
 func (r *realm) sidecar(other *realm) {

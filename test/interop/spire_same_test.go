@@ -65,7 +65,7 @@ var cliSteps = []cliStep{
 	{args: "entry create -parentID " + cliNode + " -spiffeID spiffe://interop.test/svc/x -selector nonsense", fails: true},
 	{args: "entry create -parentID " + cliNode + " -spiffeID spiffe://interop.test/svc/x", fails: true},
 	{args: "entry create -parentID " + cliNode + " -spiffeID spiffe://interop.test/svc/early -selector unix:uid:77 -federatesWith unknown.test", fails: true,
-		differs: "writd takes an entry that federates with a trust domain whose bundle is still to come"},
+		differs: "SPIRE says Internal of a bundle that is not there, writd FailedPrecondition"},
 	{args: "entry show -entryID $entry"},
 	{args: "entry show -entryID $entry -output json"},
 	{args: "entry show -entryID 00000000-0000-0000-0000-000000000000", fails: true},
