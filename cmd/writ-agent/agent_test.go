@@ -160,6 +160,7 @@ func TestErrors(t *testing.T) {
 		{"share", []string{"--config", write("h.yaml", minimal+"tracing:\n  sample: 1.5\n")}, `h.yaml:5:11: tracing.sample: want 0 to 1, got 1.5`},
 		{"collector's authorities", []string{"--config", write("i.yaml", minimal+"tracing:\n  endpoint: https://c:1\n  ca_file: /absent\n")}, `i.yaml:6:12: tracing.ca_file: open /absent`},
 		{"relative socket", []string{"--config", write("j.yaml", "trust_domain: example.org\ndata_dir: d\nsocket: run/s\n")}, `j.yaml:3:9: socket: want an absolute path`},
+		{"socket in the data directory", []string{"--config", write("m.yaml", "trust_domain: example.org\ndata_dir: /var/lib/a\nsocket: /var/lib/a/run/s\n")}, `m.yaml:3:9: socket: lies in data_dir`},
 		{"no trust bundle", []string{"--config", write("k.yaml", minimal+"trust_bundle: /nope\n")}, `k.yaml:4:15: trust_bundle: `},
 		{"kubelet without TLS", []string{"--config", write("l.yaml", minimal+"workload_attestors:\n  k8s:\n    url: http://127.0.0.1:10255\n")}, `l.yaml:6:10: workload_attestors.k8s.url: want https://host:port`},
 		{"bad flag value", []string{"--config", write("c.yaml", minimal), "--admin", "0.0.0.0:1"}, "admin: want a loopback address"},

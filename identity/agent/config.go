@@ -98,6 +98,8 @@ func (c *Config) Validate(at func(key, format string, args ...any) error) error 
 		fail("socket", "required: workloads connect to it")
 	} else if !filepath.IsAbs(strings.TrimPrefix(c.Socket, "unix://")) {
 		fail("socket", "want an absolute path, as in /run/writ-agent/agent.sock, got %q: workloads are given it, whatever directory they run in", c.Socket)
+	} else if c.DataDir != "" && within(c.DataDir, strings.TrimPrefix(c.Socket, "unix://")) {
+		fail("socket", "lies in data_dir, which nobody but writ-agent may enter: put it elsewhere, as in /run/writ-agent/agent.sock, got %q", c.Socket)
 	}
 	if c.SyncInterval < 100*time.Millisecond || c.SyncInterval > time.Hour {
 		fail("sync_interval", "want 100ms to 1h, got %v", c.SyncInterval)
@@ -131,4 +133,14 @@ func (c *Config) servers() []string {
 		list[i] = strings.TrimSpace(list[i])
 	}
 	return list
+}
+
+// within reports whether path lies below dir, by their names.
+func within(dir, path string) bool {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return false
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
 }
