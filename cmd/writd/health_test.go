@@ -25,20 +25,14 @@ import (
 	"github.com/writ-dev/writ/internal/writdconf"
 )
 
-// Who watches is told that nothing can be put on record any more, when that is
-// so, and /readyz says why.
-func TestHealthIsPushed(t *testing.T) {
-	d := newDomain(t, "a.test", func(c *writdconf.Config) { c.AuditMaxBytes = ledger.MinBytes })
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { d.health.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
-	stream, err := healthv1.NewHealthClient(d.admin).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+// watchHealth begins a watch, and gives what waits until it tells of a status.
+func watchHealth(t *testing.T, client healthv1.HealthClient) (told func(want healthv1.HealthCheckResponse_ServingStatus)) {
+	t.Helper()
+	stream, err := client.Watch(t.Context(), &healthv1.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := func(want healthv1.HealthCheckResponse_ServingStatus) {
+	return func(want healthv1.HealthCheckResponse_ServingStatus) {
 		t.Helper()
 		for {
 			r, err := stream.Recv()
@@ -50,6 +44,18 @@ func TestHealthIsPushed(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Who watches is told that nothing can be put on record any more, when that is
+// so, and /readyz says why.
+func TestHealthIsPushed(t *testing.T) {
+	d := newDomain(t, "a.test", func(c *writdconf.Config) { c.AuditMaxBytes = ledger.MinBytes })
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { d.health.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	told := watchHealth(t, healthv1.NewHealthClient(d.admin))
 	ready := func() (int, string) {
 		rec := httptest.NewRecorder()
 		d.healthHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/readyz", nil))
@@ -95,22 +101,7 @@ func TestHealthOfAFullDisk(t *testing.T) {
 	defer running.Wait()
 	defer cancel()
 	client := healthv1.NewHealthClient(d.admin)
-	stream, err := client.Watch(t.Context(), &healthv1.HealthCheckRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	told := func(want healthv1.HealthCheckResponse_ServingStatus) {
-		t.Helper()
-		for {
-			r, err := stream.Recv()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r.Status == want {
-				return
-			}
-		}
-	}
+	told := watchHealth(t, client)
 	told(healthv1.HealthCheckResponse_SERVING)
 	ballast := filepath.Join(disk, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); err == nil {
@@ -120,7 +111,8 @@ func TestHealthOfAFullDisk(t *testing.T) {
 		_, err := agentv1.NewAgentClient(d.admin).CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{Ttl: 600})
 		return err
 	}
-	for err = nil; err == nil; err = token() {
+	err := token()
+	for ; err == nil; err = token() {
 	}
 	if !strings.Contains(err.Error(), "this cannot be put on record now, so it was not done: ") || !strings.Contains(err.Error(), "no room on the disk of ") {
 		t.Errorf("an administrator is told: %v", err)
